@@ -1,0 +1,1 @@
+"""Countdown: combine numbers with + - * / to reach a target, searched by a tree of reasoning threads."""

@@ -1,0 +1,61 @@
+"""What decides how much a reasoning thread thinks: depth of each token, children, limits.
+
+`Policy(depth=..., spawn=...)` is what an engine takes; docs/policies.md lists the choices.
+"""
+
+from policies.depth.argmax_stability import ArgmaxStability
+from policies.depth.base import DepthPolicy, DepthView, EntryView
+from policies.depth.bounding import Bounding
+from policies.depth.by_load import ByLoad
+from policies.depth.by_role import ByRole
+from policies.depth.cosine import Cosine
+from policies.depth.entropy_diff import EntropyDiff
+from policies.depth.even_budget import EvenBudget
+from policies.depth.fixed import Fixed
+from policies.depth.kl import KL, MinPKL
+from policies.depth.latent_diff import LatentDiff
+from policies.limits import Limits
+from policies.policy import Policy
+from policies.registry import from_builtins, from_json, to_builtins, to_json
+from policies.spawn.as_asked import AsAsked
+from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeView
+from policies.spawn.best_of import BestOf
+from policies.spawn.by_entropy import ByEntropy
+from policies.spawn.child_budget import ChildBudget
+from policies.spawn.no_children import NoChildren
+from policies.spawn.sampled import Sampled
+from policies.spawn.self_consistency import SelfConsistency
+
+__all__ = [
+    "KL",
+    "ArgmaxStability",
+    "AsAsked",
+    "BestOf",
+    "Bounding",
+    "ByEntropy",
+    "ByLoad",
+    "ByRole",
+    "ChildBudget",
+    "Cosine",
+    "DepthPolicy",
+    "DepthView",
+    "EntropyDiff",
+    "EntryView",
+    "EvenBudget",
+    "Fixed",
+    "LatentDiff",
+    "Limits",
+    "MinPKL",
+    "NoChildren",
+    "Policy",
+    "Sampled",
+    "SelfConsistency",
+    "SpawnDecision",
+    "SpawnPolicy",
+    "SpawnRequest",
+    "TreeView",
+    "from_builtins",
+    "from_json",
+    "to_builtins",
+    "to_json",
+]

@@ -1,0 +1,1 @@
+"""Depth policies: how many iterations of the core block each token gets."""

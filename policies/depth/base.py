@@ -1,0 +1,126 @@
+"""What a depth policy is: how many iterations of the core block a token gets."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from policies.printing import as_written
+from policies.validation import check_count, check_threshold
+
+IntArray = NDArray[np.int32]
+Reads = Literal["nothing", "latent", "logits"]
+Role = Literal["root", "parent", "child"]
+
+
+class EntryView(NamedTuple):
+    """Tokens of one policy that enter the device in one tick; arrays have one row a token."""
+
+    position: IntArray
+    is_received: NDArray[np.bool_]
+    """Whether the token was received (prompt or message) rather than sampled by its thread."""
+    tree_depth: IntArray
+    """0 for a root thread, 1 for its children, and so on."""
+    tokens_left: IntArray
+    """Tokens that the thread's present call has still to compute, at least 1: received ones not computed yet, all that
+    enter now included, and those still to be sampled but the last. The same for all rows of a group."""
+    iterations_left: IntArray
+    """Iterations left in the thread's limit before this group enters; 2**31 - 1 where there is no limit."""
+    in_flight: int
+    """Tokens in flight over all threads."""
+    waiting: int
+    """Threads that have work and are not admitted."""
+    lanes: int
+    """Most tokens that can be in flight."""
+    mean_recurrence: int
+    """The model's own mean number of iterations, the depth it was trained around."""
+
+
+class DepthView(NamedTuple):
+    """What a policy measures after an iteration; one row a token, or a group's last token for `reads = "logits"`."""
+
+    iteration: Tensor
+    """[n] int64: iterations done, from 1."""
+    latent: Tensor
+    """[n, width]: the latent state after this iteration, before the final norm."""
+    logits: Tensor | None
+    """[n, vocab] float32 for policies with `reads = "logits"`, else None."""
+    memory: Tensor
+    """[n, memory_width] float32: what `begin` or the last `measure` left."""
+
+
+class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all depth policies; a subclass registers by being defined.
+
+    A token runs until `measure` falls below `threshold` (or `is_done` says so), or until its bound. Tokens received
+    together (one chunk of a prompt or message) form a group that exits together: by the mean of their values where
+    the policy reads latents, by the last token's value where it reads logits, as in the reference implementation.
+
+    A subclass that declares a field again (`threshold: float = 0.03`) makes it positional. Raises `ValueError` at
+    construction where the numbers make no sense; a subclass with a `__post_init__` of its own calls `super()`'s.
+    """
+
+    minimum: int = 0
+    """No test before iteration minimum + 1."""
+    most: int | None = None
+    """Bound on iterations; None is the model's mean recurrence."""
+    every: int = 1
+    """Tests happen at iterations minimum + 1, minimum + 1 + every, ..."""
+    exit_received: bool = True
+    """Whether received tokens (prompts, messages) may exit before their bound."""
+    threshold: float = 0.0
+
+    reads: ClassVar[Reads] = "nothing"
+    """What `measure` needs; "nothing" means that every token runs to its bound."""
+
+    def __post_init__(self) -> None:
+        check_count(self, "minimum", self.minimum, 0)
+        check_count(self, "every", self.every, 1)
+        check_threshold(self, self.threshold)
+        if self.most is not None:
+            check_count(self, "most", self.most, 1)
+            if self.minimum >= self.most:
+                raise ValueError(
+                    f"{type(self).__name__}: minimum ({self.minimum}) leaves no iteration to test before most "
+                    f"({self.most}); lower minimum or raise most."
+                )
+
+    def __repr__(self) -> str:
+        return as_written(self)
+
+    def for_thread(self, role: Role, tree_depth: int) -> DepthPolicy:
+        """The policy that one thread follows, asked at each of its `generate` calls.
+
+        A "root" has tree depth 0; a "parent" is another thread that has spawned, a "child" one that has not.
+        """
+        return self
+
+    def deepest(self, mean_recurrence: int) -> int:
+        """Most iterations that `bound` can give to any token of any thread; what memory is sized for."""
+        return mean_recurrence if self.most is None else self.most
+
+    def bound(self, entering: EntryView) -> IntArray:
+        """Most iterations of each entering token, at least 1; [n] int32."""
+        most = entering.mean_recurrence if self.most is None else self.most
+        return np.full(len(entering.position), most, dtype=np.int32)
+
+    def memory_width(self, width: int, vocab: int) -> int:
+        """float32 values the policy keeps for each token in flight."""
+        return 0
+
+    def begin(self, latent: Tensor, vocab: int) -> Tensor:
+        """Initial memory [n, memory_width] float32 for tokens with initial latent states [n, width]."""
+        return latent.new_zeros(len(latent), self.memory_width(latent.shape[-1], vocab), dtype=torch.float32)
+
+    def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
+        """Exit values [n] float32, and the memory [n, memory_width] for the next test. Runs on the device thread."""
+        raise TypeError(f"{type(self).__name__} reads {self.reads} but does not define measure().")
+
+    def is_done(self, values: Tensor) -> Tensor:
+        """Mask [n] of tokens (or groups) that exit, from their exit values [n]. NaN never exits."""
+        return values < self.threshold

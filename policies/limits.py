@@ -1,0 +1,25 @@
+"""What a thread, with everything below it, may spend."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Upper bounds; None is no bound. A child inherits its parent's and is carved from them: what it spends counts.
+
+    `threads` counts every thread below and including this one; `tree_depth` the levels below it (0: no children);
+    `seconds` is wall time from the thread's start. Raises `ValueError` at construction for a negative bound.
+    """
+
+    tokens: int | None = None
+    iterations: int | None = None
+    threads: int | None = None
+    tree_depth: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            bound = getattr(self, name)
+            if bound is not None and not bound >= 0:
+                raise ValueError(f"Limits: {name} is {bound!r}; give a number of at least 0, or None for no bound.")

@@ -1,0 +1,29 @@
+"""What an engine is told about how much to think: depth and children together."""
+
+from __future__ import annotations
+
+import msgspec
+
+from policies.depth.base import DepthPolicy
+from policies.depth.fixed import Fixed
+from policies.printing import as_written
+from policies.spawn.as_asked import AsAsked
+from policies.spawn.base import SpawnPolicy
+from policies.validation import check_policy
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A depth policy and a spawn policy; the defaults leave both to the model.
+
+    Raises `ValueError` at construction if a field holds something else.
+    """
+
+    depth: DepthPolicy = Fixed()
+    spawn: SpawnPolicy = AsAsked()
+
+    def __post_init__(self) -> None:
+        check_policy(self, "depth", self.depth, DepthPolicy)
+        check_policy(self, "spawn", self.spawn, SpawnPolicy)
+
+    def __repr__(self) -> str:
+        return as_written(self)

@@ -1,0 +1,71 @@
+"""What a spawn policy is: which requested child threads run, with what, and which of several answers is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from policies.depth.base import DepthPolicy
+from policies.limits import Limits
+from policies.printing import as_written
+
+
+class SpawnRequest(msgspec.Struct, frozen=True):
+    """A thread asks for one child. Asked on the event loop the moment the spawn's message is complete."""
+
+    parent: tuple[int, ...]
+    """Path of the asking thread: (tree, child, grandchild, ...)."""
+    message: tuple[int, ...]
+    """Token ids of the message: the child's whole prompt."""
+    index: int
+    """How many spawns the parent asked for before this one since its last join."""
+    granted: int
+    """How many of those were granted."""
+    entropy: float
+    """Entropy in nats of the parent's distribution at the first token of the spawn; NaN where the program asked."""
+
+
+class TreeView(msgspec.Struct, frozen=True):
+    """The tree as it stands when a spawn is asked for."""
+
+    threads: int
+    """Threads opened so far, the root included."""
+    running: int
+    """Threads of the tree that are not finished."""
+    tokens: int
+    """Tokens sampled so far over the tree."""
+    iterations: int
+    """Token-iterations computed so far over the tree."""
+    waiting: int
+    """Threads of the whole engine that wait for admission: its load."""
+
+
+class SpawnDecision(msgspec.Struct, frozen=True):
+    """Whether the child runs, and with what. None leaves what it would inherit."""
+
+    run: bool
+    depth: DepthPolicy | None = None
+    limits: Limits | None = None
+    reason: str = ""
+    """Why, for the trace; empty when the answer is plain."""
+
+
+class SpawnPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of all spawn policies; a subclass registers by being defined."""
+
+    def __repr__(self) -> str:
+        return as_written(self)
+
+    @property
+    def samples(self) -> int:
+        """How many independent root threads answer one prompt."""
+        return 1
+
+    def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
+        """Answers one request; must not block."""
+        return SpawnDecision(run=True)
+
+    def choose(self, prompt: str, answers: Sequence[str]) -> int:
+        """Index of the answer to give back among those of `samples` independent roots (at least one)."""
+        return 0

@@ -1,0 +1,48 @@
+"""Saving and restoring a training run as one safetensors file: weights, optimizer state and step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FILE = "training.safetensors"
+
+
+def save(directory: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Writes the run's state; the file is replaced in one move, so a kill leaves the old or the new one."""
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    for number, optimizer in enumerate(optimizers):
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value).detach()
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{FILE}.partial"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"step": str(step)})
+    os.replace(partial, directory / FILE)
+
+
+def restore(directory: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Loads what `save` wrote into model and optimizers and returns its step; 0 if nothing was saved."""
+    path = directory / FILE
+    if not path.is_file():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step = int(file.metadata()["step"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors.pop(f"model.{name}"))
+    for name, tensor in tensors.items():
+        _, number, index, key = name.split(".")
+        optimizer = optimizers[int(number)]
+        optimizer.state[_parameters(optimizer)[int(index)]][key] = tensor
+    return step
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

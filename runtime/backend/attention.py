@@ -1,0 +1,66 @@
+"""Attention over paged memory with iteration slots: what every kernel for it takes and gives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class PagedMemory(NamedTuple):
+    """The arrays that hold every thread's keys and values; layout as in `CacheShape`. All contiguous, on one device.
+
+    The arrays last as long as the backend: kernels may keep views of them. Their contents may change between calls.
+    """
+
+    keys: Tensor
+    """[columns, pages, page_size, heads, head_dim] in the model's dtype."""
+    values: Tensor
+    """Like `keys`."""
+    depths: Tensor
+    """[pages, page_size] int32: core iterations done so far by the token stored there."""
+    page_table: Tensor
+    """[rows, pages_per_row] int32: the pages of each computing thread, in order of position.
+
+    Entries beyond a thread's last token are never read and may hold anything.
+    """
+
+
+class Queries(NamedTuple):
+    """Which tokens attend in one call; one row a query, in any order, no token twice.
+
+    Every position before a query's has been written in an earlier call or is in the same call. The tensors are
+    contiguous, and on the CPU or the memory's device.
+    """
+
+    row: Tensor
+    """[n] int32 row of the page table."""
+    position: Tensor
+    """[n] int32: the query sees positions 0 .. position of its row, itself included."""
+    slot: Tensor
+    """[n] int32: (iteration - 1) mod slots; 0 outside the core block."""
+
+
+class PagedAttention(Protocol):
+    """Writes the queries' own keys and values into memory, then attends."""
+
+    def __call__(
+        self,
+        memory: PagedMemory,
+        queries: Queries,
+        column: int,
+        slots: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Tensor:
+        """Attended values [n, heads, head_dim] in the dtype of `query`.
+
+        `column` is the layer's first column, `slots` how many it owns (1 outside the core block). `query`, `key`
+        and `value` are [n, heads, head_dim], rotated; row i's key and value go to column `column + slot[i]` at its
+        position. Then query i attends over positions p = 0 .. position[i] of its row, reading column
+        `column + min(slot[i], depths[p] - 1)`, never before `column` (just `column` where slots is 1); all writes of
+        the call come first. `depths` counts the iteration under way, so that a query sees what it has just written.
+        Softmax in float32, scaled by 1 / sqrt(head_dim). `key` and `value` are rounded to the memory's dtype.
+        """
+        ...

@@ -1,0 +1,136 @@
+"""The line between scheduling and arithmetic: a backend executes ticks over arrays and knows nothing of threads.
+
+A token in flight sits in a **lane**; the backend keeps its latent state there from tick to tick. A thread that
+computes has a **row** in the page table. One tick does, in this order: copy pages; drop cancelled lanes; put the
+entering tokens into their lanes and run their prelude; one core iteration over all lanes in flight; the policies'
+exit tests; coda, head and sampling for the tokens that leave.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.depth.base import DepthPolicy
+from runtime.sampling import Sampling
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+
+
+class CacheShape(msgspec.Struct, frozen=True, kw_only=True):
+    """Paged memory of keys and values, as the scheduler sees it.
+
+    Keys and values are each one array [columns, pages, page_size, heads, head_dim]. A layer outside the core block
+    owns one column; core layer j owns `slots` columns, one for each iteration slot:
+
+        prelude layer i: i        core layer j, slot s: prelude + j * slots + s        coda layer k: after those
+
+    A query at iteration r (from 1) writes slot (r - 1) mod slots of its own token, and reads of a token that has
+    done D iterations so far slot min((r - 1) mod slots, D - 1). With slots = the most iterations this is lookup
+    "latest", and "full" where every token gets the same depth; with fewer it is "compress-s" (KV sharing).
+    """
+
+    pages: int
+    page_size: int
+    slots: int
+    rows: int
+    """Threads that can compute at once."""
+    pages_per_row: int
+    lanes: int
+
+
+class Entering(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that enter in one tick; arrays of one row a token. Tokens of one thread are in order of position.
+
+    A thread has at most one group in flight, and every earlier token of its context has left.
+    """
+
+    lane: Int32
+    row: Int32
+    position: Int32
+    token: Int32
+    bound: Int32
+    """Most iterations, at least 1. A token that reaches it rests in its lane until its group leaves."""
+    until: Int32
+    """Iterations after which its group leaves at the latest: the largest bound in the group."""
+    tests: Bool
+    """Whether the policy's exit test applies; otherwise the token runs to its bound (its depth is known, say)."""
+    policy: Int32
+    """Index into the backend's registered depth policies."""
+    group: Int32
+    """The lane of the last token of those that enter together and leave together; its own lane if it is alone."""
+    key: Int64
+    """Random key of the thread: with the position it determines the latent noise and the sampled token."""
+    carries: Bool
+    """Whether its latent state starts from the one its predecessor ended with (continuous thought)."""
+    sample: Int32
+    """Index into `samplings` of the token's sampling, or -1: the logits of this token are not needed."""
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one call of the backend needs."""
+
+    copies: Int32
+    """[n, 2] pages (source, destination) to copy whole, before anything else."""
+    dropped: Int32
+    """Lanes whose tokens are forgotten."""
+    entering: Entering
+    samplings: tuple[Sampling, ...]
+    """The distinct samplings that entering tokens refer to."""
+    contexts: dict[int, Int32]
+    """For lanes whose sampling has a repetition penalty: the thread's token ids so far."""
+    entropies: bool
+    """Whether any leaving token's entropy is wanted."""
+
+
+class TickResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What left in one tick. Rows of `lane` and `depth` are all tokens that left, in lane order of no meaning."""
+
+    lane: Int32
+    depth: Int32
+    token: Int32
+    """The sampled token, or -1 where none was wanted."""
+    logprob: Float32
+    """Natural log-probability of the sampled token under the distribution it was drawn from; NaN where none."""
+    entropy: Float32
+    """Entropy in nats of the model's distribution; NaN where not asked for."""
+    top: tuple[dict[int, float], ...]
+    """Per row, the likeliest tokens with their log-probabilities; empty if no sampling asked for any."""
+    tested: Int32
+    """Lanes whose exit was tested in this tick, one a group (its last lane)."""
+    exit_value: Float32
+    """Their exit values, after reduction over the group."""
+    failures: dict[int, Exception]
+    """Lanes (a group's last) whose policy raised; those tokens were dropped, the others are unharmed."""
+    in_flight: int
+    """Tokens that took part in the core iteration."""
+
+
+class Backend(Protocol):
+    """Runs on the device thread alone. Owns the weights, the paged memory and the lanes."""
+
+    @property
+    def cache(self) -> CacheShape: ...
+
+    @property
+    def page_table(self) -> Int32:
+        """[rows, pages_per_row] page numbers; the scheduler writes it between ticks, the backend reads it."""
+        ...
+
+    def register(self, policy: DepthPolicy) -> int:
+        """Index of a depth policy for `Entering.policy`; equal policies share one."""
+        ...
+
+    def tick(self, tick: Tick) -> TickResult:
+        """One call of the device.
+
+        Raises `torch.OutOfMemoryError` before any lane has changed if the device has not enough memory (the caller
+        may retry with fewer entering tokens), and anything else if the device is beyond use.
+        """
+        ...

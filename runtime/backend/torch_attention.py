@@ -1,0 +1,157 @@
+"""Paged attention in plain PyTorch, on any device: the reference that every other kernel is tested against."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from runtime.backend.attention import PagedMemory, Queries
+
+_ALIKE = 256
+"""Groups of contexts up to this long are padded to one length; longer ones only with their own power of two."""
+
+_GATHERED = 1 << 26
+_GATHERED_ON_CPU = 1 << 18
+"""Numbers gathered at a time, for keys and values each, unless one group needs more; on a CPU they stay in cache."""
+
+
+class _Batch(NamedTuple):
+    """Groups of queries gathered together. Queries of a group have row and slot, and so keys and values, in common."""
+
+    members: Tensor
+    """[groups, queries] int64 indices into the call's queries; a short group repeats its last."""
+    real: Tensor
+    """[groups, queries] bool: false for the repeats."""
+    length: int
+    """Positions to attend over: those of the longest context, or of a whole row."""
+
+
+class TorchAttention:
+    """`PagedAttention` that gathers keys and values by flat index and attends in float32.
+
+    With `fixed_shape`, the arithmetic of every query has the same shape whatever else is in the call (one query over
+    the whole row of the page table), so that its result is bitwise independent of the others; it is slower.
+    """
+
+    def __init__(self, fixed_shape: bool = False) -> None:
+        self.fixed_shape = fixed_shape
+
+    def __call__(
+        self,
+        memory: PagedMemory,
+        queries: Queries,
+        column: int,
+        slots: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Tensor:
+        """See `PagedAttention`. The tensors of `queries` may be on the memory's device or on the CPU."""
+        keys, values = (array.view(-1, *array.shape[3:]) for array in (memory.keys, memory.values))
+        row, position, slot = (tensor.to(keys.device, torch.int64) for tensor in queries)
+        written = _flat_index(memory, row, position, column + slot)
+        keys.index_copy_(0, written, key.to(keys.dtype))
+        values.index_copy_(0, written, value.to(values.dtype))
+
+        out = torch.empty_like(query)
+        for batch in _batches(memory, queries, slots, self.fixed_shape):
+            first, last = batch.members[:, 0], position[batch.members].amax(1)
+            positions = torch.arange(batch.length, device=keys.device)
+            # Nobody has written what is beyond a group's last query: read that query's own entry in its place.
+            seen = positions.minimum(last[:, None])
+            columns = column + _slots_read(memory, row[first, None], seen, slot[first, None], slots)
+            index = _flat_index(memory, row[first, None], seen, columns)
+            visible = positions <= position[batch.members][..., None]
+            wanted = query[batch.members]
+            if self.fixed_shape:
+                attended = _attend_each(wanted, keys, values, index, visible)
+            else:
+                attended = _attend(wanted, _gather(keys, index), _gather(values, index), visible)
+            out[batch.members[batch.real]] = attended[batch.real].to(out.dtype)
+        return out
+
+
+def _flat_index(memory: PagedMemory, row: Tensor, position: Tensor, column: Tensor) -> Tensor:
+    """Index into [columns * pages * page_size] of the tokens at `position` of `row`; shapes broadcast, int64."""
+    pages, page_size = memory.keys.shape[1:3]
+    page = memory.page_table[row, position // page_size].long()
+    return (column * pages + page) * page_size + position % page_size
+
+
+def _gather(entries: Tensor, index: Tensor) -> Tensor:
+    """`entries[index]`, through the call that is several times faster on a CPU."""
+    return entries.index_select(0, index.flatten()).view(*index.shape, *entries.shape[1:])
+
+
+def _slots_read(memory: PagedMemory, row: Tensor, position: Tensor, slot: Tensor, slots: int) -> Tensor:
+    """The iteration slot that a query in `slot` reads of each position; shapes broadcast, int64."""
+    if slots == 1:
+        return torch.zeros_like(position)
+    page_size = memory.keys.shape[2]
+    page = memory.page_table[row, position // page_size].long()
+    return slot.minimum(memory.depths[page, position % page_size].long() - 1).clamp(min=0)
+
+
+def _batches(memory: PagedMemory, queries: Queries, slots: int, fixed_shape: bool) -> list[_Batch]:
+    """Sorts queries into groups of the same row and slot, and groups of similar size and length into batches.
+
+    With `fixed_shape` every batch has the length of a whole row, and its groups are of one size.
+    """
+    row, position, slot = (tensor.cpu().numpy().astype(np.int64) for tensor in queries)
+    if not len(row):
+        return []
+    shared = row * slots + slot
+    order = np.argsort(shared, kind="stable")
+    starts = np.flatnonzero(np.diff(shared[order], prepend=-1))
+    sizes = np.diff(starts, append=len(row))
+    lengths = np.maximum.reduceat(position[order], starts) + 1
+    if fixed_shape:
+        lengths = np.full_like(lengths, memory.page_table.shape[1] * memory.keys.shape[2])
+        kinds = sizes
+    else:
+        kinds = _power_of_two(sizes) * 64 + _power_of_two(np.maximum(lengths, _ALIKE))
+    device = memory.keys.device
+    most = _GATHERED_ON_CPU if device.type == "cpu" else _GATHERED
+    batches = []
+    for kind in np.unique(kinds):
+        groups = np.flatnonzero(kinds == kind)
+        groups = groups[np.argsort(lengths[groups])]
+        entry = memory.keys.shape[-2:].numel()
+        step = max(1, int(most // (lengths[groups[-1]] * entry)))
+        for chosen in np.split(groups, range(step, len(groups), step)):
+            within = np.arange(sizes[chosen].max())
+            members = torch.from_numpy(order[starts[chosen, None] + np.minimum(within, sizes[chosen, None] - 1)])
+            real = torch.from_numpy(within < sizes[chosen, None])
+            batches.append(_Batch(members.to(device), real.to(device), length=int(lengths[chosen[-1]])))
+    return batches
+
+
+def _power_of_two(count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Exponent of the smallest power of two that is at least `count` (at least 1)."""
+    return np.ceil(np.log2(count)).astype(np.int64)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+    """Attended values [groups, queries, heads, head_dim] in float32.
+
+    `query` is [groups, queries, heads, head_dim], `key` and `value` [groups, length, heads, head_dim], `visible`
+    [groups, queries, length] bool.
+    """
+    query, key, value = (tensor.float().transpose(1, 2) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None]).transpose(1, 2)
+
+
+def _attend_each(query: Tensor, keys: Tensor, values: Tensor, index: Tensor, visible: Tensor) -> Tensor:
+    """Like `_attend` over the entries at `index` [groups, length], one query at a time."""
+    attended = torch.empty_like(query, dtype=torch.float32)
+    for group in range(len(query)):
+        key, value = _gather(keys, index[group : group + 1]), _gather(values, index[group : group + 1])
+        for i in range(query.shape[1]):
+            one = query[group : group + 1, i : i + 1]
+            attended[group, i] = _attend(one, key, value, visible[group : group + 1, i : i + 1])[0, 0]
+    return attended

@@ -1,0 +1,214 @@
+"""What the event loop asks of the device thread, and what the device thread reports back.
+
+    coroutine -> command -> device thread: schedule, tick, ... -> reports of one tick, in one hop -> coroutine
+
+Commands are handled between ticks, in the order in which they were sent. A thread is named by its path:
+(tree number, child number, grandchild number, ...); sorting paths sorts trees depth-first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import msgspec
+
+from policies.depth.base import DepthPolicy
+from runtime.sampling import Sampling
+from traces.events import Event
+
+ThreadPath = tuple[int, ...]
+
+FinishReason = Literal["stop", "length", "context", "iterations", "interrupted"]
+"""Why a generate ended: a signal or stop token, its token bound, the model's context, the iteration limit, or the
+caller, who no longer waits."""
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """Something a watcher recognised in the tokens a thread emits."""
+
+    kind: Literal["spawn", "join", "end", "stop", "malformed"]
+    tokens: tuple[int, ...] = ()
+    """The child's whole prompt for a spawn; the returned message of an end (empty for nothing); what matched for a
+    stop; for a join that cuts, what goes back into the context before the delivery."""
+    start: int = 0
+    """How many tokens the watcher had seen before the first token of what it recognised."""
+    stops: bool = False
+    """Whether the thread stops generating here; the token just fed is its last."""
+    keep: int | None = None
+    """For a join that cuts its block out of the context: how many of the tokens the watcher has seen remain."""
+    reason: str = ""
+    """For "malformed": what is wrong; the thread ends with a `ProtocolError` that says it."""
+
+
+class Watcher(Protocol):
+    """Reads a thread's tokens as they are emitted, on the device thread; owned by it until the generate ends."""
+
+    def feed(self, token: int) -> tuple[Signal, ...]:
+        """Takes the next emitted token and gives what it completes, in order; only the last signal may stop."""
+        ...
+
+
+class OpenThread(msgspec.Struct, frozen=True, kw_only=True):
+    """Makes a thread known. With `inherits`, it begins with that thread's context, sharing its pages.
+
+    The inherited thread must be open and not generating.
+    """
+
+    thread: ThreadPath
+    seed: int
+    depth: DepthPolicy
+    priority: int = 0
+    """Higher is served first; ties are served depth-first by path."""
+    inherits: ThreadPath | None = None
+
+
+class Extend(msgspec.Struct, frozen=True):
+    """Appends received tokens (a prompt or a message) to a thread's context; they are computed when first needed."""
+
+    thread: ThreadPath
+    tokens: tuple[int, ...]
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True):
+    """Samples tokens until a stop. One at a time a thread; its context must not be empty.
+
+    Stop tokens are kept as the last token. A fed token may match `stop_tokens`, end the watcher, or hit a bound;
+    the first of these in that order names the reason.
+    """
+
+    thread: ThreadPath
+    max_tokens: int
+    sampling: Sampling
+    depth: DepthPolicy | None = None
+    """Replaces the thread's depth policy from here on."""
+    stop_tokens: frozenset[int] = frozenset()
+    watcher: Watcher | None = None
+    max_iterations: int | None = None
+    """Token-iterations this call may spend, received tokens still to be computed included."""
+    stream: bool = False
+    """Whether an `Emitted` report is sent for every tick that emits."""
+    entropies: bool = False
+    """Whether the entropy of every distribution sampled from is kept."""
+
+
+class Interrupt(msgspec.Struct, frozen=True):
+    """Ends a thread's generate; the context keeps the first `keep` tokens it emitted and forgets the others.
+
+    A `Finished` with reason "interrupted" follows unless one was already sent; then only the context is cut.
+    """
+
+    thread: ThreadPath
+    keep: int = 0
+
+
+class CloseThread(msgspec.Struct, frozen=True):
+    """Forgets a thread and drops its references to pages. An unfinished generate is interrupted first."""
+
+    thread: ThreadPath
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Writes an event of the loop's into the trace, in order with the device's own."""
+
+    event: Event
+
+
+Command = OpenThread | Extend | Generate | Interrupt | CloseThread | Record
+
+
+class Emitted(msgspec.Struct, frozen=True):
+    """Tokens a streaming thread sampled in one tick."""
+
+    thread: ThreadPath
+    tokens: tuple[int, ...]
+
+
+class Signalled(msgspec.Struct, frozen=True):
+    """A watcher recognised something; sent in the tick that emitted its last token."""
+
+    thread: ThreadPath
+    signal: Signal
+    entropy: float
+    """Entropy in nats of the distribution that the first token of the signal was sampled from; NaN if not kept."""
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """A generate ended. Counts are of this call alone and include work that was rolled back."""
+
+    thread: ThreadPath
+    tokens: tuple[int, ...]
+    """Every token emitted and kept, a stop token included."""
+    logprobs: tuple[float, ...]
+    """Natural-log probability of each token under the distribution it was sampled from."""
+    top_logprobs: tuple[Mapping[int, float], ...]
+    """The likeliest tokens at each step, as many as `Sampling.logprobs` asks for."""
+    depths: tuple[int, ...]
+    """Iterations that made each token's logits."""
+    reason: FinishReason
+    sampled: int
+    """Tokens sampled, kept or not."""
+    computed: int
+    """Tokens computed: received tokens and sampled tokens fed back, recomputation after eviction included."""
+    iterations: int
+    """Token-iterations computed."""
+    recomputed: int
+    """Of `computed`, tokens computed again because their pages had been evicted."""
+    reused: int
+    """Received tokens whose pages were shared instead of computed."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """A thread cannot go on; its generate is over. The error is a `BraidError`."""
+
+    thread: ThreadPath
+    error: Exception
+
+
+class DeviceFailed(msgspec.Struct, frozen=True):
+    """The device is gone; no further report follows."""
+
+    error: BaseException
+
+
+Report = Emitted | Signalled | Finished | Failed | DeviceFailed
+
+
+class Load(msgspec.Struct, frozen=True):
+    """A snapshot of the device thread, safe to read from any thread."""
+
+    ticks: int = 0
+    in_flight: int = 0
+    open_threads: int = 0
+    waiting: int = 0
+    pages_used: int = 0
+    pages: int = 0
+    sampled: int = 0
+    computed: int = 0
+    iterations: int = 0
+    recomputed: int = 0
+    reused: int = 0
+
+
+class Device(Protocol):
+    """Executes commands on a thread of its own. The engine knows nothing else of it: a real one runs a model, a
+    playback one reads a trace."""
+
+    def start(self, deliver: Deliver) -> None:
+        """Starts; `deliver` is called on the device thread with the reports of each tick that has any."""
+        ...
+
+    def send(self, command: Command) -> None:
+        """Queues a command; returns at once. Callable from any thread. After `stop` it does nothing."""
+        ...
+
+    def stop(self) -> None:
+        """Asks the device thread to end after its present tick, and waits for it."""
+        ...
+
+    @property
+    def load(self) -> Load: ...
+
+
+class Deliver(Protocol):
+    def __call__(self, reports: list[Report]) -> None: ...

@@ -1,0 +1,155 @@
+"""Who computes next, and whose memory is taken for it.
+
+Order is strict: higher priority first, then depth-first over trees, so that the oldest subtree finishes before the
+next is opened. Memory is taken from parked threads (longest parked first), then from threads later in order. The
+first thread in order can take from all others, so it always goes on, and nothing deadlocks on a pool that fits it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from operator import attrgetter
+
+from runtime.commands import ThreadPath
+from runtime.device.entering import Group
+from runtime.device.memory import ThreadMemory
+from runtime.device.sequence import Sequence
+
+_by_order = attrgetter("order")
+
+
+def _discard(queue: list[Sequence], sequence: Sequence) -> None:
+    index = bisect_left(queue, sequence.order, key=_by_order)
+    if index < len(queue) and queue[index] is sequence:
+        del queue[index]
+
+
+class Admission:
+    """Threads by what they wait for, and the lanes.
+
+    A thread with a call is **waiting** (without a row), **ready** (seated, tokens to enter) or in flight; one without
+    is **parked** while it holds pages or a row, and otherwise known to nobody here.
+    """
+
+    def __init__(
+        self,
+        memory: ThreadMemory,
+        lanes: int,
+        chunk: int,
+        *,
+        groups_matter: bool,
+        rows_hold_state: bool,
+        evict: Callable[[Sequence], None],
+    ) -> None:
+        """`groups_matter` where a token's content depends on what was in flight with it; `rows_hold_state` where a
+        thread that loses its row has to be computed again."""
+        self.memory = memory
+        self.waiting: list[Sequence] = []
+        self.ready: list[Sequence] = []
+        self.seated: dict[ThreadPath, Sequence] = {}
+        self.parked: dict[ThreadPath, Sequence] = {}
+        """Longest parked first."""
+        self.free_lanes = list(range(lanes - 1, -1, -1))
+        self._seats_to_take: dict[ThreadPath, Sequence] = {}
+        """Parked threads that have a row, longest parked first."""
+        self._chunk = chunk
+        self._groups_matter = groups_matter
+        self._rows_hold_state = rows_hold_state
+        self._evict = evict
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """A thread got a call."""
+        self.leave_queues(sequence)
+        if sequence.row >= 0:
+            self.seated[sequence.path] = sequence
+            self.make_ready(sequence)
+        else:
+            insort(self.waiting, sequence, key=_by_order)
+
+    def make_ready(self, sequence: Sequence) -> None:
+        insort(self.ready, sequence, key=_by_order)
+
+    def park(self, sequence: Sequence) -> None:
+        """A thread's call is over."""
+        self.leave_queues(sequence)
+        if sequence.pages or sequence.row >= 0:
+            self.parked[sequence.path] = sequence
+        if sequence.row >= 0:
+            self._seats_to_take[sequence.path] = sequence
+
+    def leave_queues(self, sequence: Sequence) -> None:
+        _discard(self.ready, sequence)
+        _discard(self.waiting, sequence)
+        self.seated.pop(sequence.path, None)
+        self.parked.pop(sequence.path, None)
+        self._seats_to_take.pop(sequence.path, None)
+
+    def first(self) -> Sequence | None:
+        """The first thread in order that could enter, or be seated, now."""
+        ready = self.ready[0] if self.ready else None
+        can_seat = self.memory.has_free_row or self._seats_to_take
+        waiting = self.waiting[0] if self.waiting and can_seat else None
+        if ready is None or waiting is None:
+            return ready or waiting
+        return min(ready, waiting, key=_by_order)
+
+    def seat(self, sequence: Sequence) -> None:
+        """Gives a waiting thread a row, taken from a parked one if none is free, and makes it ready."""
+        if not self.memory.has_free_row:
+            owner = next(iter(self._seats_to_take.values()))
+            if self._rows_hold_state:
+                self._evict(owner)
+            else:
+                del self._seats_to_take[owner.path]
+                self.memory.unseat(owner)
+                if not owner.pages:
+                    del self.parked[owner.path]
+        _discard(self.waiting, sequence)
+        self.memory.seat(sequence)
+        self.seated[sequence.path] = sequence
+        self.make_ready(sequence)
+
+    def next_group(self, sequence: Sequence) -> tuple[int, int]:
+        """Positions of the tokens that enter together next.
+
+        Sampled tokens enter alone and received ones in chunks of their span. Tokens whose depths are known go back in
+        larger pieces, except where a token's content depends on what was in flight with it.
+        """
+        start, known = sequence.computed, len(sequence.depths)
+        if start < known and not self._groups_matter:
+            return start, min(known, start + self._chunk)
+        span = sequence.span_at(start)
+        if span.sampled:
+            return start, start + 1
+        end = min(span.end, start + self._chunk - (start - span.start) % self._chunk)
+        return start, min(end, known) if start < known else end
+
+    def take_lanes(self, count: int) -> list[int] | None:
+        """`count` free lanes, or None if there are not so many."""
+        if count > len(self.free_lanes):
+            return None
+        lanes = self.free_lanes[-count:]
+        del self.free_lanes[-count:]
+        return lanes
+
+    def make_room(self, sequence: Sequence, end: int) -> bool:
+        """Frees the pages to compute up to position `end`; False if threads that come first hold them."""
+        while self.memory.pages_needed(sequence, end) > self.memory.pool.free:
+            victim = next((parked for parked in self.parked.values() if parked.pages), None)
+            if victim is None:
+                holders = [
+                    other
+                    for others in (self.seated.values(), self.waiting)
+                    for other in others
+                    if other.order > sequence.order and other.pages
+                ]
+                if not holders:
+                    return False
+                victim = max(holders, key=_by_order)
+            self._evict(victim)
+        return True
+
+    def give_back(self, group: Group) -> None:
+        """Frees the lanes of a group that did not get into flight."""
+        self.free_lanes.extend(group.lanes)

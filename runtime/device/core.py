@@ -1,0 +1,168 @@
+"""The device thread: takes commands, runs tick after tick, delivers reports.
+
+    commands --+                                 +--> reports of the tick, in one hop
+               v                                 |
+    [ drain -> plan -> build -> backend.tick -> commit ] repeated while there is work, else waiting for a command
+
+The event loop is never waited for: between two ticks the thread only looks whether commands have come.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import structlog
+import torch
+
+from runtime.backend.interface import Backend, TickResult
+from runtime.commands import (
+    CloseThread,
+    Command,
+    Deliver,
+    DeviceFailed,
+    Extend,
+    Generate,
+    Interrupt,
+    Load,
+    OpenThread,
+    Record,
+)
+from runtime.device.ledger import Ledger, Recorder
+from runtime.device.scheduler import ModelLimits, Scheduler
+from runtime.settings import EngineSettings
+from traces.events import TickDone
+
+_log = structlog.get_logger(__name__)
+
+
+class DeviceCore:
+    """Commands in, ticks, reports out; no thread of its own, so that tests can step it."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: EngineSettings,
+        model: ModelLimits,
+        recorder: Recorder | None = None,
+        observe: Callable[[Scheduler, TickResult], None] | None = None,
+    ) -> None:
+        """`observe` sees every tick's result before it is committed."""
+        self.backend = backend
+        self._recorder = recorder
+        self._observe = observe
+        self.ledger = Ledger(recorder)
+        self.scheduler = Scheduler(backend, settings, model, self.ledger)
+
+    def handle(self, command: Command) -> None:
+        """Executes one command; never touches a tensor."""
+        match command:
+            case OpenThread():
+                self.scheduler.open_thread(command)
+            case Extend():
+                self.scheduler.extend(command)
+            case Generate():
+                self.scheduler.generate(command)
+            case Interrupt():
+                self.scheduler.interrupt(command)
+            case CloseThread():
+                self.scheduler.close_thread(command)
+            case Record(event):
+                self.ledger.record_as_is(event)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def step(self) -> None:
+        """One tick. A tick that does not fit the device's memory is retried with fewer entering tokens."""
+        groups = self.scheduler.plan()
+        started = time.perf_counter()
+        while True:
+            tick = self.scheduler.build(groups)
+            try:
+                result = self.backend.tick(tick)
+                break
+            except torch.OutOfMemoryError:
+                if not groups:
+                    raise
+                kept = len(groups) // 2
+                _log.warning("tick_out_of_memory", entering=len(groups), retried_with=kept)
+                self.scheduler.retract(groups[kept:])
+                groups = groups[:kept]
+        seconds = time.perf_counter() - started
+        if self._observe is not None:
+            self._observe(self.scheduler, result)
+        self.scheduler.commit(tick, result)
+        if self._recorder is not None:
+            self.ledger.record(
+                TickDone,
+                tick=self.ledger.ticks - 1,
+                seconds=seconds,
+                entered=len(tick.entering.lane),
+                in_flight=result.in_flight,
+                left=len(result.lane),
+                waiting=self.scheduler.waiting,
+                pages_used=self.scheduler.memory.pool.used,
+            )
+
+
+class ModelDevice:
+    """A `Device` that runs a model: a `DeviceCore` on a thread of its own."""
+
+    def __init__(self, open_core: Callable[[], DeviceCore]) -> None:
+        """`open_core` is called on the device thread, which owns everything it makes."""
+        self._open_core = open_core
+        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._stopped = threading.Event()
+        self._load = Load()
+        self._thread: threading.Thread | None = None
+
+    def start(self, deliver: Deliver) -> None:
+        self._thread = threading.Thread(target=self._run, args=(deliver,), name="braid-device", daemon=True)
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        if not self._stopped.is_set():
+            self._commands.put(command)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._commands.put(None)
+        if self._thread is not None:
+            self._thread.join()
+
+    @property
+    def load(self) -> Load:
+        return self._load
+
+    def _run(self, deliver: Deliver) -> None:
+        try:
+            core = self._open_core()
+            while self._take_commands(core):
+                if core.has_work:
+                    core.step()
+                core.ledger.flush()
+                self._load = core.scheduler.load()
+                reports = core.ledger.take_reports()
+                if reports:
+                    deliver(reports)
+            core.ledger.flush()
+            self._load = core.scheduler.load()
+        except BaseException as error:
+            self._stopped.set()
+            _log.error("device_failed", error=repr(error))
+            deliver([DeviceFailed(error)])
+
+    def _take_commands(self, core: DeviceCore) -> bool:
+        """Handles the commands that have come, waiting for one if there is no work; False at the end."""
+        while not core.has_work or not self._commands.empty():
+            command = self._commands.get()
+            if command is None:
+                return False
+            core.handle(command)
+            if core.ledger.reports and self._commands.empty():
+                return True
+        return True

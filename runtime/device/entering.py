@@ -1,0 +1,87 @@
+"""From groups of tokens chosen by the scheduler to the arrays of a tick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.backend.interface import Entering, Int32
+from runtime.device.sequence import Call, Flight, Sequence
+from runtime.sampling import Sampling
+
+
+@dataclass(slots=True)
+class Group:
+    """Tokens `start .. end` of a sequence that enter together, and the lanes they take."""
+
+    sequence: Sequence
+    call: Call
+    start: int
+    end: int
+    known: bool
+    """Whether their depths are known from an earlier computation: they are forced to them."""
+    lanes: list[int]
+
+    @property
+    def last(self) -> int:
+        """The lane that names the group."""
+        return self.lanes[-1]
+
+    @property
+    def samples(self) -> bool:
+        """Whether its last token's logits are sampled from."""
+        return self.end == len(self.sequence.tokens)
+
+
+def fly(group: Group, bounds: list[int], tick: int) -> None:
+    """Marks a group as in flight from `tick` on."""
+    recomputed = group.end - group.start if group.known else 0
+    group.sequence.flight = Flight(group.start, group.end, group.lanes, bounds, tick, recomputed)
+
+
+def build_entering(groups: list[Group], carry: bool) -> tuple[Entering, tuple[Sampling, ...], dict[int, Int32], bool]:
+    """Arrays for groups in flight; the distinct samplings; contexts for repetition penalties; entropies wanted."""
+    columns: list[list[int]] = [[] for _ in range(12)]
+    lane, row, position, token, bound, until, tests, policy, last, key, carries, sample = columns
+    samplings: dict[Sampling, int] = {}
+    contexts: dict[int, Int32] = {}
+    entropies = False
+    for group in groups:
+        sequence, count, flight = group.sequence, group.end - group.start, group.sequence.flight
+        assert flight is not None
+        span = sequence.span_at(group.end - 1)
+        one_span = span.start <= group.start
+        lane += group.lanes
+        row += [sequence.row] * count
+        position += range(group.start, group.end)
+        token += sequence.tokens[group.start : group.end]
+        bound += flight.bounds
+        until += [max(flight.bounds)] * count
+        tests += [not group.known and (span.sampled or sequence.depth.exit_received)] * count
+        policy += [sequence.policy] * count
+        last += [group.last] * count
+        key += [span.key] * count if one_span else [sequence.span_at(p).key for p in range(group.start, group.end)]
+        carries += [carry and span.sampled] * count
+        sample += [-1] * count
+        if group.samples:
+            sampling = group.call.request.sampling
+            sample[-1] = samplings.setdefault(sampling, len(samplings))
+            entropies |= group.call.request.entropies
+            if sampling.repetition_penalty != 1.0:
+                contexts[group.last] = np.array(sequence.tokens, np.int32)
+    entering = Entering(
+        lane=np.array(lane, np.int32),
+        row=np.array(row, np.int32),
+        position=np.array(position, np.int32),
+        token=np.array(token, np.int32),
+        bound=np.array(bound, np.int32),
+        until=np.array(until, np.int32),
+        tests=np.array(tests, np.bool_),
+        policy=np.array(policy, np.int32),
+        group=np.array(last, np.int32),
+        key=np.array(key, np.int64),
+        carries=np.array(carries, np.bool_),
+        sample=np.array(sample, np.int32),
+    )
+    return entering, tuple(samplings), contexts, entropies

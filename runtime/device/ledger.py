@@ -1,0 +1,57 @@
+"""What the device thread has done so far: totals, reports that are due, and trace events."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from runtime.commands import Report
+from traces.events import Event
+
+
+class Recorder(Protocol):
+    """Takes trace events; a trace writer is one."""
+
+    def now(self) -> float:
+        """Seconds since recording began."""
+        ...
+
+    def write_many(self, events: list[Event]) -> None: ...
+
+
+class Ledger:
+    """Counts everything once. `iterations` is the sum over ticks of the tokens that took part in the iteration."""
+
+    def __init__(self, recorder: Recorder | None) -> None:
+        self.recorder = recorder
+        self.reports: list[Report] = []
+        self._events: list[Event] = []
+        self.ticks = 0
+        self.in_flight = 0
+        self.sampled = 0
+        self.computed = 0
+        self.iterations = 0
+        self.recomputed = 0
+        self.reused = 0
+
+    def record(self, kind: type[Event], **fields: Any) -> None:
+        """Notes an event of `kind`, stamped now, if a recorder is there; `flush` hands it over."""
+        if self.recorder is not None:
+            self._events.append(kind(time=self.recorder.now(), **fields))
+
+    def record_as_is(self, event: Event) -> None:
+        """Notes an event of the event loop's, stamped now."""
+        if self.recorder is not None:
+            self._events.append(msgspec.structs.replace(event, time=self.recorder.now()))
+
+    def flush(self) -> None:
+        """Gives the recorder the events noted since the last time, in one call."""
+        if self.recorder is not None and self._events:
+            self.recorder.write_many(self._events)
+            self._events.clear()
+
+    def take_reports(self) -> list[Report]:
+        """Reports due since they were last taken, in order."""
+        reports, self.reports = self.reports, []
+        return reports

@@ -1,0 +1,128 @@
+"""Pages and page-table rows of threads: growing, sharing, copying on write, reusing prefixes, giving back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from runtime.backend.interface import CacheShape, Int32
+from runtime.device.pages import PagePool
+from runtime.device.prefixes import PrefixRule, page_keys
+from runtime.device.sequence import Sequence
+
+
+class ThreadMemory:
+    """Owns the page pool and the rows of the page table; the scheduler decides who gets what."""
+
+    def __init__(self, cache: CacheShape, page_table: Int32, chunk: int, reuse: bool) -> None:
+        self.page_size = cache.page_size
+        self.pool = PagePool(cache.pages)
+        self.copies: list[tuple[int, int]] = []
+        """Pages (source, destination) to copy at the start of the next tick."""
+        self._table = page_table
+        self._free_rows = list(range(cache.rows - 1, -1, -1))
+        self._chunk = chunk
+        self._reuse = reuse and chunk % cache.page_size == 0
+
+    @property
+    def has_free_row(self) -> bool:
+        return bool(self._free_rows)
+
+    def seat(self, sequence: Sequence) -> None:
+        """Gives a sequence a row of the page table."""
+        sequence.row = self._free_rows.pop()
+        self._table[sequence.row, : len(sequence.pages)] = sequence.pages
+
+    def unseat(self, sequence: Sequence) -> None:
+        if sequence.row >= 0:
+            self._free_rows.append(sequence.row)
+            sequence.row = -1
+
+    def pages_needed(self, sequence: Sequence, end: int) -> int:
+        """Pages to allocate before positions `sequence.computed .. end` can be written, a copied page included."""
+        missing = math.ceil(end / self.page_size) - len(sequence.pages)
+        return max(0, missing) + self._must_copy(sequence)
+
+    def grow(self, sequence: Sequence, end: int) -> None:
+        """Makes positions `sequence.computed .. end` writable. The pool must have `pages_needed` free."""
+        index = sequence.computed // self.page_size
+        if self._must_copy(sequence):
+            shared = sequence.pages[index]
+            own = self.pool.allocate()
+            self.copies.append((shared, own))
+            self.pool.release(shared)
+            sequence.pages[index] = own
+            self._table[sequence.row, index] = own
+        for written in sequence.pages[index:]:
+            self.pool.unstore(written)
+        while len(sequence.pages) * self.page_size < end:
+            page = self.pool.allocate()
+            self._table[sequence.row, len(sequence.pages)] = page
+            sequence.pages.append(page)
+
+    def _must_copy(self, sequence: Sequence) -> bool:
+        index = sequence.computed // self.page_size
+        return index < len(sequence.pages) and self.pool.is_shared(sequence.pages[index])
+
+    def share(self, pages: Iterable[int]) -> None:
+        """Adds a reference to each page."""
+        for page in pages:
+            self.pool.share(page)
+
+    def release(self, pages: Iterable[int]) -> None:
+        for page in pages:
+            self.pool.release(page)
+
+    def clear(self, sequence: Sequence) -> int:
+        """Takes all pages and the row from a sequence; its tokens stay. Returns how many pages it referred to."""
+        count = len(sequence.pages)
+        self.release(sequence.pages)
+        sequence.pages.clear()
+        sequence.computed = 0
+        self.unseat(sequence)
+        return count
+
+    def reuse_prefix(self, sequence: Sequence, rule: PrefixRule | None) -> int:
+        """Gives a sequence without pages what is stored of its prompt; returns the number of tokens.
+
+        The last token of the context is never taken over: its logits are still to be computed.
+        """
+        if not self._reuse or rule is None or sequence.pages:
+            return 0
+        for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._chunk)):
+            end = (number + 1) * self.page_size
+            stored = self.pool.find(key) if end < len(sequence.tokens) else None
+            if stored is None:
+                break
+            sequence.pages.append(stored.page)
+            sequence.computed = end
+            # The rest of the page's group must get the depth that the page's tokens got.
+            known = end if rule.depth is not None else min(sequence.spans[0].end, -(-end // self._chunk) * self._chunk)
+            if len(sequence.depths) < known:
+                sequence.depths.extend([stored.depth] * (known - len(sequence.depths)))
+        return sequence.computed
+
+    def store_prefix(self, sequence: Sequence, rule: PrefixRule | None, start: int) -> None:
+        """Makes the full pages of a sequence's prompt from position `start` on findable, as far as computed."""
+        if not self._reuse or rule is None or sequence.spans[0].sampled or start >= sequence.spans[0].end:
+            return
+        for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._chunk)):
+            end = (number + 1) * self.page_size
+            if end > sequence.computed:
+                break
+            depth = sequence.depths[end - 1]
+            if rule.depth is not None and depth != rule.depth:
+                break
+            if end > start:
+                self.pool.store(sequence.pages[number], key, depth)
+
+    def check_integrity(self, sequences: Iterable[Sequence]) -> None:
+        """Raises `AssertionError` unless pages and rows are exactly those that `sequences`, all there are, hold."""
+        threads = list(sequences)
+        self.pool.check_integrity(page for thread in threads for page in thread.pages)
+        rows = sorted([*self._free_rows, *(thread.row for thread in threads if thread.row >= 0)])
+        assert rows == list(range(len(self._table))), "rows are lost or doubled"
+        for thread in threads:
+            assert thread.computed <= len(thread.pages) * self.page_size
+            if thread.row >= 0:
+                assert self._table[thread.row, : len(thread.pages)].tolist() == thread.pages

@@ -1,0 +1,54 @@
+"""Which leading pages of a prompt can be shared between threads, and under what key they are found.
+
+A page may be shared if computing it again would give the same content: same leading tokens, same depth of each.
+Where the depth policy is constant, that is all the key holds. Where tokens exit by a test, all tokens of a group
+exit together, so the key holds the policy and every token up to the end of the page's group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+
+import msgspec
+
+from policies.depth.base import DepthPolicy
+from runtime.device.sequence import Sequence
+
+
+class PrefixRule(msgspec.Struct, frozen=True):
+    """How one depth policy's pages are keyed. `depth` is None where tokens exit by a test."""
+
+    tag: bytes
+    depth: int | None
+
+
+def prefix_rule(policy: DepthPolicy, mean_recurrence: int) -> PrefixRule | None:
+    """None for policies whose bounds depend on load or budget: their pages are not shared."""
+    if type(policy).bound is not DepthPolicy.bound:
+        return None
+    bound = mean_recurrence if policy.most is None else policy.most
+    if policy.reads == "nothing" or not policy.exit_received:
+        return PrefixRule(str(bound).encode(), bound)
+    return PrefixRule(type(policy).__qualname__.encode() + msgspec.msgpack.encode((bound, policy)), None)
+
+
+def page_keys(sequence: Sequence, rule: PrefixRule, page_size: int, chunk: int) -> Iterator[bytes]:
+    """Keys of the full pages of a sequence's prompt, from the first; extends `sequence.page_keys` as it goes.
+
+    The prompt is the first span received; groups are its pieces of `chunk` tokens, a multiple of the page size.
+    """
+    if not sequence.spans or sequence.spans[0].sampled:
+        return
+    prompt_end = sequence.spans[0].end
+    for number in range(prompt_end // page_size):
+        if number == len(sequence.page_keys):
+            start = number * page_size
+            end = start + page_size
+            if rule.depth is None:
+                end = min(prompt_end, (start // chunk + 1) * chunk)
+            before = sequence.page_keys[-1] if sequence.page_keys else rule.tag
+            digest = blake2b(before, digest_size=16)
+            digest.update(sequence.tokens[start:end].tobytes())
+            sequence.page_keys.append(digest.digest())
+        yield sequence.page_keys[number]

@@ -1,0 +1,478 @@
+"""What enters the next tick, and what becomes of what left the last one.
+
+    plan():    threads in order -> next group of tokens of each -> lanes, pages, bounds -> Tick
+    commit():  lanes that left -> tokens appended, watchers fed, calls finished -> reports
+
+The scheduler steps with the ticks, on the device thread, and never touches a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from msgspec import Struct
+
+from policies.depth.base import DepthPolicy
+from runtime.backend.interface import Backend, Tick, TickResult
+from runtime.commands import (
+    CloseThread,
+    Emitted,
+    Extend,
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    Interrupt,
+    Load,
+    OpenThread,
+    Signalled,
+    ThreadPath,
+)
+from runtime.device.admission import Admission
+from runtime.device.bounds import Pressure, bounds_of, policy_error
+from runtime.device.entering import Group, build_entering, fly
+from runtime.device.ledger import Ledger
+from runtime.device.memory import ThreadMemory
+from runtime.device.prefixes import PrefixRule, prefix_rule
+from runtime.device.sequence import Call, Flight, Sequence
+from runtime.errors import CapacityError, PromptError
+from runtime.settings import EngineSettings
+from traces import events
+
+
+class ModelLimits(Struct, frozen=True, kw_only=True):
+    """What the scheduler has to know of the model."""
+
+    context: int
+    """Most tokens of one thread."""
+    mean_recurrence: int
+    most_iterations: int
+    shares_prefixes: bool
+    """Whether equal tokens give equal states in every thread: not so where they start from noise or are carried."""
+
+
+class Scheduler:
+    """Owns the threads, their memory and the lanes; `ledger` keeps the counts and takes reports and trace events."""
+
+    def __init__(self, backend: Backend, settings: EngineSettings, model: ModelLimits, ledger: Ledger) -> None:
+        cache = backend.cache
+        self.ledger = ledger
+        self.memory = ThreadMemory(cache, backend.page_table, settings.chunk, model.shares_prefixes)
+        self._backend = backend
+        self._model = model
+        self._lockstep = settings.lockstep
+        self._carry = settings.carry != "none"
+        self._lanes = cache.lanes
+        self._admission = Admission(
+            self.memory,
+            cache.lanes,
+            settings.chunk,
+            groups_matter=cache.slots < model.most_iterations or self._carry,
+            rows_hold_state=self._carry,
+            evict=self._evict,
+        )
+        self._threads: dict[ThreadPath, Sequence] = {}
+        self._flying: dict[int, Sequence] = {}
+        """By the last lane of their flight."""
+        self._dropped: list[int] = []
+        """Lanes that the backend is to forget in the next tick."""
+        self._rules: dict[DepthPolicy, PrefixRule | None] = {}
+
+    # ---- commands ---------------------------------------------------------------------------------------------------
+
+    def open_thread(self, command: OpenThread) -> None:
+        policy = self._backend.register(command.depth)
+        sequence = Sequence(command.thread, command.seed, command.depth, policy, command.priority)
+        self._threads[command.thread] = sequence
+        self.ledger.record(
+            events.ThreadOpened,
+            thread=command.thread,
+            inherits=command.inherits,
+            seed=command.seed,
+            depth=command.depth,
+        )
+        if command.inherits is not None:
+            sequence.inherit(self._threads[command.inherits])
+            self.memory.share(sequence.pages)
+            if self._carry:
+                self._forget_computed(sequence)
+            self._admission.park(sequence)
+
+    def extend(self, command: Extend) -> None:
+        sequence = self._threads.get(command.thread)
+        if sequence is None or not command.tokens:
+            return
+        if len(sequence.tokens) + len(command.tokens) > self._model.context:
+            error = PromptError(
+                f"thread {command.thread} has {len(sequence.tokens)} tokens and received {len(command.tokens)} more; "
+                f"the model's context holds {self._model.context}."
+            )
+            self._fail(sequence, error)
+            return
+        self.ledger.record(events.Received, thread=command.thread, position=len(sequence.tokens), tokens=command.tokens)
+        sequence.receive(command.tokens)
+
+    def generate(self, request: Generate) -> None:
+        sequence = self._threads.get(request.thread)
+        if sequence is None:
+            return
+        if sequence.call is not None:
+            raise RuntimeError(f"thread {request.thread} is generating already")
+        if not sequence.tokens:
+            self._fail(sequence, PromptError(f"thread {request.thread} has an empty context; append a prompt first."))
+            return
+        if request.depth is not None:
+            sequence.depth, sequence.policy = request.depth, self._backend.register(request.depth)
+        sequence.call = Call(request, len(sequence.tokens))
+        sequence.call_start = len(sequence.tokens)
+        self.ledger.record(
+            events.GenerateStarted,
+            thread=request.thread,
+            position=len(sequence.tokens),
+            max_tokens=request.max_tokens,
+            sampling=request.sampling,
+            depth=sequence.depth,
+        )
+        if request.max_tokens < 1 or len(sequence.tokens) >= self._model.context:
+            self._finish(sequence, "length" if request.max_tokens < 1 else "context")
+            return
+        if sequence.computed == len(sequence.tokens):
+            # The last token's logits are gone: it is computed once more, at the depth it had.
+            sequence.computed -= 1
+            if self._carry:
+                self._forget_computed(sequence)
+        self._admission.enqueue(sequence)
+
+    def interrupt(self, command: Interrupt) -> None:
+        sequence = self._threads.get(command.thread)
+        if sequence is None:
+            return
+        length = min(len(sequence.tokens), sequence.call_start + command.keep)
+        self._land(sequence)
+        self.memory.release(sequence.truncate(length, self.memory.page_size))
+        if sequence.call is not None:
+            sequence.call.keep(command.keep)
+            self._finish(sequence, "interrupted")
+        if self._carry:
+            self._forget_computed(sequence)
+
+    def close_thread(self, command: CloseThread) -> None:
+        sequence = self._threads.pop(command.thread, None)
+        if sequence is None:
+            return
+        if sequence.call is not None:
+            self._land(sequence)
+            self._finish(sequence, "interrupted")
+        self._admission.leave_queues(sequence)
+        self.memory.clear(sequence)
+        self.ledger.record(events.ThreadClosed, thread=command.thread)
+
+    # ---- what enters ------------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a tick would do anything."""
+        return bool(self._flying or self._dropped or self._admission.ready or self._admission.waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Threads with a call that are not seated."""
+        return len(self._admission.waiting)
+
+    def plan(self) -> list[Group]:
+        """Chooses what enters the next tick and puts it into flight."""
+        if self._lockstep and self._flying:
+            return []
+        chosen = self._choose()
+        pressure = Pressure(self.ledger.in_flight, self.waiting, self._lanes, self._model.mean_recurrence)
+        bounds, failed = bounds_of(chosen, pressure, self._model.most_iterations)
+        entering = []
+        for group in chosen:
+            if group.last in failed:
+                self._admission.give_back(group)
+                self._fail(group.sequence, failed[group.last])
+            elif min(bounds[group.last]) < 1:
+                self._admission.give_back(group)
+                self._finish(group.sequence, "iterations")
+            else:
+                fly(group, bounds[group.last], self.ledger.ticks)
+                self._flying[group.last] = group.sequence
+                entering.append(group)
+        return entering
+
+    def build(self, groups: list[Group]) -> Tick:
+        """Arrays for groups that enter, with the copies and drops that are due."""
+        entering, samplings, contexts, entropies = build_entering(groups, self._carry)
+        return Tick(
+            copies=np.array(self.memory.copies, np.int32).reshape(-1, 2),
+            dropped=np.array(self._dropped, np.int32),
+            entering=entering,
+            samplings=samplings,
+            contexts=contexts,
+            entropies=entropies,
+        )
+
+    def retract(self, groups: list[Group]) -> None:
+        """Takes groups out of a tick that was not executed; they are ready again."""
+        for group in groups:
+            del self._flying[group.last]
+            self._admission.give_back(group)
+            group.sequence.flight = None
+            self._admission.make_ready(group.sequence)
+
+    def _choose(self) -> list[Group]:
+        """The next group of each thread in order, until lanes, rows or pages run out."""
+        admission, chosen = self._admission, list[Group]()
+        while (sequence := admission.first()) is not None:
+            call = sequence.call
+            assert call is not None
+            if sequence.row < 0:
+                reused = self.memory.reuse_prefix(sequence, self._rule(sequence.depth))
+                call.reused += reused
+                self.ledger.reused += reused
+                admission.seat(sequence)
+            start, end = admission.next_group(sequence)
+            needed = math.ceil(end / self.memory.page_size)
+            if needed > self.memory.pool.size:
+                error = CapacityError(
+                    f"thread {sequence.path} needs {needed} pages of {self.memory.page_size} tokens; the pool has "
+                    f"{self.memory.pool.size}. Raise EngineSettings.memory or EngineSettings.pages."
+                )
+                self._fail(sequence, error)
+                continue
+            if not admission.make_room(sequence, end):
+                break
+            lanes = admission.take_lanes(end - start)
+            if lanes is None:
+                break
+            self.memory.grow(sequence, end)
+            admission.ready.remove(sequence) if admission.ready[0] is not sequence else admission.ready.pop(0)
+            chosen.append(Group(sequence, call, start, end, start < len(sequence.depths), lanes))
+        return chosen
+
+    def _evict(self, victim: Sequence) -> None:
+        """Takes a thread's pages; its tokens are computed again when it goes on."""
+        self._land(victim)
+        self._admission.leave_queues(victim)
+        pages = self.memory.clear(victim)
+        if victim.call is not None:
+            self._admission.enqueue(victim)
+        self.ledger.record(events.Evicted, thread=victim.path, pages=pages)
+
+    # ---- what left --------------------------------------------------------------------------------------------------
+
+    def commit(self, tick: Tick, result: TickResult) -> None:
+        """Takes in what a tick did."""
+        ledger = self.ledger
+        ledger.ticks += 1
+        ledger.in_flight = result.in_flight
+        ledger.iterations += result.in_flight
+        self.memory.copies.clear()
+        self._admission.free_lanes.extend(self._dropped)
+        self._dropped.clear()
+        for lane, cause in result.failures.items():
+            sequence = self._flying[lane]
+            self._land(sequence)
+            self._fail(sequence, policy_error(sequence.depth, cause))
+        rows = zip(result.lane.tolist(), result.depth.tolist(), result.token.tolist(), strict=True)
+        for index, (lane, depth, token) in enumerate(rows):
+            leaving = self._flying.get(lane)
+            if leaving is None:
+                continue
+            self._leave(leaving, depth)
+            if token >= 0:
+                self._sample(leaving, result, index, depth, token)
+            if leaving.call is not None:
+                self._admission.make_ready(leaving)
+
+    def _leave(self, sequence: Sequence, depth: int) -> None:
+        flight, call = sequence.flight, sequence.call
+        assert flight is not None
+        assert call is not None
+        del self._flying[flight.lanes[-1]]
+        self._admission.free_lanes.extend(flight.lanes)
+        sequence.flight = None
+        count = flight.end - flight.start
+        self._charge(call, flight)
+        call.computed += count
+        self.ledger.computed += count
+        sequence.computed = flight.end
+        if not flight.recomputed:
+            sequence.depths.extend([depth] * count)
+            self.memory.store_prefix(sequence, self._rule(sequence.depth), flight.start)
+        if self.ledger.recorder is not None:
+            self._record_computed(sequence, flight)
+
+    def _sample(self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int) -> None:
+        call = sequence.call
+        assert call is not None
+        request, logprob = call.request, float(result.logprob[index])
+        self.ledger.record(
+            events.Sampled,
+            tick=self.ledger.ticks - 1,
+            thread=sequence.path,
+            position=len(sequence.tokens),
+            token=token,
+            depth=depth,
+            logprob=logprob,
+        )
+        sequence.append_sampled(token)
+        self.ledger.sampled += 1
+        call.sampled += 1
+        call.logprobs.append(logprob)
+        call.depths.append(depth)
+        if request.entropies:
+            call.entropies.append(float(result.entropy[index]))
+        if request.sampling.logprobs:
+            call.top_logprobs.append(result.top[index])
+        if request.stream:
+            self.ledger.reports.append(Emitted(sequence.path, (token,)))
+        stops = token in request.stop_tokens
+        if request.watcher is not None:
+            for signal in request.watcher.feed(token):
+                entropy = call.entropies[signal.start] if request.entropies else math.nan
+                self.ledger.reports.append(Signalled(sequence.path, signal, entropy))
+                stops |= signal.stops
+        if stops:
+            self._finish(sequence, "stop")
+        elif call.sampled >= request.max_tokens:
+            self._finish(sequence, "length")
+        elif len(sequence.tokens) >= self._model.context:
+            self._finish(sequence, "context")
+
+    # ---- ends of calls ----------------------------------------------------------------------------------------------
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Ends a thread's call and parks it; nothing of it may be in flight."""
+        call = sequence.call
+        assert call is not None
+        assert sequence.flight is None, "a call ended with tokens in flight"
+        self.ledger.reports.append(
+            Finished(
+                thread=sequence.path,
+                tokens=tuple(sequence.tokens[call.start :]),
+                logprobs=tuple(call.logprobs),
+                top_logprobs=tuple(call.top_logprobs),
+                depths=tuple(call.depths),
+                reason=reason,
+                sampled=call.sampled,
+                computed=call.computed,
+                iterations=call.iterations,
+                recomputed=call.recomputed,
+                reused=call.reused,
+            )
+        )
+        self._close_call(sequence, call, reason)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """Ends a thread's call, if it has one, with an error; nothing of it may be in flight."""
+        self.ledger.reports.append(Failed(sequence.path, error))
+        self.ledger.record(events.ThreadFailed, thread=sequence.path, error=str(error))
+        if sequence.call is not None:
+            self._close_call(sequence, sequence.call, "failed")
+
+    def _close_call(self, sequence: Sequence, call: Call, reason: str) -> None:
+        self.ledger.record(
+            events.GenerateFinished,
+            thread=sequence.path,
+            position=len(sequence.tokens),
+            reason=reason,
+            sampled=call.sampled,
+            computed=call.computed,
+            iterations=call.iterations,
+            recomputed=call.recomputed,
+            reused=call.reused,
+        )
+        sequence.call = None
+        self._admission.park(sequence)
+
+    def fail_all(self, error: Exception) -> None:
+        """Ends every call with an error."""
+        for sequence in self._threads.values():
+            self._land(sequence)
+            if sequence.call is not None:
+                self._fail(sequence, error)
+
+    # ---- small parts ------------------------------------------------------------------------------------------------
+
+    def _land(self, sequence: Sequence) -> None:
+        """Takes a thread's tokens out of flight, their work lost but counted; the thread is ready again."""
+        flight, call = sequence.flight, sequence.call
+        if flight is None or call is None:
+            return
+        del self._flying[flight.lanes[-1]]
+        self._dropped.extend(flight.lanes)
+        sequence.flight = None
+        self._charge(call, flight)
+        self._admission.make_ready(sequence)
+
+    def _charge(self, call: Call, flight: Flight) -> None:
+        call.iterations += flight.iterations(self.ledger.ticks)
+        call.recomputed += flight.recomputed
+        self.ledger.recomputed += flight.recomputed
+
+    def _forget_computed(self, sequence: Sequence) -> None:
+        """Drops a thread's computed state; it is computed again, in its original groups, when needed."""
+        self.memory.clear(sequence)
+        if sequence.call is None:
+            self._admission.leave_queues(sequence)
+
+    def _rule(self, policy: DepthPolicy) -> PrefixRule | None:
+        if policy not in self._rules:
+            self._rules[policy] = prefix_rule(policy, self._model.mean_recurrence)
+        return self._rules[policy]
+
+    def _record_computed(self, sequence: Sequence, flight: Flight) -> None:
+        """One event a run of equal depths."""
+        start = flight.start
+        for position in range(flight.start + 1, flight.end + 1):
+            if position == flight.end or sequence.depths[position] != sequence.depths[start]:
+                self.ledger.record(
+                    events.Computed,
+                    tick=self.ledger.ticks - 1,
+                    thread=sequence.path,
+                    position=start,
+                    count=position - start,
+                    depth=sequence.depths[start],
+                    recomputed=flight.recomputed > 0,
+                )
+                start = position
+
+    # ---- for looking in ---------------------------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        ledger = self.ledger
+        return Load(
+            ticks=ledger.ticks,
+            in_flight=ledger.in_flight,
+            open_threads=len(self._threads),
+            waiting=self.waiting,
+            pages_used=self.memory.pool.used,
+            pages=self.memory.pool.size,
+            sampled=ledger.sampled,
+            computed=ledger.computed,
+            iterations=ledger.iterations,
+            recomputed=ledger.recomputed,
+            reused=ledger.reused,
+        )
+
+    def thread_in_lane(self, lane: int) -> ThreadPath | None:
+        """The thread whose flight ends in this lane."""
+        sequence = self._flying.get(lane)
+        return None if sequence is None else sequence.path
+
+    def lanes_of(self, path: ThreadPath) -> list[int]:
+        """Lanes of a thread's tokens in flight, in order of position."""
+        flight = self._threads[path].flight
+        return [] if flight is None else list(flight.lanes)
+
+    def check_integrity(self) -> None:
+        """Raises `AssertionError` if pages, rows or lanes are lost, shared by mistake, or counted wrong."""
+        self.memory.check_integrity(self._threads.values())
+        flying = [lane for sequence in self._flying.values() if sequence.flight for lane in sequence.flight.lanes]
+        lanes = sorted([*flying, *self._dropped, *self._admission.free_lanes])
+        assert lanes == list(range(self._lanes)), "lanes are lost or doubled"
+        for sequence in self._threads.values():
+            held = (sequence.pages or sequence.row >= 0) and sequence.call is None
+            assert bool(held) == (sequence.path in self._admission.parked), f"{sequence.path} is parked wrongly"

@@ -1,0 +1,173 @@
+"""A reasoning thread as the device thread sees it: tokens, what of them is computed, and the call it works on."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field
+
+from policies.depth.base import DepthPolicy
+from runtime.commands import Generate, ThreadPath
+from runtime.randomness import thread_key
+
+Order = tuple[int, ThreadPath]
+"""Sorts sequences by who is served first: higher priority, then depth-first over trees."""
+
+
+@dataclass(slots=True, frozen=True)
+class Span:
+    """Neighbouring tokens of one origin: `start .. end` received together, or sampled one after the other."""
+
+    start: int
+    end: int
+    sampled: bool
+    key: int
+    """Random key of the thread that received or sampled them; a fork keeps its parent's for inherited tokens."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One generate in progress, and what it has cost so far."""
+
+    request: Generate
+    start: int
+    """Length of the context when it began."""
+    logprobs: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    sampled: int = 0
+    computed: int = 0
+    iterations: int = 0
+    recomputed: int = 0
+    reused: int = 0
+
+    def keep(self, count: int) -> None:
+        """Forgets what is known of sampled tokens after the first `count`; what they cost still counts."""
+        for kept in (self.logprobs, self.entropies, self.top_logprobs, self.depths):
+            del kept[count:]
+
+    @property
+    def iterations_left(self) -> int | None:
+        most = self.request.max_iterations
+        return None if most is None else most - self.iterations
+
+
+@dataclass(slots=True)
+class Flight:
+    """The tokens `start .. end` of a sequence that are in flight: they entered together and leave together."""
+
+    start: int
+    end: int
+    lanes: list[int]
+    bounds: list[int]
+    entered_tick: int
+    recomputed: int
+    """How many of them had been computed before."""
+
+    def iterations(self, tick: int) -> int:
+        """Token-iterations done before `tick`."""
+        age = tick - self.entered_tick
+        return sum(min(age, bound) for bound in self.bounds)
+
+
+class Sequence:
+    """State of one thread. The scheduler owns it; nothing here touches a tensor.
+
+    Invariants: tokens 0 .. computed - 1 are in `pages`; at most one flight, which starts at `computed`; `depths`
+    knows the depth of every token that was ever computed in this context, also after its pages were evicted.
+    """
+
+    __slots__ = (
+        "call",
+        "call_start",
+        "computed",
+        "depth",
+        "depths",
+        "flight",
+        "key",
+        "order",
+        "page_keys",
+        "pages",
+        "path",
+        "policy",
+        "row",
+        "seed",
+        "spans",
+        "tokens",
+    )
+
+    def __init__(self, path: ThreadPath, seed: int, depth: DepthPolicy, policy: int, priority: int) -> None:
+        self.path = path
+        self.seed = seed
+        self.key = thread_key(seed, path)
+        self.depth = depth
+        self.policy = policy
+        """Index of `depth` in the backend."""
+        self.order: Order = (-priority, path)
+        self.tokens = array("i")
+        self.spans: list[Span] = []
+        self.depths = array("H")
+        self.computed = 0
+        self.pages: list[int] = []
+        self.page_keys: list[bytes] = []
+        """Content keys of the leading pages, as far as they are known."""
+        self.row = -1
+        self.call: Call | None = None
+        self.flight: Flight | None = None
+        self.call_start = 0
+        """Length of the context when the last call began."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has tokens to enter and none in flight."""
+        return self.call is not None and self.flight is None
+
+    def receive(self, tokens: tuple[int, ...]) -> None:
+        start = len(self.tokens)
+        self.tokens.extend(tokens)
+        self.spans.append(Span(start, len(self.tokens), False, self.key))
+
+    def append_sampled(self, token: int) -> None:
+        position = len(self.tokens)
+        self.tokens.append(token)
+        last = self.spans[-1] if self.spans else None
+        if last is not None and last.sampled and last.key == self.key:
+            self.spans[-1] = Span(last.start, position + 1, True, self.key)
+        else:
+            self.spans.append(Span(position, position + 1, True, self.key))
+
+    def inherit(self, parent: Sequence) -> None:
+        """Takes over a parent's context; sharing its pages is up to the caller."""
+        self.tokens = parent.tokens[:]
+        self.spans = parent.spans[:]
+        self.depths = parent.depths[:]
+        self.computed = parent.computed
+        self.pages = parent.pages[:]
+        self.page_keys = parent.page_keys[:]
+
+    def span_at(self, position: int) -> Span:
+        """The span that holds a position; searched from the end, where the work is."""
+        for span in reversed(self.spans):
+            if span.start <= position:
+                return span
+        raise IndexError(f"position {position} of an empty context")
+
+    def truncate(self, length: int, page_size: int) -> list[int]:
+        """Forgets tokens from `length` on; returns the pages it no longer needs."""
+        del self.tokens[length:]
+        del self.depths[length:]
+        while self.spans and self.spans[-1].end > length:
+            last = self.spans.pop()
+            if last.start < length:
+                self.spans.append(Span(last.start, length, last.sampled, last.key))
+        self.computed = min(self.computed, length)
+        return self.cut_pages(page_size)
+
+    def cut_pages(self, page_size: int) -> list[int]:
+        """Drops, and returns, pages beyond what is computed."""
+        keep = math.ceil(self.computed / page_size)
+        dropped = self.pages[keep:]
+        del self.pages[keep:]
+        del self.page_keys[self.computed // page_size :]
+        return dropped

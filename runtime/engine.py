@@ -1,0 +1,316 @@
+"""The engine: a device, and the reasoning threads whose tokens it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from policies import Policy
+from policies.limits import Limits
+from policies.spawn.base import SpawnPolicy
+from runtime.answer import Answer, Outcome
+from runtime.commands import Device, Load
+from runtime.context import Context
+from runtime.driver import drive
+from runtime.errors import EngineClosed, LimitExceeded, PolicyError, PromptError
+from runtime.frontend import Frontend, ThreadSettings
+from runtime.limits import NO_LIMITS, Account
+from runtime.logs import logger
+from runtime.model.tokenizer import Tokenizer
+from runtime.opening import Opened, open_device
+from runtime.protocol import BoundProtocol
+from runtime.sampling import Sampling
+from runtime.settings import EngineSettings
+from runtime.thread import ReasoningThread
+from runtime.usage import Usage, add
+from traces.events import Event
+
+_log = logger("runtime.engine")
+
+
+class Engine:
+    """Use it inside `async with`; leaving ends every thread that is still open and waits for the device to stop.
+
+    Belongs to the event loop it was entered on, asyncio's or trio's.
+    """
+
+    def __init__(
+        self,
+        make_device: Callable[[], Opened],
+        *,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        queue_size: int = 4096,
+        records: bool = False,
+        observer: Callable[[Event], None] | None = None,
+    ) -> None:
+        """`Engine.open` and `Engine.over` are the usual ways. `make_device` runs in a worker thread at entry."""
+        if queue_size < 1:
+            raise ValueError(f"queue_size is {queue_size}; it must be at least 1.")
+        self._make_device = make_device
+        self._policy = policy
+        self._limits = limits or NO_LIMITS
+        self._sampling = sampling or Sampling()
+        self._seed = seed
+        self._queue_size = queue_size
+        self._records = records
+        self._observer = observer
+        self._device: Device | None = None
+        self._frontend: Frontend | None = None
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | Path,
+        *,
+        policy: Policy | None = None,
+        trace: str | Path | None = None,
+        seed: int = 0,
+        limits: Limits | None = None,
+        sampling: Sampling | None = None,
+        observer: Callable[[Event], None] | None = None,
+        **settings: Any,
+    ) -> Engine:
+        """An engine on a checkpoint: the name of one that comes with the package, or a directory.
+
+        `policy` is the checkpoint's own where it is not given; `limits` hold for every tree on its own. `trace` names
+        the file that records everything. `observer` gets the events of trees (`RunStarted`, `Spawned`, `Joined`,
+        `ThreadEnded`) on the event loop as they happen, with `time` 0. `settings` are fields of `EngineSettings`:
+        dtype, device, lanes, ... Raises `ValueError` for settings that do not exist or fit; entering raises
+        `CheckpointError`.
+        """
+        unknown = settings.keys() - set(EngineSettings.__struct_fields__)
+        if unknown:
+            raise ValueError(
+                f"Engine.open knows no setting {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(EngineSettings.__struct_fields__)}."
+            )
+        try:
+            read = msgspec.convert(settings, EngineSettings)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"Engine.open: {error}") from error
+        return cls(
+            partial(open_device, checkpoint, read, policy=policy, trace=trace, seed=seed),
+            policy=policy,
+            limits=limits,
+            sampling=sampling,
+            seed=seed,
+            queue_size=read.queue_size,
+            records=trace is not None,
+            observer=observer,
+        )
+
+    @classmethod
+    def over(
+        cls,
+        device: Device,
+        *,
+        tokenizer: Tokenizer | None = None,
+        protocol: BoundProtocol | None = None,
+        stop_tokens: Sequence[int] = (),
+        context_size: int | None = None,
+        vocab_size: int | None = None,
+        policy: Policy | None = None,
+        limits: Limits | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        queue_size: int = 4096,
+        records: bool = False,
+        observer: Callable[[Event], None] | None = None,
+    ) -> Engine:
+        """An engine over any device, such as one that plays a trace back. `records` sends it the events of trees."""
+        opened = Opened(
+            device=device,
+            tokenizer=tokenizer,
+            protocol=protocol,
+            stop_tokens=frozenset(stop_tokens),
+            context_size=context_size,
+            vocab_size=vocab_size,
+        )
+        return cls(
+            lambda: opened,
+            policy=policy,
+            limits=limits,
+            sampling=sampling,
+            seed=seed,
+            queue_size=queue_size,
+            records=records,
+            observer=observer,
+        )
+
+    async def __aenter__(self) -> Self:
+        if self._frontend is not None:
+            raise EngineClosed("An engine is entered once. Open another one.")
+        opened = await anyio.to_thread.run_sync(self._make_device)
+        self._policy = self._policy or opened.policy or Policy()
+        self._frontend = Frontend(
+            opened.device,
+            tokenizer=opened.tokenizer,
+            protocol=opened.protocol,
+            stop_tokens=opened.stop_tokens,
+            context_size=opened.context_size,
+            vocab_size=opened.vocab_size,
+            seed=self._seed,
+            queue_size=self._queue_size,
+            records=self._records,
+            observer=self._observer,
+        )
+        self._device = opened.device
+        self._device.start(self._frontend.inbox.deliver)
+        _log.info("engine opened", device=type(opened.device).__name__, seed=self._seed)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        frontend, device = self._running()
+        with anyio.CancelScope(shield=True):
+            frontend.close()
+            # What was interrupted is still to be counted, which takes the device until the end of its tick.
+            await frontend.account.settled()
+            frontend.account.ended = frontend.account.now()
+            await anyio.to_thread.run_sync(device.stop)
+        _log.info("engine closed", usage=self.usage)
+
+    @property
+    def load(self) -> Load:
+        """What the device is doing right now."""
+        return self._running()[1].load
+
+    @property
+    def usage(self) -> Usage:
+        """Of everything the engine has done."""
+        return self._running()[0].account.usage()
+
+    def thread(
+        self,
+        prompt: str | Sequence[int] = (),
+        *,
+        limits: Limits | None = None,
+        policy: Policy | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        priority: int = 0,
+    ) -> ReasoningThread:
+        """A root thread for a program to orchestrate: `async with engine.thread("...") as root:`.
+
+        `max_tokens` bounds each generate that is given no bound, in this thread and in its children. Raises
+        `PromptError` for a prompt that cannot be encoded.
+        """
+        settings = self._settings(policy, sampling, max_tokens, priority)
+        return self._root(self._encode(prompt), limits or self._limits, settings)
+
+    async def run(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        limits: Limits | None = None,
+        policy: Policy | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        priority: int = 0,
+    ) -> Answer:
+        """Answers a prompt: the model orchestrates its own tree under the checkpoint's protocol.
+
+        `max_tokens` bounds what each thread of the tree samples; a root that ends at it, or at the end of its
+        context, gives an answer with that reason and no text. A limit that runs out raises `LimitExceeded`. A spawn
+        policy that wants several samples has as many independent roots answer and chooses; the limits hold for all
+        of them together. Cancelled, everything below is gone when it returns.
+        """
+        settings = self._settings(policy, sampling, max_tokens, priority)
+        tokens = self._encode(prompt)
+        if not tokens:
+            raise PromptError("The prompt is empty; give at least one token.")
+        limits = limits or self._limits
+        if settings.spawn.samples == 1:
+            return await _answer(self._root(tokens, limits, settings))
+        text = prompt if isinstance(prompt, str) else self._running()[0].decode(tokens)
+        return await self._run_samples(text, tokens, limits, settings)
+
+    async def _run_samples(
+        self, prompt: str, tokens: tuple[int, ...], limits: Limits, settings: ThreadSettings
+    ) -> Answer:
+        # One account above all samples makes them share the limits.
+        shared = Account((), limits, self._running()[0].account)
+        own = Limits(tree_depth=limits.tree_depth, seconds=limits.seconds)
+        shared.limits = msgspec.structs.replace(limits, tree_depth=None, seconds=None)
+        roots = [self._root(tokens, own, settings, above=shared) for _ in range(settings.spawn.samples)]
+        answers: list[Answer | None] = [None] * len(roots)
+        errors: list[Exception] = []
+
+        async def sample(index: int, root: ReasoningThread) -> None:
+            try:
+                answers[index] = await _answer(root)
+            except LimitExceeded as error:
+                errors.append(error)
+            except Exception as error:
+                errors.insert(0, error)
+                group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            for index, root in enumerate(roots):
+                group.start_soon(sample, index, root)
+        given = [answer for answer in answers if answer is not None]
+        if not given or any(not isinstance(error, LimitExceeded) for error in errors):
+            raise errors[0]
+        chosen = given[_choose(settings.spawn, prompt, [answer.text for answer in given])]
+        return msgspec.structs.replace(chosen, usage=add(*(root.usage for root in roots)))
+
+    def _root(
+        self, prompt: tuple[int, ...], limits: Limits, settings: ThreadSettings, above: Account | None = None
+    ) -> ReasoningThread:
+        frontend = self._running()[0]
+        frontend.check()
+        path = frontend.new_tree()
+        account = Account(path, limits, above or frontend.account)
+        return ReasoningThread(Context(path, frontend, account, settings), prompt)
+
+    def _settings(
+        self, policy: Policy | None, sampling: Sampling | None, max_tokens: int | None, priority: int
+    ) -> ThreadSettings:
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1, or None for no bound.")
+        chosen = policy or self._policy or Policy()
+        return ThreadSettings(
+            depth=chosen.depth,
+            spawn=chosen.spawn,
+            sampling=sampling or self._sampling,
+            priority=priority,
+            max_tokens=max_tokens,
+        )
+
+    def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        frontend = self._running()[0]
+        frontend.check()
+        return frontend.encode_prompt(prompt)
+
+    def _running(self) -> tuple[Frontend, Device]:
+        if self._frontend is None or self._device is None:
+            raise EngineClosed("The engine is not open yet. Use it inside `async with`.")
+        return self._frontend, self._device
+
+
+async def _answer(root: ReasoningThread) -> Answer:
+    async with root:
+        root.outcome = await drive(root)
+    return (root.outcome or Outcome((), "", "cancelled")).answer(root.path, root.usage)
+
+
+def _choose(policy: SpawnPolicy, prompt: str, answers: Sequence[str]) -> int:
+    name = type(policy).__name__
+    try:
+        index = policy.choose(prompt, answers)
+    except Exception as error:
+        raise PolicyError(f"{name}.choose raised: {type(error).__name__}: {error}") from error
+    if not isinstance(index, int) or not 0 <= index < len(answers):
+        raise PolicyError(f"{name}.choose answered {index!r} for {len(answers)} answers; it must be an index of one.")
+    return index

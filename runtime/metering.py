@@ -1,0 +1,45 @@
+"""Token limits that hold over several threads at once, kept where tokens are made: on the device thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.commands import Signal, Watcher
+
+LIMIT_REACHED = Signal("stop", stops=True)
+
+
+class Meter:
+    """Tokens emitted under one limit. Only the device thread adds to it; the event loop reads it."""
+
+    __slots__ = ("fed", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.fed = 0
+
+
+class MeteredWatcher:
+    """Counts a thread's tokens on meters, and stops it where one has run out.
+
+    Threads that share a meter overshoot it by at most one token each: what was sampled beside the last one.
+    """
+
+    __slots__ = ("_inner", "_meters", "exhausted")
+
+    def __init__(self, inner: Watcher | None, meters: Sequence[Meter]) -> None:
+        self._inner = inner
+        self._meters = meters
+        self.exhausted = False
+        """Whether a meter, and not what it wraps, stopped the thread."""
+
+    def feed(self, token: int) -> tuple[Signal, ...]:
+        signals = () if self._inner is None else self._inner.feed(token)
+        out = False
+        for meter in self._meters:
+            meter.fed += 1
+            out |= meter.fed >= meter.most
+        if not out or any(signal.stops for signal in signals):
+            return signals
+        self.exhausted = True
+        return (*signals, LIMIT_REACHED)

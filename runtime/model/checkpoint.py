@@ -1,0 +1,287 @@
+"""Checkpoint directories in the published format: finding, loading, saving and telling them apart.
+
+A directory holds config.json and model.safetensors (or shards with an index), and may hold generation_config.json,
+tokenizer.json and braid.json.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from runtime.errors import CheckpointError
+from runtime.model.config import RavenConfig, config_as_published, read_config
+from runtime.model.raven import Raven
+from runtime.model.tokenizer import Tokenizer
+from runtime.model.weights import (
+    INDEX,
+    WEIGHTS,
+    StoredTensor,
+    find_tensors,
+    is_pickle,
+    listed,
+    read_tensors,
+    refuse_pickle,
+)
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER = "tokenizer.json"
+BRAID = "braid.json"
+
+HUGINN_STOPS = (65504, 65505, 65508)
+"""begin_text, end_text and end_turn: the reference stops at them whatever generation_config.json says."""
+
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_HEAD, _TABLE, _ROTARY = "lm_head.weight", "transformer.wte.weight", "freqs_cis"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """What a checkpoint directory holds."""
+
+    path: Path
+    model: Raven
+    """In evaluation mode; parameters in the dtype and on the device asked for, the rotary table in float32."""
+    tokenizer: Tokenizer | None
+    """None without tokenizer.json; prompts are token ids then."""
+    stop_tokens: tuple[int, ...]
+    """Ascending ids that end a text: eos_token_id, and those of `HUGINN_STOPS` inside the vocabulary."""
+    braid: bytes | None
+    """Content of braid.json as it is: the protocol and the default policy."""
+
+
+class _Generation(msgspec.Struct):
+    eos_token_id: int | list[int] | None = None
+
+
+def shipped_directory() -> Path:
+    """Where the installed package keeps its checkpoints."""
+    return Path(str(files("runtime"))) / "checkpoints"
+
+
+def shipped_checkpoints() -> tuple[str, ...]:
+    """Names of the checkpoints that come with the package, in alphabetical order."""
+    return tuple(sorted(config.parent.name for config in shipped_directory().glob(f"*/{CONFIG}")))
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The directory of a checkpoint: a shipped one by its name, any other by its path.
+
+    A string that is a shipped name means that checkpoint; write "./name" for a directory of the same name. Raises
+    `CheckpointError` if it is neither.
+    """
+    if isinstance(name_or_path, str) and name_or_path in shipped_checkpoints():
+        return shipped_directory() / name_or_path
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if is_pickle(path):
+            raise CheckpointError(refuse_pickle(path))
+        raise CheckpointError(f"{path}: is a file; expected a checkpoint directory, with {CONFIG} and {WEIGHTS} in it.")
+    raise CheckpointError(
+        f"{name_or_path}: neither a directory nor a shipped checkpoint (shipped: "
+        f"{', '.join(shipped_checkpoints()) or 'none'}). Nothing is downloaded: expected a directory with {CONFIG} "
+        f"and {WEIGHTS}."
+    )
+
+
+def load_checkpoint(
+    name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Checkpoint:
+    """Loads a checkpoint by shipped name or directory, with weights converted to `dtype` on `device`.
+
+    The rotary table stays float32 and is computed where the file has none. Raises `CheckpointError`, naming the
+    file, the key and what was expected, for anything that is not a complete checkpoint of this architecture, and
+    `ValueError` for a dtype other than float32 and bfloat16.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype}; supported are {', '.join(map(str, _DTYPES))}.")
+    directory = resolve(name_or_path)
+    config = read_config(directory / CONFIG)
+    model = _load_model(directory, config, dtype, torch.device(device))
+    tokenizer = Tokenizer.from_file(directory / TOKENIZER) if (directory / TOKENIZER).is_file() else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        token = tokenizer.id_to_token(tokenizer.vocab_size - 1)
+        raise CheckpointError(
+            f"{directory / TOKENIZER}: token {token!r} has id {tokenizer.vocab_size - 1}; expected ids below "
+            f"{config.vocab_size}, the vocab_size of {CONFIG}."
+        )
+    return Checkpoint(
+        path=directory,
+        model=model,
+        tokenizer=tokenizer,
+        stop_tokens=_stop_tokens(directory, config),
+        braid=(directory / BRAID).read_bytes() if (directory / BRAID).is_file() else None,
+    )
+
+
+def save_checkpoint(
+    directory: Path,
+    model: Raven,
+    *,
+    tokenizer: Tokenizer | None = None,
+    eos: Collection[int] = (),
+    braid: bytes | None = None,
+) -> None:
+    """Writes a model so that `load_checkpoint` and the reference implementation read it back the same.
+
+    Makes the directory if need be. Each file is replaced in one move, the weights first; files that are not part of
+    the call (a tokenizer.json where none is given) stay as they are. Raises `ValueError` for a model whose dtype is
+    neither float32 nor bfloat16.
+    """
+    dtype = _embedding(model).weight.dtype
+    if dtype not in _DTYPES:
+        raise ValueError(f"the model's dtype is {dtype}; supported are {', '.join(map(str, _DTYPES))}.")
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _own_tensors(model).items()}
+    tensors[_ROTARY] = tensors[_ROTARY].float()
+    generation = {"_from_model_config": True, **({"eos_token_id": sorted(eos)} if eos else {})}
+    directory.mkdir(parents=True, exist_ok=True)
+    # The reference's loader wants the format in the metadata.
+    with _replacing(directory / WEIGHTS) as partial:
+        save_file(tensors, partial, {"format": "pt"})
+    contents = {
+        CONFIG: _json(config_as_published(model.config, _DTYPES[dtype])),
+        GENERATION_CONFIG: _json(generation),
+        TOKENIZER: None if tokenizer is None else tokenizer.to_json().encode(),
+        BRAID: braid,
+    }
+    for name, content in contents.items():
+        if content is not None:
+            with _replacing(directory / name) as partial:
+                partial.write_bytes(content)
+
+
+def fingerprint(model: Raven) -> str:
+    """32 hexadecimal digits that tell models apart: a digest of configuration, tensor names, dtypes and weights.
+
+    The same for equal models on any device and after saving and loading; another dtype gives another fingerprint.
+    """
+    digest = blake2b(msgspec.json.encode(model.config, order="deterministic"), digest_size=16)
+    for name, tensor in sorted(_own_tensors(model).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class _Unallocated(TorchFunctionMode):
+    """Makes parameters without memory or values, so that nothing is spent before the files are known to fit.
+
+    Unlike `torch.device("meta")` it leaves computed buffers alone and draws nothing: computing without memory
+    imports torch's compiler and sympy, which takes 1.5 s.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.ones, torch.zeros):
+            kwargs = {**kwargs, "device": "meta"}
+        return None if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+def _load_model(directory: Path, config: RavenConfig, dtype: torch.dtype, device: torch.device) -> Raven:
+    with _Unallocated():
+        model = Raven(config)
+    stored = find_tensors(directory)
+    _check_names_and_shapes(directory, config, stored, model)
+    tensors = {
+        name: tensor.to(device, torch.float32 if name == _ROTARY else dtype, copy=True)
+        for name, tensor in read_tensors(stored)
+    }
+    if _ROTARY not in tensors:
+        tensors[_ROTARY] = model.freqs_cis.to(device)
+    if config.tie_embeddings:
+        head = tensors.setdefault(_HEAD, tensors[_TABLE])
+        if not torch.equal(head, tensors[_TABLE]):
+            raise CheckpointError(
+                f"{stored[_HEAD].file}: {_HEAD} differs from {_TABLE}; expected equal tensors, or no {_HEAD}, because "
+                f"tie_embeddings is true in {directory / CONFIG}."
+            )
+    model.load_state_dict(tensors, assign=True)
+    if config.tie_embeddings:
+        model.lm_head.weight = _embedding(model).weight
+    return model.eval()
+
+
+def _check_names_and_shapes(
+    directory: Path, config: RavenConfig, stored: dict[str, StoredTensor], model: Raven
+) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    optional = {_ROTARY, _HEAD} if config.tie_embeddings else {_ROTARY}
+    where = directory / (WEIGHTS if (directory / WEIGHTS).is_file() else INDEX)
+    if missing := [name for name in expected if name not in stored and name not in optional]:
+        raise CheckpointError(
+            f"{where}: no tensor {listed(missing)}; expected shape {list(expected[missing[0]])} for "
+            f"{missing[0]}, from {CONFIG}."
+        )
+    if unexpected := [name for name in stored if name not in expected]:
+        raise CheckpointError(
+            f"{stored[unexpected[0]].file}: unexpected tensor {listed(unexpected)}; {CONFIG} describes a model "
+            "without it."
+        )
+    for name, tensor in stored.items():
+        if tensor.shape != expected[name]:
+            raise CheckpointError(
+                f"{tensor.file}: {name} has shape {list(tensor.shape)}; expected {list(expected[name])}, from {CONFIG}."
+            )
+
+
+def _stop_tokens(directory: Path, config: RavenConfig) -> tuple[int, ...]:
+    path = directory / GENERATION_CONFIG
+    if not path.is_file():
+        path = directory / CONFIG
+    try:
+        eos = msgspec.json.decode(path.read_bytes(), type=_Generation).eos_token_id
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: {error}.") from error
+    declared = [] if eos is None else [eos] if isinstance(eos, int) else eos
+    for token in declared:
+        if not 0 <= token < config.vocab_size:
+            raise CheckpointError(
+                f"{path}: eos_token_id has {token}; expected ids from 0 to {config.vocab_size - 1}, the vocabulary of "
+                f"{directory / CONFIG}."
+            )
+    return tuple(sorted({*declared, *(token for token in HUGINN_STOPS if token < config.vocab_size)}))
+
+
+def _own_tensors(model: Raven) -> dict[str, Tensor]:
+    """Parameters and buffers by published name; a tied head is not a tensor of its own."""
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del tensors[_HEAD]
+    return tensors
+
+
+def _embedding(model: Raven) -> nn.Embedding:
+    embedding = model.transformer.wte
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
+
+
+def _json(content: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content, order="sorted"), indent=2) + b"\n"
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; what was written takes the place of `path` if the block ends well, and goes if it fails."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,206 @@
+"""The shape of a Raven/Huginn model, read from and written to a published `config.json`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtime.errors import CheckpointError
+
+MODEL_TYPE = "huginn_raven"
+
+_SUPPORTED = {
+    "architecture_class_name": "RecurrentGPT",
+    "block_class_name": "SandwichBlock",
+    "norm_class_name": "RMSNorm_llama",
+    "mlp_class_name": "GatedMLP",
+    "nonlin_name": "SiLU",
+    "injection_type": "linear",
+}
+"""Values of `config.json` that name a structure; any other value is a model this code does not implement."""
+
+_STATE_INITS = ("like-init", "zero")
+
+
+class RavenConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Architecture of a depth-recurrent transformer (arXiv 2502.05171, section 2).
+
+    `embedding_scale` multiplies token embeddings; `state_std` is the standard deviation of the random initial
+    latent state before that scale (0 for a zero initial state).
+    """
+
+    n_embd: int
+    n_heads: int
+    intermediate_size: int
+    vocab_size: int
+    """Rows of the embedding table and columns of the logits, padding included."""
+    block_size: int
+    """Longest context in tokens."""
+    n_layers_in_prelude: int
+    n_layers_in_recurrent_block: int
+    n_layers_in_coda: int
+    mean_recurrence: int
+    mean_backprop_depth: int = 8
+    norm_eps: float = 1e-6
+    rope_base: float = 50_000.0
+    qk_bias: bool = True
+    bias: bool = False
+    """Whether the adapter has a bias; no other linear layer has one."""
+    tie_embeddings: bool = True
+    state_init: str = "like-init"
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_heads
+
+    @property
+    def n_layers(self) -> int:
+        """Layers with parameters of their own: prelude, one core block and coda."""
+        return self.n_layers_in_prelude + self.n_layers_in_recurrent_block + self.n_layers_in_coda
+
+    @property
+    def init_std(self) -> float:
+        return math.sqrt(2 / (5 * self.n_embd))
+
+    @property
+    def effective_depth(self) -> int:
+        """Layers a token passes at the mean recurrence; scales the initial output projections."""
+        core = self.n_layers_in_recurrent_block * self.mean_recurrence
+        return self.n_layers_in_prelude + core + self.n_layers_in_coda
+
+    @property
+    def out_proj_std(self) -> float:
+        return self.init_std / math.sqrt(2 * self.effective_depth)
+
+    @property
+    def embedding_scale(self) -> float:
+        return math.sqrt(self.n_embd)
+
+    @property
+    def state_std(self) -> float:
+        return 0.0 if self.state_init == "zero" else self.init_std
+
+
+def read_config(path: Path) -> RavenConfig:
+    """Reads a published `config.json`.
+
+    Raises `CheckpointError`, naming the file and the key, if the file is missing, is no JSON object, describes
+    another architecture, or holds a value this implementation does not support.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs config.json and model.safetensors.")
+    try:
+        raw = msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(raw).__name__}.")
+    model_type = raw.get("model_type")
+    if model_type != MODEL_TYPE:
+        raise CheckpointError(f"{path}: model_type is {model_type!r}; supported is {MODEL_TYPE!r}.")
+    for key, supported in _SUPPORTED.items():
+        _expect(path, raw, key, supported)
+    _expect(path, raw, "test_time_noise", 0)
+    fields = {name: raw[name] for name in RavenConfig.__struct_fields__ if name in raw}
+    # The reference keeps one logit column per padded row of the table.
+    if raw.get("padded_vocab_size") is not None:
+        fields["vocab_size"] = raw["padded_vocab_size"]
+    # The reference has no other way to say that the state starts from zero: it ignores state_init.
+    init_values = raw.get("init_values") or {}
+    if isinstance(init_values, dict) and init_values.get("std") == 0:
+        fields["state_init"] = "zero"
+    try:
+        config = msgspec.convert(fields, RavenConfig)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: {error}.") from error
+    _check(path, config)
+    _check_derived(path, raw, config)
+    return config
+
+
+def _expect(path: Path, raw: dict[str, Any], key: str, supported: object) -> None:
+    if raw.get(key, supported) != supported:
+        raise CheckpointError(f"{path}: {key} is {raw[key]!r}; supported is {supported!r}.")
+
+
+def _check(path: Path, config: RavenConfig) -> None:
+    least = {
+        "n_embd": 1,
+        "n_heads": 1,
+        "intermediate_size": 1,
+        "vocab_size": 1,
+        "block_size": 1,
+        "n_layers_in_prelude": 0,
+        "n_layers_in_recurrent_block": 1,
+        "n_layers_in_coda": 0,
+        "mean_recurrence": 1,
+        "mean_backprop_depth": 0,
+    }
+    for key, bound in least.items():
+        if getattr(config, key) < bound:
+            raise CheckpointError(f"{path}: {key} is {getattr(config, key)}; expected at least {bound}.")
+    for key in ("norm_eps", "rope_base"):
+        if not 0 < getattr(config, key) < math.inf:
+            raise CheckpointError(f"{path}: {key} is {getattr(config, key)}; expected a positive number.")
+    if config.n_embd % (2 * config.n_heads):
+        raise CheckpointError(
+            f"{path}: n_embd {config.n_embd} with n_heads {config.n_heads} gives no even head width; "
+            "n_embd must be a multiple of 2 * n_heads."
+        )
+    if config.state_init not in _STATE_INITS:
+        raise CheckpointError(f"{path}: state_init is {config.state_init!r}; supported are {', '.join(_STATE_INITS)}.")
+
+
+def _check_derived(path: Path, raw: dict[str, Any], config: RavenConfig) -> None:
+    """Values that the reference lets a file override, but that only make sense as derived from the others."""
+    _expect(path, raw, "num_key_value_heads", config.n_heads)
+    _expect(path, raw, "head_dim", config.head_dim)
+    _expect(path, raw, "tie_word_embeddings", config.tie_embeddings)
+    init_values = raw.get("init_values") or {}
+    if not isinstance(init_values, dict):
+        raise CheckpointError(f"{path}: init_values is {init_values!r}; expected a JSON object.")
+    for key, expected in (("embed_scale", config.embedding_scale), ("std", config.state_std)):
+        value = init_values.get(key, expected)
+        if key == "std" and config.state_init == "zero":
+            continue
+        if not isinstance(value, int | float) or not math.isclose(value, expected, rel_tol=1e-4):
+            raise CheckpointError(f"{path}: init_values.{key} is {value!r}; supported is {expected!r}.")
+
+
+def config_as_published(config: RavenConfig, dtype: str) -> dict[str, Any]:
+    """The `config.json` object that the reference implementation reads back as the same model.
+
+    A zero initial state is published as `init_values.std` 0 as well: the reference knows it by that alone.
+    """
+    return {
+        **_SUPPORTED,
+        **msgspec.structs.asdict(config),
+        "activation_checkpoint_impl": "per-iteration",
+        "architectures": ["RavenForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "raven_config_minimal.RavenConfig",
+            "AutoModelForCausalLM": "raven_modeling_minimal.RavenForCausalLM",
+        },
+        "effective_expected_depth": config.effective_depth,
+        "head_dim": config.head_dim,
+        "init_orthogonal": False,
+        "init_strategy": "takase",
+        "init_values": {
+            "embed_scale": config.embedding_scale,
+            "embedding": config.init_std,
+            "out_proj": config.out_proj_std,
+            "std": config.state_std,
+        },
+        "model_type": MODEL_TYPE,
+        "n_layers": config.n_layers,
+        "num_key_value_heads": config.n_heads,
+        "padded_vocab_size": config.vocab_size,
+        "padding_multiple": config.vocab_size,
+        "sampling_scheme": "poisson-lognormal-filling",
+        "test_time_noise": 0,
+        "test_time_noise_type": "fixed",
+        "torch_dtype": dtype,
+    }

@@ -1,0 +1,54 @@
+"""How an engine is set up: numbers that do not change while it is open."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes and modes of an engine. Raises `ValueError` at construction where they contradict each other."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str | None = None
+    """A torch device; None is CUDA where there is one, else the CPU."""
+    lanes: int = 256
+    """Most tokens in flight."""
+    chunk: int = 128
+    """Most received tokens that enter together; longer prompts enter chunk after chunk."""
+    page_size: int = 16
+    """Tokens a page of keys and values holds."""
+    pages: int | None = None
+    """Pages in the pool; None is as many as fit into `memory`."""
+    memory: int = 512 * 2**20
+    """Bytes for keys and values where `pages` is not given."""
+    most_iterations: int | None = None
+    """Upper bound on any token's iterations; None is the larger of the model's mean and the default policy's bound."""
+    slots: int | None = None
+    """Iteration slots each core layer keeps per token; None keeps every iteration, fewer share memory among them."""
+    initial_state: Literal["model", "zero"] = "model"
+    """Latent state that a token starts from: as the model's configuration says, or zero."""
+    carry: Literal["none", "raw", "normed"] = "none"
+    """Continuous thought: a sampled token starts from its predecessor's last latent state, before or after the final
+    norm (the reference does the one in adaptive, the other in plain generation)."""
+    lockstep: bool = False
+    """Whether tokens enter only when none is in flight, so that all wait for the deepest (for comparison)."""
+    deterministic: bool = False
+    """Whether results are bitwise independent of what else is in the batch; slower."""
+    reuse_prefixes: bool = True
+    """Whether threads share the pages of equal leading tokens."""
+    attention: Literal["auto", "torch", "numba"] = "auto"
+    queue_size: int = 4096
+    """Most generates accepted at a time; further callers wait."""
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "chunk", "page_size", "memory", "queue_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EngineSettings.{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("pages", "most_iterations", "slots"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"EngineSettings.{name} is {value}; it must be at least 1, or None.")
+        if self.chunk > self.lanes:
+            raise ValueError(f"EngineSettings.chunk ({self.chunk}) must not exceed lanes ({self.lanes}).")

@@ -1,0 +1,85 @@
+"""Drives a device core without a thread, for tests that look at single ticks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from policies.depth.base import DepthPolicy
+from runtime.backend.interface import TickResult
+from runtime.backend.torch_backend import TorchBackend
+from runtime.commands import CloseThread, Command, Extend, Failed, Finished, Generate, OpenThread, Report, ThreadPath
+from runtime.device.build import build_core
+from runtime.device.core import DeviceCore
+from runtime.device.scheduler import Scheduler
+from runtime.model.raven import Raven
+from runtime.sampling import Sampling
+from runtime.settings import EngineSettings
+
+
+@dataclass
+class Solo:
+    """A core that is stepped until what was asked is done, and all that it reported."""
+
+    core: DeviceCore
+    reports: list[Report] = field(default_factory=list)
+    tests: dict[ThreadPath, list[float]] = field(default_factory=dict)
+    """Exit values by thread, in order, over all its tokens."""
+
+    @classmethod
+    def over(cls, model: Raven, settings: EngineSettings, policy: DepthPolicy) -> Solo:
+        tests: dict[ThreadPath, list[float]] = {}
+
+        def observe(scheduler: Scheduler, result: TickResult) -> None:
+            for lane, value in zip(result.tested.tolist(), result.exit_value.tolist(), strict=True):
+                thread = scheduler.thread_in_lane(lane)
+                assert thread is not None
+                tests.setdefault(thread, []).append(value)
+
+        return cls(build_core(model, settings, policy, observe=observe), tests=tests)
+
+    @property
+    def backend(self) -> TorchBackend:
+        assert isinstance(self.core.backend, TorchBackend)
+        return self.core.backend
+
+    def flight_lanes(self, path: ThreadPath) -> list[int]:
+        """Lanes of a thread's tokens in flight, in order of position."""
+        return self.core.scheduler.lanes_of(path)
+
+    def send(self, *commands: Command) -> None:
+        for command in commands:
+            self.core.handle(command)
+
+    def run(self, check: bool = True) -> list[Report]:
+        """Ticks until there is no work; returns the new reports."""
+        new: list[Report] = []
+        while self.core.has_work:
+            self.core.step()
+            if check:
+                self.core.scheduler.check_integrity()
+            new += self.core.ledger.take_reports()
+        new += self.core.ledger.take_reports()
+        self.reports += new
+        return new
+
+    def generate(
+        self,
+        prompt: list[int],
+        policy: DepthPolicy,
+        tokens: int,
+        *,
+        path: ThreadPath = (0,),
+        sampling: Sampling | None = None,
+        stop_tokens: frozenset[int] = frozenset(),
+    ) -> Finished:
+        """One thread from opening to closing."""
+        self.send(
+            OpenThread(thread=path, seed=0, depth=policy),
+            Extend(path, tuple(prompt)),
+            Generate(thread=path, max_tokens=tokens, sampling=sampling or Sampling(), stop_tokens=stop_tokens),
+        )
+        reports = self.run()
+        self.send(CloseThread(path))
+        (finished,) = [report for report in reports if isinstance(report, Finished | Failed)]
+        assert isinstance(finished, Finished), finished
+        return finished

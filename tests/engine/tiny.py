@@ -1,0 +1,33 @@
+"""A model small enough for hundreds of random programs."""
+
+from __future__ import annotations
+
+import torch
+
+from runtime.model.config import RavenConfig
+from runtime.model.raven import Raven
+
+
+def tiny_model(seed: int = 0, *, prelude: int = 1, core: int = 1, coda: int = 1, state_init: str = "zero") -> Raven:
+    """Random weights, sharpened so that greedy tokens vary."""
+    config = RavenConfig(
+        n_embd=16,
+        n_heads=2,
+        intermediate_size=24,
+        vocab_size=40,
+        block_size=64,
+        n_layers_in_prelude=prelude,
+        n_layers_in_recurrent_block=core,
+        n_layers_in_coda=coda,
+        mean_recurrence=3,
+        state_init=state_init,
+        tie_embeddings=False,
+    )
+    model = Raven(config)
+    model.initialise(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4.0)
+        for name, parameter in model.named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.mul_(6.0)
+    return model.eval()

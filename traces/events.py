@@ -1,0 +1,201 @@
+"""Everything a trace can hold. One file is a header and then events in the order in which they happened.
+
+Events of the device (`Computed`, `Sampled`, `TickDone`, ...) come from the device thread, events of the tree
+(`Spawned`, `Joined`, ...) from the coroutines; both pass through the device thread, which owns the writer, so that
+their order is total. `thread` is a thread's path: (tree, child, grandchild, ...).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+ThreadPath = tuple[int, ...]
+
+FORMAT = 1
+"""The format this vocabulary belongs to, as in `Header.format`. A field added at the end of an event, with a default,
+keeps it: older readers skip the field and newer readers fill it in."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
+    """Base of all events. `time` is seconds since the header's `started`, from a monotonic clock."""
+
+    time: float
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The first record of a trace."""
+
+    format: int
+    started: float
+    """Unix time."""
+    checkpoint: str
+    """Name or path the engine was opened with."""
+    fingerprint: str
+    """Hex digest of the model's configuration and weights."""
+    policy: Any
+    """The default policy, as msgspec builtins."""
+    seed: int
+    engine: dict[str, Any]
+    """Engine settings (slots, lanes, pages, dtype, ...), as builtins."""
+    versions: dict[str, str]
+    """Versions of Python and of the libraries that matter."""
+
+
+class ThreadOpened(Event, frozen=True, kw_only=True):
+    thread: ThreadPath
+    inherits: ThreadPath | None
+    """The thread whose context it began with (a fork), or None."""
+    seed: int
+    depth: Any
+    """Its depth policy, as builtins."""
+
+
+class Received(Event, frozen=True, kw_only=True):
+    """A prompt or message was appended to a thread's context; `position` is where it begins."""
+
+    thread: ThreadPath
+    position: int
+    tokens: tuple[int, ...]
+
+
+class GenerateStarted(Event, frozen=True, kw_only=True):
+    thread: ThreadPath
+    position: int
+    max_tokens: int
+    sampling: Any
+    """As builtins."""
+    depth: Any
+    """The depth policy of this call, as builtins."""
+    max_iterations: int | None = None
+    """As the command had it; a policy that spends a budget needs it to decide the same again."""
+
+
+class Computed(Event, frozen=True, kw_only=True):
+    """Tokens `position .. position + count` of a thread left the device, all at the same depth.
+
+    Received tokens, and sampled tokens that were fed back; in order of position within a thread.
+    """
+
+    tick: int
+    thread: ThreadPath
+    position: int
+    count: int
+    depth: int
+    recomputed: bool
+    """Whether they had been computed before and were evicted."""
+
+
+class Sampled(Event, frozen=True, kw_only=True):
+    """A thread sampled the token at `position`; its logits came from the token before, at `depth` iterations."""
+
+    tick: int
+    thread: ThreadPath
+    position: int
+    token: int
+    depth: int
+    logprob: float
+    entropy: float | None = None
+    """Nats, of the distribution it was sampled from, where the call keeps entropies: playback hands it to policies."""
+    top_logprobs: dict[int, float] | None = None
+    """The likeliest tokens, where the sampling asks for them."""
+
+
+class GenerateFinished(Event, frozen=True, kw_only=True):
+    """A generate ended; tokens from `position` on, if any were sampled, are no longer in the context."""
+
+    thread: ThreadPath
+    position: int
+    reason: str
+    sampled: int
+    computed: int
+    iterations: int
+    recomputed: int
+    reused: int
+
+
+class ThreadFailed(Event, frozen=True, kw_only=True):
+    thread: ThreadPath
+    error: str
+
+
+class Evicted(Event, frozen=True, kw_only=True):
+    """A thread lost its pages under pressure; its tokens are recomputed when it goes on."""
+
+    thread: ThreadPath
+    pages: int
+
+
+class ThreadClosed(Event, frozen=True, kw_only=True):
+    thread: ThreadPath
+
+
+class TickDone(Event, frozen=True, kw_only=True):
+    """One call of the device."""
+
+    tick: int
+    seconds: float
+    """Wall time of the call."""
+    entered: int
+    in_flight: int
+    """Tokens in the core iteration: this tick's token-iterations."""
+    left: int
+    waiting: int
+    pages_used: int
+
+
+class RunStarted(Event, frozen=True, kw_only=True):
+    """`Engine.run` or `Engine.thread` opened a tree."""
+
+    thread: ThreadPath
+    prompt: str
+
+
+class Spawned(Event, frozen=True, kw_only=True):
+    """A child was asked for. `child` is None where the policy refused."""
+
+    thread: ThreadPath
+    child: ThreadPath | None
+    by_model: bool
+    fork: bool
+    tokens: tuple[int, ...]
+    reason: str
+
+
+class Joined(Event, frozen=True, kw_only=True):
+    """A parent went on: messages of `delivered` were appended to its context, `cancelled` were stopped."""
+
+    thread: ThreadPath
+    children: tuple[ThreadPath, ...]
+    delivered: tuple[ThreadPath, ...]
+    cancelled: tuple[ThreadPath, ...]
+
+
+class ThreadEnded(Event, frozen=True, kw_only=True):
+    """A thread's coroutine is over: `outcome` is "returned", "nothing", "cancelled" or "failed"."""
+
+    thread: ThreadPath
+    outcome: str
+    message: tuple[int, ...]
+    """The token ids of what it returned to its parent, or to the user."""
+    text: str
+    error: str
+
+
+AnyEvent = (
+    ThreadOpened
+    | Received
+    | GenerateStarted
+    | Computed
+    | Sampled
+    | GenerateFinished
+    | ThreadFailed
+    | Evicted
+    | ThreadClosed
+    | TickDone
+    | RunStarted
+    | Spawned
+    | Joined
+    | ThreadEnded
+)

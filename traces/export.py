@@ -1,0 +1,213 @@
+"""A trace in the Trace Event Format, which Perfetto and chrome://tracing open: a track for each reasoning thread.
+
+    process "engine"    counter tracks: tokens in flight, threads waiting, pages used
+    process "tree N"    one track a reasoning thread, named by its path: its life, and within it its generates (prefill,
+                        then decode) and its waits at joins; arrows from spawn to child and from child to join
+
+Times in that format are microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from traces import events as ev
+from traces.reader import Trace
+from traces.tree import Call, ThreadStory, path_name, tree_of, walk
+
+ENGINE = 1
+"""Process number of the counters; trees follow. Viewers take 0 for the system's idle process."""
+
+TraceEvent = dict[str, Any]
+
+
+def export(trace: Trace) -> bytes:
+    """The trace as a JSON object with `traceEvents`, to be written to a file that a viewer opens."""
+    data = {
+        "displayTimeUnit": "ms",
+        "otherData": {
+            "checkpoint": trace.header.checkpoint,
+            "fingerprint": trace.header.fingerprint,
+            "seed": trace.header.seed,
+            "policy": trace.header.policy,
+            "engine": trace.header.engine,
+            "versions": trace.header.versions,
+            "lost": trace.lost,
+        },
+        "traceEvents": list(trace_events(trace)),
+    }
+    return msgspec.json.encode(data)
+
+
+def trace_events(trace: Trace) -> Iterator[TraceEvent]:
+    """The single events, in no particular order of time."""
+    yield from _counters(trace)
+    tracks: dict[ev.ThreadPath, _Track] = {}
+    for tree, root in enumerate(tree_of(trace.events)):
+        process = ENGINE + 1 + tree
+        yield _metadata("process_name", process, 0, {"name": f"tree {path_name(root.path)}"})
+        yield _metadata("process_sort_index", process, 0, {"sort_index": process})
+        for order, story in enumerate(walk([root])):
+            tracks[story.path] = _Track(process, len(tracks) + 1, order, story)
+    for track in tracks.values():
+        yield from track.events()
+    yield from _arrows(tracks)
+
+
+class _Track:
+    """One thread's track."""
+
+    def __init__(self, process: int, number: int, order: int, story: ThreadStory) -> None:
+        self.process = process
+        self.number = number
+        self.order = order
+        self.story = story
+        self.start = _microseconds(story.first or 0.0)
+        self.end = _microseconds(story.last or 0.0)
+
+    def events(self) -> Iterator[TraceEvent]:
+        story = self.story
+        yield _metadata("thread_name", self.process, self.number, {"name": path_name(story.path)})
+        yield _metadata("thread_sort_index", self.process, self.number, {"sort_index": self.order})
+        if story.first is None:
+            return
+        yield self.slice(
+            f"thread {path_name(story.path)}",
+            "thread",
+            self.start,
+            self.end,
+            {
+                "outcome": story.outcome,
+                "error": story.error,
+                "received": story.received,
+                "sampled": story.sampled,
+                "iterations": story.iterations,
+                "prompt": story.prompt,
+                "text": story.text,
+            },
+        )
+        for call in story.calls:
+            yield from self._call(call)
+        for wait in story.waits:
+            yield self.slice(
+                "waiting at join",
+                "join",
+                _microseconds(wait.started),
+                _microseconds(wait.ended),
+                {
+                    "delivered": [path_name(path) for path in wait.joined.delivered],
+                    "cancelled": [path_name(path) for path in wait.joined.cancelled],
+                },
+            )
+        for spawn in story.spawns:
+            if spawn.child is None:
+                yield self.instant("spawn refused", spawn.time, {"reason": spawn.reason})
+        for eviction in story.evictions:
+            yield self.instant("evicted", eviction.time, {"pages": eviction.pages})
+
+    def _call(self, call: Call) -> Iterator[TraceEvent]:
+        start = _microseconds(call.started)
+        end = self.end if call.ended is None else _microseconds(call.ended)
+        first = _microseconds(call.samples[0].time) if call.samples else end
+        depths = [sample.depth for sample in call.samples]
+        yield self.slice(
+            "generate",
+            "generate",
+            start,
+            end,
+            {
+                "position": call.position,
+                "reason": call.reason,
+                "error": call.error,
+                "sampled": len(call.samples),
+                "mean depth": sum(depths) / len(depths) if depths else None,
+                "computed": call.computed,
+                "recomputed": call.recomputed,
+                "reused": call.reused,
+                "iterations": call.iterations,
+            },
+        )
+        yield self.slice("prefill", "prefill", start, first, {})
+        if call.samples:
+            yield self.slice("decode", "decode", first, end, {"tokens": [sample.token for sample in call.samples]})
+
+    def slice(self, name: str, category: str, start: float, end: float, args: dict[str, Any]) -> TraceEvent:
+        """A complete event. Those of one track nest, since each lies within the thread's life."""
+        return {
+            "ph": "X",
+            "name": name,
+            "cat": category,
+            "pid": self.process,
+            "tid": self.number,
+            "ts": start,
+            "dur": round(end - start, 3),
+            "args": args,
+        }
+
+    def instant(self, name: str, time: float, args: dict[str, Any]) -> TraceEvent:
+        return {
+            "ph": "i",
+            "s": "t",
+            "name": name,
+            "cat": "thread",
+            "pid": self.process,
+            "tid": self.number,
+            "ts": _microseconds(time),
+            "args": args,
+        }
+
+    def arrow_end(self, phase: str, name: str, number: int, time: float) -> TraceEvent:
+        """One end of an arrow ("s" starts it, "f" ends it), bound to the slice around it."""
+        event = {
+            "ph": phase,
+            "name": name,
+            "cat": name,
+            "id": number,
+            "pid": self.process,
+            "tid": self.number,
+            "ts": min(max(_microseconds(time), self.start), self.end),
+        }
+        return event | {"bp": "e"} if phase == "f" else event
+
+
+def _arrows(tracks: dict[ev.ThreadPath, _Track]) -> Iterator[TraceEvent]:
+    number = 0
+    for track in tracks.values():
+        for spawn in track.story.spawns:
+            child = tracks.get(spawn.child) if spawn.child is not None else None
+            if child is not None and child.story.first is not None:
+                number += 1
+                yield track.arrow_end("s", "spawn", number, spawn.time)
+                yield child.arrow_end("f", "spawn", number, max(spawn.time, child.story.first))
+        for wait in track.story.waits:
+            for path in wait.joined.delivered:
+                child = tracks.get(path)
+                if child is not None and child.story.last is not None:
+                    number += 1
+                    yield child.arrow_end("s", "join", number, min(child.story.last, wait.ended))
+                    yield track.arrow_end("f", "join", number, wait.ended)
+
+
+def _counters(trace: Trace) -> Iterator[TraceEvent]:
+    yield _metadata("process_name", ENGINE, 0, {"name": "engine"})
+    yield _metadata("process_sort_index", ENGINE, 0, {"sort_index": ENGINE})
+    for event in trace.events:
+        if isinstance(event, ev.TickDone):
+            time = _microseconds(event.time)
+            for name, value in (
+                ("tokens in flight", event.in_flight),
+                ("threads waiting", event.waiting),
+                ("pages used", event.pages_used),
+            ):
+                yield {"ph": "C", "name": name, "pid": ENGINE, "tid": 0, "ts": time, "args": {"value": value}}
+
+
+def _metadata(name: str, process: int, thread: int, args: dict[str, Any]) -> TraceEvent:
+    return {"ph": "M", "name": name, "pid": process, "tid": thread, "ts": 0, "args": args}
+
+
+def _microseconds(seconds: float) -> float:
+    return round(seconds * 1e6, 3)

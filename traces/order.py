@@ -1,0 +1,302 @@
+"""In which order what was recorded is delivered, and what to commands that were not recorded; without a clock or a
+thread of its own.
+
+    commands -> compared with the recorded threads -> reports, in recorded order
+
+A sampled token feeds the program's watcher (and gives `Emitted` and `Signalled`), an end of a generate gives
+`Finished`, a failure `Failed`. The next recorded report waits for the command it answers: the thread's generate, or
+the interrupt that ended it. Nothing later overtakes it until as much time has passed as had in the recording, and then
+`patience` seconds without a command; then it is delivered by need: the others go on, and it follows as soon as its
+command comes. So a program that does what it did before gets the same reports in the same order, and one that does
+not gets all that was recorded for it, and never waits longer than the recording took (and a moment of patience for
+each thread that is missing). A generate that waits for nothing but an interrupt fails after all that.
+
+A command that the recording does not have ends its thread at once, with a `TraceError` that says what differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from runtime.commands import (
+    CloseThread,
+    Command,
+    Emitted,
+    Extend,
+    Failed,
+    Generate,
+    Interrupt,
+    Load,
+    OpenThread,
+    Record,
+    Report,
+    Signalled,
+    ThreadPath,
+)
+from runtime.errors import BraidError, TraceError
+from traces import events as ev
+from traces.reader import Trace
+from traces.recorded import ADVICE, PendingCall, RecordedThread
+from traces.tree import ThreadStory, path_name, tree_of, walk
+
+KEEP_ALL = 2**31 - 1
+
+
+class Step(NamedTuple):
+    """A recorded event that may give a report."""
+
+    thread: ThreadPath
+    call: int
+    """Which generate of the thread; NO_CALL for a failure between generates."""
+    sample: ev.Sampled | None
+    """The token; None for the end of the generate, or the failure."""
+
+
+NO_CALL = -1
+
+
+class RecordedOrder:
+    """Takes commands and gives the reports that are due. Times are seconds since playing began.
+
+    Raises `TraceError` for a trace whose events do not fit together.
+    """
+
+    def __init__(self, trace: Trace, patience: float) -> None:
+        self._events = trace.events
+        self._patience = patience
+        self._threads = {story.path: RecordedThread(story, trace.lost) for story in walk(tree_of(trace.events))}
+        self._steps = _steps([thread.story for thread in self._threads.values()], len(trace.events))
+        self._end = max(len(trace.events), max(self._steps, default=-1) + 1)
+        self._cursor = 0
+        self._late: dict[ThreadPath, deque[tuple[int, Step]]] = {}
+        """Steps that were passed over, of threads that the others no longer wait for."""
+        self._revived: set[ThreadPath] = set()
+        """Late threads that have had a command, so that some of their steps may be due."""
+        self._unknown: dict[ThreadPath, TraceError] = {}
+        pages = trace.header.engine.get("pages")
+        self.load = Load(pages=pages if isinstance(pages, int) else 0)
+        """As it was when the last event played was recorded."""
+        self._heard = 0.0
+
+    # ---- commands ---------------------------------------------------------------------------------------------------
+
+    def handle(self, command: Command, reports: list[Report], now: float) -> None:
+        """Takes in one command; what it does not fit is reported at once."""
+        self._heard = now
+        if isinstance(command, Record):
+            return
+        path = command.thread
+        thread = self._threads.get(path)
+        if thread is None:
+            self._refuse(command, reports)
+            return
+        if path in self._late:
+            self._revived.add(path)
+        if thread.is_closed:
+            return
+        try:
+            match command:
+                case OpenThread():
+                    thread.open(command, None if command.inherits is None else self._threads.get(command.inherits))
+                case CloseThread():
+                    thread.interrupt(KEEP_ALL)
+                    thread.is_closed = True
+                case Interrupt():
+                    thread.interrupt(command.keep)
+                case Generate() if thread.error is not None:
+                    reports.append(Failed(path, thread.error))
+                case Generate():
+                    thread.generate(command)
+                case Extend() if thread.error is None:
+                    thread.extend(command.tokens)
+                case _:
+                    pass
+        except TraceError as error:
+            if thread.fails_next:
+                thread.tried_to_fail = True
+            else:
+                self._fail(thread, error, reports)
+
+    def _refuse(self, command: OpenThread | Extend | Generate | Interrupt | CloseThread, reports: list[Report]) -> None:
+        """Answers for a thread that the recording does not have."""
+        path = command.thread
+        error = self._unknown.get(path)
+        if error is None:
+            error = self._unknown[path] = TraceError(
+                f"Thread {path_name(path)} differs from the recording: it is not among the {len(self._threads)} "
+                f"threads there. {ADVICE}"
+            )
+            reports.append(Failed(path, error))
+        elif isinstance(command, Generate):
+            reports.append(Failed(path, error))
+
+    def _fail(self, thread: RecordedThread, error: BraidError, reports: list[Report]) -> None:
+        thread.error = error
+        thread.pending = None
+        reports.append(Failed(thread.story.path, error))
+
+    # ---- order ------------------------------------------------------------------------------------------------------
+
+    def play(self, reports: list[Report], now: float) -> float:
+        """Plays up to the end of a recorded tick that gives reports, or as far as it can.
+
+        Returns how many seconds to wait for commands before playing on.
+        """
+        while True:
+            if (late := self._next_late()) is not None:
+                self._take(late, reports)
+            elif self._cursor == self._end:
+                return self._after_all(reports, now)
+            elif not self._advance(reports):
+                wait = self._patience_ends(self._cursor) - now
+                if wait > 0:
+                    return wait
+                self._late[self._steps[self._cursor].thread] = deque()
+            elif reports and self._is_after_tick:
+                return 0.0
+
+    @property
+    def _is_after_tick(self) -> bool:
+        return self._cursor <= len(self._events) and isinstance(self._events[self._cursor - 1], ev.TickDone)
+
+    def _advance(self, reports: list[Report]) -> bool:
+        """Plays the next event; False if that has to wait for a command."""
+        step = self._steps.get(self._cursor)
+        if step is not None and not self._threads[step.thread].is_over:
+            late = self._late.get(step.thread)
+            if self._is_due(step) and not late:
+                self._late.pop(step.thread, None)
+                self._take(step, reports)
+            elif late is not None:
+                late.append((self._cursor, step))
+            else:
+                return False
+        if self._cursor < len(self._events):
+            self._count(self._events[self._cursor])
+        self._cursor += 1
+        return True
+
+    def _next_late(self) -> Step | None:
+        """The first of the steps passed over that is due now."""
+        due: list[tuple[int, ThreadPath]] = []
+        for path in list(self._revived):
+            steps = self._late.get(path)
+            if steps and self._threads[path].is_over:
+                steps.clear()
+            if steps and self._is_due(steps[0][1]):
+                due.append((steps[0][0], path))
+            else:
+                self._revived.discard(path)
+        return self._late[min(due)[1]].popleft()[1] if due else None
+
+    def _is_due(self, step: Step) -> bool:
+        """Whether the program has sent what this step answers."""
+        thread = self._threads[step.thread]
+        if step.call == NO_CALL:
+            return thread.tried_to_fail
+        pending = thread.pending
+        if pending is None or pending.number != step.call:
+            return False
+        return step.sample is not None or pending.recorded.reason != "interrupted" or pending.keep is not None
+
+    def _patience_ends(self, index: int) -> float:
+        """When to wait no longer for what the event needs."""
+        recorded = self._events[min(index, len(self._events) - 1)].time
+        return max(recorded, self._heard) + self._patience
+
+    def _after_all(self, reports: list[Report], now: float) -> float:
+        """Ends the generates that wait for an interrupt which no longer comes, once patience is over."""
+        waiting = [thread for thread in self._threads.values() if thread.pending is not None]
+        if not waiting:
+            return math.inf
+        wait = self._patience_ends(self._end) - now
+        if wait > 0:
+            return wait
+        for thread in waiting:
+            self._fail(thread, thread.never_interrupted(), reports)
+        return 0.0
+
+    # ---- reports ----------------------------------------------------------------------------------------------------
+
+    def _take(self, step: Step, reports: list[Report]) -> None:
+        """Delivers a step that is due."""
+        thread = self._threads[step.thread]
+        pending = thread.pending
+        if pending is None:
+            self._fail(thread, thread.recorded_error(thread.story.error), reports)
+            return
+        call = pending.recorded
+        try:
+            if step.sample is not None:
+                self._emit(step.sample, thread, pending, reports)
+            elif call.error is not None:
+                self._fail(thread, thread.recorded_error(call.error), reports)
+            elif call.reason is None and pending.keep is None:
+                self._fail(thread, thread.ends_early(), reports)
+            else:
+                reports.append(thread.finish())
+        except TraceError as error:
+            self._fail(thread, error, reports)
+
+    def _emit(self, sample: ev.Sampled, thread: RecordedThread, pending: PendingCall, reports: list[Report]) -> None:
+        request, call = pending.request, pending.recorded
+        pending.delivered += 1
+        if request.stream:
+            reports.append(Emitted(thread.story.path, (sample.token,)))
+        stops = sample.token in request.stop_tokens
+        for signal in request.watcher.feed(sample.token) if request.watcher is not None else ():
+            entropy = call.samples[signal.start].entropy if request.entropies else None
+            reports.append(Signalled(thread.story.path, signal, math.nan if entropy is None else entropy))
+            stops |= signal.stops
+        pending.stops = stops
+        if stops and (pending.delivered < len(call.samples) or call.reason not in ("stop", None)):
+            raise thread.stops_early()
+
+    def _count(self, event: ev.AnyEvent) -> None:
+        """Keeps `load` as it was when the event was recorded."""
+        load = self.load
+        match event:
+            case ev.Sampled():
+                self.load = replace(load, sampled=load.sampled + 1)
+            case ev.Computed():
+                again = event.count if event.recomputed else 0
+                self.load = replace(load, computed=load.computed + event.count, recomputed=load.recomputed + again)
+            case ev.GenerateFinished():
+                self.load = replace(load, reused=load.reused + event.reused)
+            case ev.ThreadOpened():
+                self.load = replace(load, open_threads=load.open_threads + 1)
+            case ev.ThreadClosed():
+                self.load = replace(load, open_threads=load.open_threads - 1)
+            case ev.TickDone():
+                self.load = replace(
+                    load,
+                    ticks=load.ticks + 1,
+                    in_flight=event.in_flight,
+                    iterations=load.iterations + event.in_flight,
+                    waiting=event.waiting,
+                    pages_used=event.pages_used,
+                )
+            case _:
+                pass
+
+
+def _steps(stories: list[ThreadStory], events: int) -> dict[int, Step]:
+    """What may give a report, by index of its event; generates without a recorded end follow all events."""
+    steps: dict[int, Step] = {}
+    endless: list[tuple[int, Step]] = []
+    for story in stories:
+        for number, call in enumerate(story.calls):
+            for index, sample in zip(call.sample_indices, call.samples, strict=True):
+                steps[index] = Step(story.path, number, sample)
+            if call.end_index is None:
+                endless.append((call.index, Step(story.path, number, None)))
+            else:
+                steps[call.end_index] = Step(story.path, number, None)
+        if story.failure_index is not None:
+            steps.setdefault(story.failure_index, Step(story.path, NO_CALL, None))
+    steps.update({events + number: step for number, (_, step) in enumerate(sorted(endless))})
+    return steps

@@ -1,0 +1,149 @@
+"""Reading a trace, whole or cut off: every record up to the first one that is incomplete or damaged."""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import msgspec
+
+from runtime.errors import TraceError
+from traces.events import FORMAT, AnyEvent, Header
+from traces.writer import FRAME, MAGIC
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace in memory."""
+
+    header: Header
+    events: list[AnyEvent] = field(default_factory=list)
+    lost: str | None = None
+    """What is missing at the end and why; None for a trace that its writer closed."""
+
+
+class TraceReader:
+    """Iterates over the events of a trace file without holding them; a context manager.
+
+    `header` is read at once. `lost` is known when the iteration is over: None, or what is missing at the end. A file
+    that its writer has not closed (killed, or still writing) reads up to its last whole record.
+
+    Raises `TraceError` for a file that is missing, is no trace, has a damaged header, or was written in another
+    format; and, while iterating, for an intact record that this version does not know.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.lost: str | None = None
+        self._decoder = msgspec.msgpack.Decoder(AnyEvent)
+        try:
+            self._file: BinaryIO = open(self.path, "rb")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise TraceError(f"Cannot read the trace {self.path}: {error.strerror or error}.") from error
+        self._at = len(MAGIC)
+        self._size = 0
+        try:
+            self.header = self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[AnyEvent]:
+        number = 1
+        while (payload := self._record(number)) is not None:
+            try:
+                event = self._decoder.decode(payload)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise TraceError(
+                    f"{self.path}: record {number} is intact but is not an event this version knows ({error}); it was "
+                    "written by a newer or a changed Braid. Read it with the version that wrote it."
+                ) from error
+            yield event
+            number += 1
+
+    def _read_header(self) -> Header:
+        magic = self._file.read(len(MAGIC))
+        if len(magic) < len(MAGIC) and MAGIC.startswith(magic):
+            raise TraceError(f"{self.path} has {len(magic)} bytes: not even the first {len(MAGIC)} of a trace.")
+        match = re.fullmatch(rb"braid-trace (\d{4})", magic)
+        if match is None:
+            raise TraceError(f"{self.path} is not a Braid trace: it does not begin with {MAGIC.decode()!r}.")
+        if (version := int(match[1])) != FORMAT:
+            raise TraceError(
+                f"{self.path} has trace format {version}; this version reads format {FORMAT}. "
+                "Read it with the version that wrote it."
+            )
+        payload = self._record(0)
+        if payload is None:
+            raise TraceError(f"{self.path}: the header cannot be read, and nothing without it ({self.lost}).")
+        try:
+            header = msgspec.msgpack.decode(payload, type=Header)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise TraceError(f"{self.path}: the header is intact but not understood ({error}).") from error
+        if header.format != FORMAT:
+            raise TraceError(f"{self.path}: the header says format {header.format}; this version reads {FORMAT}.")
+        return header
+
+    def _record(self, number: int) -> bytes | None:
+        """The next payload; None at the end, with `lost` saying why unless the end mark was found there."""
+        start = self._at
+        frame = self._file.read(FRAME.size)
+        if not frame:
+            self.lost = (
+                f"the trace ends without its end mark at byte {start}, after {max(number - 1, 0)} events: "
+                "its writer was killed or is still writing"
+            )
+            return None
+        if len(frame) < FRAME.size:
+            size = start + len(frame)
+            self.lost = f"truncated at byte {size}: {len(frame)} bytes of record {number} (from byte {start}) remain"
+            return None
+        length, checksum = FRAME.unpack(frame)
+        end = start + FRAME.size + length
+        if end > self._size:
+            # Asked again, since the writer may still be writing; and asked before reading, since a damaged length
+            # could ask for gigabytes.
+            self._size = os.fstat(self._file.fileno()).st_size
+        if end > self._size:
+            self.lost = (
+                f"truncated at byte {self._size}: record {number} (from byte {start}) says it has {length} bytes and "
+                f"{self._size - start - FRAME.size} remain"
+            )
+            return None
+        payload = self._file.read(length)
+        if zlib.crc32(payload, zlib.crc32(frame[:4])) != checksum:
+            self.lost = (
+                f"checksum wrong at record {number} (bytes {start} to {end} of {self._size}): "
+                "it and everything after it is lost"
+            )
+            return None
+        self._at = end
+        if not payload:
+            if rest := os.fstat(self._file.fileno()).st_size - end:
+                self.lost = f"{rest} bytes follow the end mark at byte {start}; they were not read"
+            return None
+        return payload
+
+
+def read(path: str | os.PathLike[str]) -> Trace:
+    """Reads a whole trace; raises `TraceError` as `TraceReader` does."""
+    with TraceReader(path) as reader:
+        events = list(reader)
+        return Trace(header=reader.header, events=events, lost=reader.lost)

@@ -1,0 +1,230 @@
+"""One recorded thread, compared with what a program asks of it while it is played back."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+
+from runtime import errors
+from runtime.commands import Finished, FinishReason, Generate, OpenThread
+from runtime.errors import BraidError, TraceError
+from traces.tree import Call, Receipt, ThreadStory, path_name
+
+ADVICE = "Play a trace back with the program, the policy and the settings that made it."
+
+
+class PendingCall:
+    """A generate that the program waits for, and the recorded call that answers it."""
+
+    def __init__(self, number: int, request: Generate, recorded: Call) -> None:
+        self.number = number
+        self.request = request
+        self.recorded = recorded
+        self.delivered = 0
+        """Samples that the program's watcher has been fed."""
+        self.stops = False
+        """Whether the program's generate stops with the last delivered token: by its stop tokens or its watcher."""
+        self.keep: int | None = None
+        """What the program's interrupt keeps, once it has come."""
+
+
+class RecordedThread:
+    """Follows one thread of a recording. Methods raise `TraceError` where the program leaves it.
+
+    Received tokens are compared by content, not by how many commands brought them. A generate fits if it samples in
+    the same way and its bound allows what was recorded; what else it asks for decides nothing that a recording has.
+    """
+
+    def __init__(self, story: ThreadStory, lost: str | None) -> None:
+        self.story = story
+        self.lost = lost
+        self.name = path_name(story.path)
+        self.is_open = False
+        self.is_closed = False
+        self.error: BraidError | None = None
+        self.length = 0
+        """Tokens in the program's context."""
+        self.calls = 0
+        """Generates that the program has asked for."""
+        self.tried_to_fail = False
+        """Whether the program has sent the command that made it fail between its generates."""
+        self.pending: PendingCall | None = None
+        self._consumed = 0
+        self._last_start = 0
+        self._receipts = _received_before_calls(story)
+
+    def open(self, command: OpenThread, inherited: RecordedThread | None) -> None:
+        story = self.story
+        if self.is_open or story.opened is None:
+            raise self._differs("the program opens it once more" if self.is_open else "it was never opened")
+        self._expect("inherits from thread", story.inherits, command.inherits)
+        self._expect("seed", story.seed, command.seed)
+        self._expect("depth policy", builtins(story.depth), builtins(command.depth))
+        if inherited is not None:
+            self.length = inherited.length
+            if story.segments:
+                self._expect("number of inherited tokens", story.segments[0].position, self.length)
+        self.is_open = True
+
+    def extend(self, tokens: tuple[int, ...]) -> None:
+        if not self.is_open:
+            raise self._differs("the program uses it without opening it")
+        expected = self._receipts[self.calls]
+        if not tokens:
+            return
+        if self._consumed == 0 and expected:
+            self._expect("context length before the message", expected[0].position, self.length)
+        recorded = [token for receipt in expected for token in receipt.tokens][self._consumed :]
+        for offset, token in enumerate(tokens):
+            if offset == len(recorded):
+                raise self._differs(
+                    f"the program appends {len(tokens)} tokens at position {self.length} and the recording has only "
+                    f"{len(recorded)} there"
+                )
+            if recorded[offset] != token:
+                raise self._differs(
+                    f"the program appends token {token} at position {self.length + offset} where the recording has "
+                    f"{recorded[offset]}"
+                )
+        self._consumed += len(tokens)
+        self.length += len(tokens)
+
+    def generate(self, request: Generate) -> None:
+        if not self.is_open:
+            raise self._differs("the program uses it without opening it")
+        if self.pending is not None:
+            raise self._differs("the program starts a generate while another is open")
+        if self.calls == len(self.story.calls):
+            raise self._differs(f"the program starts generate {self.calls + 1}, and only {self.calls} were recorded")
+        call = self.story.calls[self.calls]
+        missing = sum(len(receipt.tokens) for receipt in self._receipts[self.calls]) - self._consumed
+        if missing:
+            raise self._differs(f"the recording has {missing} more received tokens before generate {self.calls + 1}")
+        self._expect("context length", call.position, self.length)
+        self._expect("sampling", _choice(call.sampling), _choice(request.sampling))
+        if request.depth is not None:
+            self._expect("depth policy", builtins(call.depth), builtins(request.depth))
+        if request.max_tokens < len(call.samples) or (call.reason == "length" and request.max_tokens > call.max_tokens):
+            raise self._differs(
+                f"generate {self.calls + 1} asks for at most {request.max_tokens} tokens; recorded were "
+                f"{len(call.samples)} of at most {call.max_tokens}"
+            )
+        self.pending = PendingCall(self.calls, request, call)
+        self._last_start = self.length
+        self.calls += 1
+        self._consumed = 0
+
+    def interrupt(self, keep: int) -> None:
+        if self.pending is not None:
+            self.pending.keep = keep
+        else:
+            self.length = min(self.length, self._last_start + keep)
+
+    def finish(self) -> Finished:
+        """Ends the pending call as it ended in the recording, or as the program's interrupt says."""
+        pending = self.pending
+        assert pending is not None
+        call = pending.recorded
+        interrupted = call.reason in ("interrupted", None)
+        if call.reason == "stop" and not pending.stops:
+            raise self._differs(
+                f"generate {pending.number + 1} stopped after {pending.delivered} tokens; the program's goes on"
+            )
+        kept = call.samples[: pending.keep] if interrupted else call.kept
+        self.pending = None
+        self.length = call.position + len(kept)
+        if pending.keep is not None:
+            self.length = min(self.length, call.position + pending.keep)
+        return Finished(
+            thread=self.story.path,
+            tokens=tuple(sample.token for sample in kept),
+            logprobs=tuple(sample.logprob for sample in kept),
+            top_logprobs=tuple(sample.top_logprobs or {} for sample in kept),
+            depths=tuple(sample.depth for sample in kept),
+            reason="interrupted" if interrupted else cast(FinishReason, call.reason),
+            sampled=len(call.samples) if call.sampled is None else call.sampled,
+            computed=call.computed or 0,
+            iterations=call.iterations or 0,
+            recomputed=call.recomputed or 0,
+            reused=call.reused or 0,
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing recorded of it is delivered any more."""
+        return self.error is not None or (self.is_closed and self.pending is None)
+
+    @property
+    def fails_next(self) -> bool:
+        """Whether the recorded thread failed between its generates, at this point."""
+        failed = self.story.failure_index
+        calls = self.story.calls
+        return (
+            failed is not None
+            and self.calls == len(calls)
+            and self.pending is None
+            and all(failed != call.end_index for call in calls)
+        )
+
+    def recorded_error(self, text: str) -> BraidError:
+        """A recorded error, as the class that it names where it is one of the runtime's."""
+        name, _, message = text.partition(": ")
+        kind = getattr(errors, name, None)
+        if message and isinstance(kind, type) and issubclass(kind, BraidError):
+            return kind(message)
+        return BraidError(text)
+
+    def ends_early(self) -> TraceError:
+        """Why a generate whose end is not recorded cannot go on."""
+        pending = self.pending
+        assert pending is not None
+        return TraceError(
+            f"Thread {self.name}: the recording ends within generate {pending.number + 1}, after {pending.delivered} "
+            f"tokens ({self.lost or 'its run was not finished'})."
+        )
+
+    def never_interrupted(self) -> TraceError:
+        """Why a generate that the recorded program interrupted cannot go on."""
+        pending = self.pending
+        assert pending is not None
+        return self._differs(
+            f"generate {pending.number + 1} was interrupted after {pending.delivered} tokens; the program did not "
+            "interrupt it in as much time"
+        )
+
+    def stops_early(self) -> TraceError:
+        """Why a generate that the program stops has no recorded end."""
+        pending = self.pending
+        assert pending is not None
+        call = pending.recorded
+        return self._differs(
+            f"the program's generate {pending.number + 1} stops after {pending.delivered} tokens; the recorded one has "
+            f"{len(call.samples)} and ended with {call.reason or 'an error'!r}"
+        )
+
+    def _expect(self, what: str, recorded: object, found: object) -> None:
+        if recorded != found:
+            raise self._differs(f"{what} is {found!r}, and was {recorded!r}")
+
+    def _differs(self, how: str) -> TraceError:
+        return TraceError(f"Thread {self.name} differs from the recording: {how}. {ADVICE}")
+
+
+def builtins(data: object) -> Any:
+    """As a file holds it: a round trip through msgpack makes structs into objects and tuples into lists."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(data))
+
+
+def _choice(sampling: object) -> dict[str, Any]:
+    """What of a sampling decides which tokens come; how many log-probabilities are reported does not."""
+    return {key: value for key, value in builtins(sampling).items() if key != "logprobs"}
+
+
+def _received_before_calls(story: ThreadStory) -> list[list[Receipt]]:
+    """For each call, and for what follows the last, the receipts since the call before it began."""
+    groups: list[list[Receipt]] = [[] for _ in range(len(story.calls) + 1)]
+    starts = [call.index for call in story.calls]
+    for receipt in story.receipts:
+        groups[sum(start < receipt.index for start in starts)].append(receipt)
+    return groups

@@ -1,0 +1,281 @@
+"""Running a trace again on a real device, and finding where it first goes another way."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import Literal
+
+import msgspec
+
+from policies.depth.base import DepthPolicy
+from policies.registry import from_builtins
+from runtime.commands import (
+    CloseThread,
+    Device,
+    DeviceFailed,
+    Extend,
+    Failed,
+    Finished,
+    Generate,
+    Interrupt,
+    OpenThread,
+    Report,
+    Signal,
+    ThreadPath,
+)
+from runtime.errors import EngineFailed, TraceError
+from runtime.sampling import Sampling
+from traces import events as ev
+from traces.reader import Trace
+from traces.recorded import builtins
+from traces.tree import Call, ThreadStory, path_name, tree_of, walk
+
+
+class Divergence(msgspec.Struct, frozen=True, kw_only=True):
+    """The first place where the device did something else than the recording."""
+
+    thread: ThreadPath
+    position: int
+    """In the thread's context."""
+    kind: Literal["token", "depth", "length", "error"]
+    """Another token; another depth (whatever the token); fewer tokens than recorded; the thread failed."""
+    expected: int | None
+    """Token or depth as recorded; None for an error."""
+    found: int | None
+    """Token or depth now; None where there is none."""
+    margin: float | None
+    """For a token: by how many nats it was likelier now than the recorded one, where the device can tell. A small
+    margin means a tie at float precision, not another model."""
+    detail: str
+    """The same as a sentence."""
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verify replay found."""
+
+    threads: int
+    calls: int
+    """Generates executed again; those that sampled nothing are not."""
+    tokens: int
+    """Tokens found equal, depths included."""
+    divergence: Divergence | None
+
+    @property
+    def equal(self) -> bool:
+        return self.divergence is None
+
+
+def verify(trace: Trace, device: Device) -> Verification:
+    """Executes every recorded thread again and compares each sampled token and its depth.
+
+    Commands go out in recorded order, so that forks inherit what they did and about as much runs at a time. Each
+    generate gets its recorded bounds and ends after as many tokens as were recorded, however it ended then. Starts
+    `device` and stops it; blocks until done, or until the first divergence is certain.
+
+    Policies that look at the load of the engine may decide otherwise in a replay; that shows as kind "depth".
+    Raises `TraceError` if the trace's events do not fit together or name an unknown policy, `EngineFailed` if the
+    device dies.
+    """
+    replay = _Replay(trace, device)
+    device.start(replay.reports.put)
+    try:
+        return replay.run()
+    finally:
+        device.stop()
+
+
+class _Recorded:
+    """A watcher that ends a generate with its last recorded token, or with the first that differs."""
+
+    def __init__(self, tokens: tuple[int, ...]) -> None:
+        self._tokens = tokens
+        self._seen = 0
+
+    def feed(self, token: int) -> tuple[Signal, ...]:
+        at = self._seen
+        self._seen += 1
+        if token == self._tokens[at] and self._seen < len(self._tokens):
+            return ()
+        return (Signal(kind="stop", tokens=(token,), start=at, stops=True),)
+
+
+class _Replay:
+    def __init__(self, trace: Trace, device: Device) -> None:
+        self.reports: SimpleQueue[list[Report]] = SimpleQueue()
+        self._events = trace.events
+        self._device = device
+        self._stories = {story.path: story for story in walk(tree_of(trace.events))}
+        self._starts: dict[int, tuple[ThreadPath, Call]] = {}
+        self._ends: dict[int, tuple[ThreadPath, Call]] = {}
+        for path, story in self._stories.items():
+            for call in story.calls:
+                if call.samples:
+                    self._starts[call.index] = path, call
+                    if call.end_index is not None:
+                        self._ends[call.end_index] = path, call
+        self._lengths: dict[ThreadPath, int] = {}
+        self._call_starts: dict[ThreadPath, int] = {}
+        self._open: dict[ThreadPath, Call] = {}
+        """Generates whose answer has not been compared."""
+        self._answers: dict[ThreadPath, Finished | Failed] = {}
+        self._failures: dict[ThreadPath, Exception] = {}
+        self._calls = self._tokens = 0
+
+    def run(self) -> Verification:
+        divergence: Divergence | None = None
+        for index, event in enumerate(self._events):
+            if index in self._ends:
+                path, call = self._ends[index]
+                divergence = self._compared(path, call)
+            elif index in self._starts:
+                path, call = self._starts[index]
+                self._generate(path, call)
+            elif isinstance(event, ev.ThreadOpened):
+                self._open_thread(event)
+            elif isinstance(event, ev.Received):
+                self._cut(event.thread, event.position)
+                self._device.send(Extend(event.thread, event.tokens))
+                self._lengths[event.thread] += len(event.tokens)
+            elif isinstance(event, ev.ThreadClosed):
+                self._device.send(CloseThread(event.thread))
+            if divergence is not None:
+                break
+        return Verification(
+            threads=len(self._lengths),
+            calls=self._calls,
+            tokens=self._tokens,
+            divergence=self._first_of_open(divergence),
+        )
+
+    def _open_thread(self, event: ev.ThreadOpened) -> None:
+        if event.inherits is not None:
+            segments = self._stories[event.thread].segments
+            if segments:
+                self._cut(event.inherits, segments[0].position)
+            self._lengths[event.thread] = self._lengths.get(event.inherits, 0)
+        else:
+            self._lengths[event.thread] = 0
+        depth = _depth_policy(event.depth)
+        self._device.send(OpenThread(thread=event.thread, seed=event.seed, depth=depth, inherits=event.inherits))
+
+    def _cut(self, path: ThreadPath, length: int) -> None:
+        """Repeats a cut of the context that left no event of its own: what comes next begins below its end."""
+        if length < self._lengths.setdefault(path, 0):
+            self._device.send(Interrupt(path, keep=length - self._call_starts.get(path, 0)))
+            self._lengths[path] = length
+
+    def _generate(self, path: ThreadPath, call: Call) -> None:
+        self._cut(path, call.position)
+        sampling = msgspec.convert(builtins(call.sampling), Sampling)
+        self._device.send(
+            Generate(
+                thread=path,
+                max_tokens=call.max_tokens,
+                max_iterations=call.max_iterations,
+                sampling=msgspec.structs.replace(sampling, logprobs=max(2, sampling.logprobs)),
+                depth=_depth_policy(call.depth),
+                watcher=_Recorded(tuple(sample.token for sample in call.samples)),
+            )
+        )
+        self._open[path] = call
+        self._call_starts[path] = call.position
+        self._lengths[path] = call.position + len(call.samples)
+        self._calls += 1
+
+    def _compared(self, path: ThreadPath, call: Call) -> Divergence | None:
+        """Waits for a generate's answer and compares it; cuts the context as the recording did."""
+        del self._open[path]
+        answer = self._answer(path)
+        if isinstance(answer, Failed):
+            return Divergence(
+                thread=path,
+                position=call.position,
+                kind="error",
+                expected=None,
+                found=None,
+                margin=None,
+                detail=f"thread {path_name(path)} failed, and did not in the recording: {answer.error}",
+            )
+        divergence = _first_difference(path, call, answer)
+        self._tokens += len(call.samples) if divergence is None else divergence.position - call.position
+        if call.end_position is not None and divergence is None:
+            self._cut(path, call.end_position)
+        return divergence
+
+    def _answer(self, path: ThreadPath) -> Finished | Failed:
+        while path not in self._answers:
+            for report in self.reports.get():
+                if isinstance(report, DeviceFailed):
+                    raise EngineFailed(f"The device failed during verify: {report.error!r}.") from report.error
+                if isinstance(report, Finished | Failed):
+                    self._answers[report.thread] = report
+        return self._answers.pop(path)
+
+    def _first_of_open(self, found: Divergence | None) -> Divergence | None:
+        """The earliest divergence as recorded, those of generates that are still open included."""
+        candidates = [] if found is None else [found]
+        for path, call in list(self._open.items()):
+            other = self._compared(path, call)
+            if other is not None:
+                candidates.append(other)
+        return min(candidates, key=self._recorded_at, default=None)
+
+    def _recorded_at(self, divergence: Divergence) -> int:
+        for call in self._stories[divergence.thread].calls:
+            for index, sample in zip(call.sample_indices, call.samples, strict=True):
+                if sample.position == divergence.position:
+                    return index
+        return len(self._events)
+
+
+def _first_difference(path: ThreadPath, call: Call, answer: Finished) -> Divergence | None:
+    name = path_name(path)
+    for at, sample in enumerate(call.samples):
+        where = f"thread {name}, position {sample.position}"
+        if at == len(answer.tokens):
+            return Divergence(
+                thread=path,
+                position=sample.position,
+                kind="length",
+                expected=sample.token,
+                found=None,
+                margin=None,
+                detail=f"{where}: {len(call.samples)} tokens were recorded; now there are {at} ({answer.reason})",
+            )
+        token, depth = answer.tokens[at], answer.depths[at]
+        if depth != sample.depth:
+            return Divergence(
+                thread=path,
+                position=sample.position,
+                kind="depth",
+                expected=sample.depth,
+                found=depth,
+                margin=None,
+                detail=f"{where}: depth {sample.depth} was recorded; now it is {depth} "
+                f"(token {sample.token} then, {token} now)",
+            )
+        if token != sample.token:
+            margin = _margin(answer, at, sample.token)
+            return Divergence(
+                thread=path,
+                position=sample.position,
+                kind="token",
+                expected=sample.token,
+                found=token,
+                margin=margin,
+                detail=f"{where}: token {sample.token} was recorded; now it is {token}"
+                + (f", likelier by {margin:.3g} nats" if margin is not None else ""),
+            )
+    return None
+
+
+def _margin(answer: Finished, at: int, expected: int) -> float | None:
+    other = answer.top_logprobs[at].get(expected) if at < len(answer.top_logprobs) else None
+    return None if other is None else answer.logprobs[at] - other
+
+
+def _depth_policy(recorded: object) -> DepthPolicy:
+    try:
+        return from_builtins(builtins(recorded), DepthPolicy)
+    except ValueError as error:
+        raise TraceError(f"The trace's depth policy cannot be used: {error}") from error
