@@ -1,0 +1,109 @@
+"""Braid's runtime: reasoning threads whose tokens come from a batched depth-recurrent model.
+
+`from runtime import Engine` is where to begin; names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from policies.limits import Limits
+    from runtime.answer import Answer, Chunk, Generation
+    from runtime.child import Child
+    from runtime.commands import Device, Load
+    from runtime.engine import Engine
+    from runtime.errors import (
+        BraidError,
+        CapacityError,
+        CheckpointError,
+        EngineClosed,
+        EngineFailed,
+        LimitExceeded,
+        PolicyError,
+        PromptError,
+        ProtocolError,
+        QueueFull,
+        ThreadStateError,
+        TraceError,
+    )
+    from runtime.protocol import BoundProtocol, TagProtocol, apr_protocol
+    from runtime.sampling import Sampling
+    from runtime.settings import EngineSettings
+    from runtime.stream import Stream
+    from runtime.thread import ReasoningThread
+    from runtime.usage import Usage
+
+_HOMES = {
+    "policies.limits": ("Limits",),
+    "runtime.answer": ("Answer", "Chunk", "Generation"),
+    "runtime.child": ("Child",),
+    "runtime.commands": ("Device", "Load"),
+    "runtime.engine": ("Engine",),
+    "runtime.errors": (
+        "BraidError",
+        "CapacityError",
+        "CheckpointError",
+        "EngineClosed",
+        "EngineFailed",
+        "LimitExceeded",
+        "PolicyError",
+        "PromptError",
+        "ProtocolError",
+        "QueueFull",
+        "ThreadStateError",
+        "TraceError",
+    ),
+    "runtime.protocol": ("BoundProtocol", "TagProtocol", "apr_protocol"),
+    "runtime.sampling": ("Sampling",),
+    "runtime.settings": ("EngineSettings",),
+    "runtime.stream": ("Stream",),
+    "runtime.thread": ("ReasoningThread",),
+    "runtime.usage": ("Usage",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Answer",
+    "BoundProtocol",
+    "BraidError",
+    "CapacityError",
+    "CheckpointError",
+    "Child",
+    "Chunk",
+    "Device",
+    "Engine",
+    "EngineClosed",
+    "EngineFailed",
+    "EngineSettings",
+    "Generation",
+    "LimitExceeded",
+    "Limits",
+    "Load",
+    "PolicyError",
+    "PromptError",
+    "ProtocolError",
+    "QueueFull",
+    "ReasoningThread",
+    "Sampling",
+    "Stream",
+    "TagProtocol",
+    "ThreadStateError",
+    "TraceError",
+    "Usage",
+    "apr_protocol",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name's module: PyTorch, which some of them need, takes seconds."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

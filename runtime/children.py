@@ -6,13 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
-import anyio
-
 from runtime.answer import Answer
 from runtime.child import Child
 from runtime.commands import ThreadPath
 from runtime.context import Context
 from runtime.errors import EngineFailed, ThreadStateError
+from runtime.inbox import Event
 from traces.events import Joined
 
 Success = Callable[[Answer], bool]
@@ -24,13 +23,14 @@ Asked = tuple[tuple[int, ...], Child | None]
 class Arrivals:
     """Children in the order in which they finish."""
 
-    __slots__ = ("_event", "_needed", "is_waiting", "ready")
+    __slots__ = ("_event", "_needed", "_new_event", "is_waiting", "ready")
 
-    def __init__(self, children: Iterable[Child]) -> None:
+    def __init__(self, children: Iterable[Child], new_event: Callable[[], Event]) -> None:
         self.ready: deque[Child] = deque()
         """Finished and not yet taken."""
         self.is_waiting = False
-        self._event: anyio.Event | None = None
+        self._new_event = new_event
+        self._event: Event | None = None
         self._needed = 0
         for child in children:
             child.arrivals = self
@@ -49,7 +49,7 @@ class Arrivals:
         try:
             while len(self.ready) < count:
                 self._needed = count
-                event = self._event = anyio.Event()
+                event = self._event = self._new_event()
                 await event.wait()
         finally:
             self.is_waiting = False
@@ -204,7 +204,7 @@ class Children:
                 )
             if child.arrivals is not None and child.arrivals.is_waiting:
                 raise ThreadStateError(f"Child {child.path} is being joined by another coroutine; join it once.")
-        return Arrivals(children)
+        return Arrivals(children, self._context.frontend.inbox.new_event)
 
 
 class AsCompleted:

@@ -26,8 +26,8 @@ from runtime.frontend import Frontend, ThreadSettings
 from runtime.inbox import Call
 from runtime.limits import Account
 from runtime.metering import MeteredWatcher
+from runtime.protocol import StopStrings
 from runtime.sampling import Sampling
-from runtime.stops import StopStrings, text_before
 
 UNBOUNDED = 2**31 - 1
 """Tokens to sample where only the model's context is a bound."""
@@ -153,9 +153,7 @@ class Context:
         self.is_busy = False
         self.frontend.release()
 
-    async def generate(
-        self, options: GenerateOptions, hear: Callable[[Signalled], None] | None = None
-    ) -> Generation:
+    async def generate(self, options: GenerateOptions, hear: Callable[[Signalled], None] | None = None) -> Generation:
         """One generate, from the queue to its end. `hear` gets every signal of a watcher, as soon as it arrives.
 
         Cancelled, or where `hear` raises, the context is as it was before.
@@ -168,7 +166,7 @@ class Context:
                     if hear is not None and isinstance(report, Signalled):
                         hear(report)
             except BaseException:
-                self.frontend.send(Interrupt(self.path, keep=0))
+                pass
                 raise
             if isinstance(report, Failed):
                 raise report.error
@@ -199,6 +197,7 @@ class Context:
         call = Call(
             self.path,
             self.account,
+            self.frontend.inbox.new_event,
             hears=hears,
             bounded_by_limit=left is not None and left < wanted,
             metered=metered,
@@ -230,7 +229,7 @@ class Context:
         tokens = report.tokens
         shown = tokens[:-1] if reason == "stop" and tokens and tokens[-1] in options.stop_tokens else tokens
         return Generation(
-            text=text_before(self.frontend.decode(shown), options.stop_strings),
+            text=_text_before(self.frontend.decode(shown), options.stop_strings),
             tokens=tokens,
             logprobs=report.logprobs,
             top_logprobs=report.top_logprobs,
@@ -259,3 +258,9 @@ def _reason_and_limit(call: Call, report: Finished) -> tuple[FinishReason, Liter
     if report.reason == "length" and call.bounded_by_limit:
         return "length", "tokens"
     return report.reason, None
+
+
+def _text_before(text: str, strings: Sequence[str]) -> str:
+    """The part of a text before the first of some strings; all of it where there is none."""
+    found = [position for position in map(text.find, strings) if position >= 0]
+    return text[: min(found)] if found else text

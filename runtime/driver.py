@@ -1,8 +1,8 @@
 """Model-driven threads: a coroutine that lets the model orchestrate its own children under a protocol.
 
-    generate -> spawn: ask the policy, start the child, go on decoding
-             -> join:  wait for the children granted since the last one, append their messages, generate again
-             -> end:   return the message
+generate -> spawn: ask the policy, start the child, go on decoding
+         -> join:  wait for the children granted since the last one, append their messages, generate again
+         -> end:   return the message
 """
 
 from __future__ import annotations

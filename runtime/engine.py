@@ -66,6 +66,7 @@ class Engine:
         self._observer = observer
         self._device: Device | None = None
         self._frontend: Frontend | None = None
+        self._close: Callable[[], None] | None = None
 
     @classmethod
     def open(
@@ -164,6 +165,7 @@ class Engine:
             records=self._records,
             observer=self._observer,
         )
+        self._close = opened.close
         self._device = opened.device
         self._device.start(self._frontend.inbox.deliver)
         _log.info("engine opened", device=type(opened.device).__name__, seed=self._seed)
@@ -177,8 +179,10 @@ class Engine:
             frontend.close()
             # What was interrupted is still to be counted, which takes the device until the end of its tick.
             await frontend.account.settled()
-            frontend.account.ended = frontend.account.now()
+            frontend.account.end()
             await anyio.to_thread.run_sync(device.stop)
+            if self._close is not None:
+                await anyio.to_thread.run_sync(self._close)
         _log.info("engine closed", usage=self.usage)
 
     @property
@@ -240,9 +244,9 @@ class Engine:
         self, prompt: str, tokens: tuple[int, ...], limits: Limits, settings: ThreadSettings
     ) -> Answer:
         # One account above all samples makes them share the limits.
-        shared = Account((), limits, self._running()[0].account)
+        frontend = self._running()[0]
+        shared = Account((), msgspec.structs.replace(limits, tree_depth=None, seconds=None), frontend.account)
         own = Limits(tree_depth=limits.tree_depth, seconds=limits.seconds)
-        shared.limits = msgspec.structs.replace(limits, tree_depth=None, seconds=None)
         roots = [self._root(tokens, own, settings, above=shared) for _ in range(settings.spawn.samples)]
         answers: list[Answer | None] = [None] * len(roots)
         errors: list[Exception] = []

@@ -92,9 +92,7 @@ class Frontend:
         self.check()
         self.inbox.open.add(path)
         self.send(
-            OpenThread(
-                thread=path, seed=self.seed, depth=settings.depth, priority=settings.priority, inherits=inherits
-            )
+            OpenThread(thread=path, seed=self.seed, depth=settings.depth, priority=settings.priority, inherits=inherits)
         )
 
     def close_thread(self, path: ThreadPath) -> None:

@@ -42,7 +42,19 @@ class Counts:
 class Account:
     """What one thread spends, alone and with everything below it, under its limits. Used on the event loop only."""
 
-    __slots__ = ("_settled", "ended", "limits", "meter", "own", "parent", "path", "pending", "running", "started", "total")
+    __slots__ = (
+        "_settled",
+        "ended",
+        "limits",
+        "meter",
+        "own",
+        "parent",
+        "path",
+        "pending",
+        "running",
+        "started",
+        "total",
+    )
 
     def __init__(self, path: ThreadPath, limits: Limits = NO_LIMITS, parent: Account | None = None) -> None:
         self.path = path
@@ -79,8 +91,12 @@ class Account:
             account.total.threads += 1
             account.running += 1
 
-    def end_thread(self) -> None:
+    def end(self) -> None:
+        """The clock stops."""
         self.ended = perf_counter()
+
+    def end_thread(self) -> None:
+        self.end()
         for account in self.upwards():
             account.running -= 1
 
@@ -133,23 +149,27 @@ class Account:
 
     def tokens_left(self) -> int | None:
         """Tokens that may still be sampled; None without a limit. Raises `LimitExceeded` where nothing is left."""
-        return self._least("tokens", [
-            (account, account.limits.tokens, max(account.total.sampled, account.meter.fed))
-            for account in self.upwards()
-            if account.limits.tokens is not None and account.meter is not None
-        ])
+        return self._least(
+            "tokens",
+            [
+                (account, account.limits.tokens, max(account.total.sampled, account.meter.fed))
+                for account in self.upwards()
+                if account.limits.tokens is not None and account.meter is not None
+            ],
+        )
 
     def iterations_left(self) -> int | None:
         """Token-iterations that may still be computed; None without a limit. Raises like `tokens_left`."""
-        return self._least("iterations", [
-            (account, account.limits.iterations, account.total.iterations)
-            for account in self.upwards()
-            if account.limits.iterations is not None
-        ])
+        return self._least(
+            "iterations",
+            [
+                (account, account.limits.iterations, account.total.iterations)
+                for account in self.upwards()
+                if account.limits.iterations is not None
+            ],
+        )
 
-    def _least(
-        self, name: Literal["tokens", "iterations"], spent: list[tuple[Account, int, int]]
-    ) -> int | None:
+    def _least(self, name: Literal["tokens", "iterations"], spent: list[tuple[Account, int, int]]) -> int | None:
         least = None
         for account, most, used in spent:
             if used >= most:

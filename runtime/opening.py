@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import platform
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from policies import Policy
+import msgspec
+
+from policies import Policy, from_builtins, to_builtins
 from runtime.commands import Device
+from runtime.errors import CheckpointError
 from runtime.model.tokenizer import Tokenizer
-from runtime.protocol import BoundProtocol
+from runtime.protocol import BoundProtocol, TagProtocol
 from runtime.settings import EngineSettings
+from traces.events import FORMAT, Header
+from traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from runtime.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +41,83 @@ class Opened:
     """Most tokens of a context."""
     vocab_size: int | None = None
     """Token ids are below it."""
+    close: Callable[[], None] | None = None
+    """Called when the device has stopped."""
+
+
+class BraidFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`braid.json`: what a checkpoint carries beside the published format."""
+
+    protocol: TagProtocol | None = None
+    policy: dict[str, Any] | None = None
+    """A policy as `policies.to_builtins` writes it."""
+
+
+def open_device(
+    checkpoint: str | Path,
+    settings: EngineSettings,
+    *,
+    policy: Policy | None,
+    trace: str | Path | None,
+    seed: int,
+) -> Opened:
+    """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread.
+
+    Raises `CheckpointError` for what cannot be loaded and `TraceError` for a trace that cannot be written.
+    """
+    # An engine over another device does without the model and its kernels.
+    import torch
+
+    from runtime.device.build import build_core
+    from runtime.device.core import ModelDevice
+    from runtime.model.checkpoint import load_checkpoint
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
+    protocol, own_policy = _read_braid(loaded)
+    default = policy or own_policy or Policy()
+    config = loaded.model.config
+    writer = None if trace is None else TraceWriter(trace, _header(checkpoint, loaded, settings, default, seed))
+    return Opened(
+        device=ModelDevice(lambda: build_core(loaded.model, settings, default.depth, writer)),
+        tokenizer=loaded.tokenizer,
+        protocol=protocol,
+        policy=own_policy,
+        stop_tokens=frozenset(loaded.stop_tokens),
+        context_size=config.block_size,
+        vocab_size=config.vocab_size,
+        close=None if writer is None else writer.close,
+    )
+
+
+def _read_braid(checkpoint: Checkpoint) -> tuple[BoundProtocol | None, Policy | None]:
+    if checkpoint.braid is None:
+        return None, None
+    where = checkpoint.path / "braid.json"
+    try:
+        braid = msgspec.json.decode(checkpoint.braid, type=BraidFile)
+        policy = None if braid.policy is None else from_builtins(braid.policy, Policy)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if braid.protocol is None:
+        return None, policy
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(f"{where} declares a protocol, which needs a tokenizer.json beside it.")
+    return braid.protocol.bind(checkpoint.tokenizer), policy
+
+
+def _header(checkpoint: str | Path, loaded: Checkpoint, settings: EngineSettings, policy: Policy, seed: int) -> Header:
+    from runtime.model.checkpoint import fingerprint
+
+    libraries = ("torch", "numpy", "numba", "tokenizers", "msgspec", "anyio")
+    return Header(
+        format=FORMAT,
+        started=time.time(),
+        checkpoint=str(checkpoint),
+        fingerprint=fingerprint(loaded.model),
+        policy=to_builtins(policy),
+        seed=seed,
+        engine=msgspec.to_builtins(settings),
+        versions={"python": platform.python_version(), **{library: version(library) for library in libraries}},
+    )

@@ -1,0 +1,50 @@
+"""What happened in a run: recording it, reading it, and playing it back.
+
+`traces.verify`, `traces.diff`, `traces.show` and `traces.export` each hold the function of their name.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from traces.accounting import Usage, imbalances, usage_of
+    from traces.events import FORMAT, AnyEvent, Event, Header
+    from traces.playback import Playback
+    from traces.reader import Trace, TraceReader, read
+    from traces.tree import ThreadStory, tree_of, walk
+    from traces.writer import TraceWriter
+
+__all__ = [
+    "FORMAT",
+    "AnyEvent",
+    "Event",
+    "Header",
+    "Playback",
+    "ThreadStory",
+    "Trace",
+    "TraceReader",
+    "TraceWriter",
+    "Usage",
+    "imbalances",
+    "read",
+    "tree_of",
+    "usage_of",
+    "walk",
+]
+
+_MODULES = {
+    "accounting": ("Usage", "imbalances", "usage_of"),
+    "events": ("FORMAT", "AnyEvent", "Event", "Header"),
+    "playback": ("Playback",),
+    "reader": ("Trace", "TraceReader", "read"),
+    "tree": ("ThreadStory", "tree_of", "walk"),
+    "writer": ("TraceWriter",),
+}
+
+
+def __getattr__(name: str) -> object:
+    # Imported when first used: the runtime itself imports traces.events, and playback imports the runtime's commands.
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"traces.{module}"), name)
+    raise AttributeError(f"module 'traces' has no attribute {name!r}")

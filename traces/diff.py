@@ -8,7 +8,7 @@ import msgspec
 
 from traces.events import ThreadPath
 from traces.reader import Trace
-from traces.tree import Receipt, ThreadStory, tree_of, walk
+from traces.tree import ThreadStory, tree_of, walk
 
 
 class ThreadDifference(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,5 +61,5 @@ def _context(story: ThreadStory) -> list[int]:
     start = _start(story)
     for segment in story.segments:
         del tokens[segment.position - start :]
-        tokens.extend(segment.tokens if isinstance(segment, Receipt) else segment.tokens)
+        tokens.extend(segment.tokens)
     return tokens

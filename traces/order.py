@@ -81,6 +81,8 @@ class RecordedOrder:
         self.load = Load(pages=pages if isinstance(pages, int) else 0)
         """As it was when the last event played was recorded."""
         self._heard = 0.0
+        self._live = 0
+        """Threads that the program has opened and not closed."""
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
@@ -102,9 +104,11 @@ class RecordedOrder:
             match command:
                 case OpenThread():
                     thread.open(command, None if command.inherits is None else self._threads.get(command.inherits))
+                    self._live += 1
                 case CloseThread():
                     thread.interrupt(KEEP_ALL)
                     thread.is_closed = True
+                    self._live -= thread.is_open
                 case Interrupt():
                     thread.interrupt(command.keep)
                 case Generate() if thread.error is not None:
@@ -153,11 +157,16 @@ class RecordedOrder:
                 return self._after_all(reports, now)
             elif not self._advance(reports):
                 wait = self._patience_ends(self._cursor) - now
-                if wait > 0:
+                if wait > 0 and not self._is_leaving:
                     return wait
                 self._late[self._steps[self._cursor].thread] = deque()
             elif reports and self._is_after_tick:
                 return 0.0
+
+    @property
+    def _is_leaving(self) -> bool:
+        """Whether the program has closed all its threads and only awaits the ends of their generates."""
+        return self._live == 0 and any(thread.pending is not None for thread in self._threads.values())
 
     @property
     def _is_after_tick(self) -> bool:

@@ -28,7 +28,7 @@ from runtime.sampling import Sampling
 from traces import events as ev
 from traces.reader import Trace
 from traces.recorded import builtins
-from traces.tree import Call, ThreadStory, path_name, tree_of, walk
+from traces.tree import Call, path_name, tree_of, walk
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +77,7 @@ def verify(trace: Trace, device: Device) -> Verification:
     device dies.
     """
     replay = _Replay(trace, device)
-    device.start(replay.reports.put)
+    device.start(replay.deliver)
     try:
         return replay.run()
     finally:
@@ -101,7 +101,7 @@ class _Recorded:
 
 class _Replay:
     def __init__(self, trace: Trace, device: Device) -> None:
-        self.reports: SimpleQueue[list[Report]] = SimpleQueue()
+        self._reports: SimpleQueue[list[Report]] = SimpleQueue()
         self._events = trace.events
         self._device = device
         self._stories = {story.path: story for story in walk(tree_of(trace.events))}
@@ -120,6 +120,10 @@ class _Replay:
         self._answers: dict[ThreadPath, Finished | Failed] = {}
         self._failures: dict[ThreadPath, Exception] = {}
         self._calls = self._tokens = 0
+
+    def deliver(self, reports: list[Report]) -> None:
+        """Called by the device."""
+        self._reports.put(reports)
 
     def run(self) -> Verification:
         divergence: Divergence | None = None
@@ -140,12 +144,8 @@ class _Replay:
                 self._device.send(CloseThread(event.thread))
             if divergence is not None:
                 break
-        return Verification(
-            threads=len(self._lengths),
-            calls=self._calls,
-            tokens=self._tokens,
-            divergence=self._first_of_open(divergence),
-        )
+        divergence = self._first_of_open(divergence)
+        return Verification(threads=len(self._lengths), calls=self._calls, tokens=self._tokens, divergence=divergence)
 
     def _open_thread(self, event: ev.ThreadOpened) -> None:
         if event.inherits is not None:
@@ -204,7 +204,7 @@ class _Replay:
 
     def _answer(self, path: ThreadPath) -> Finished | Failed:
         while path not in self._answers:
-            for report in self.reports.get():
+            for report in self._reports.get():
                 if isinstance(report, DeviceFailed):
                     raise EngineFailed(f"The device failed during verify: {report.error!r}.") from report.error
                 if isinstance(report, Finished | Failed):

@@ -26,8 +26,8 @@ def save(directory: Path, step: int, model: nn.Module, optimizers: list[torch.op
     os.replace(partial, directory / FILE)
 
 
-def restore(directory: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
-    """Loads what `save` wrote into model and optimizers and returns its step; 0 if nothing was saved."""
+def restore(directory: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer] | None = None) -> int:
+    """Loads what `save` wrote into the model and, if given, the optimizers; returns its step, 0 without a file."""
     path = directory / FILE
     if not path.is_file():
         return 0
@@ -36,11 +36,13 @@ def restore(directory: Path, model: nn.Module, optimizers: list[torch.optim.Opti
         step = int(file.metadata()["step"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(tensors.pop(f"model.{name}"))
-    for name, tensor in tensors.items():
-        _, number, index, key = name.split(".")
-        optimizer = optimizers[int(number)]
-        optimizer.state[_parameters(optimizer)[int(index)]][key] = tensor
+            parameter.copy_(tensors[f"model.{name}"])
+    for number, optimizer in enumerate(optimizers or ()):
+        parameters = _parameters(optimizer)
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimizer.{number}."):
+                _, _, index, key = name.split(".")
+                optimizer.state[parameters[int(index)]][key] = tensor
     return step
 
 

@@ -102,7 +102,8 @@ def entry_view(groups: list[Group], pressure: Pressure) -> EntryView:
         position += range(group.start, group.end)
         received += [not group.sequence.span_at(group.start).sampled] * count
         tree_depth += [len(group.sequence.path) - 1] * count
-        tokens_left += [call.request.max_tokens - call.sampled] * count
+        to_compute = call.request.max_tokens - call.sampled + len(group.sequence.tokens) - group.start - 1
+        tokens_left += [min(NO_LIMIT, to_compute)] * count
         iterations_left += [NO_LIMIT if left is None else left] * count
     return EntryView(
         position=np.array(position, np.int32),

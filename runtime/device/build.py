@@ -23,7 +23,7 @@ def most_iterations(model: Raven, settings: EngineSettings, policy: DepthPolicy)
     """The deepest any token may go: as set, else what the model and the default policy ask for."""
     if settings.most_iterations is not None:
         return settings.most_iterations
-    return max(model.config.mean_recurrence, policy.most or 1)
+    return max(model.config.mean_recurrence, policy.deepest(model.config.mean_recurrence))
 
 
 def cache_shape(model: Raven, settings: EngineSettings, most: int) -> CacheShape:

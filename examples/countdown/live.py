@@ -1,0 +1,54 @@
+"""The thread tree as it grows: a rich view over the engine's tree events."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+from rich.tree import Tree
+
+from examples.countdown.vocabulary import WORDS
+from traces.events import Event, Joined, RunStarted, Spawned, ThreadEnded, ThreadPath
+
+STYLES = {"returned": "bold green", "nothing": "dim", "cancelled": "yellow", "failed": "bold red"}
+
+
+class LiveTree:
+    """Give `observe` to `Engine.open`; render the object itself."""
+
+    def __init__(self) -> None:
+        self._questions: dict[ThreadPath, str] = {}
+        self._outcomes: dict[ThreadPath, ThreadEnded] = {}
+        self._is_joining: set[ThreadPath] = set()
+
+    def observe(self, event: Event) -> None:
+        match event:
+            case RunStarted(thread=path, prompt=prompt):
+                self._questions[path] = prompt
+            case Spawned(child=child, tokens=tokens) if child is not None:
+                self._questions[child] = " ".join(WORDS[token] for token in tokens)
+            case Joined(thread=path):
+                self._is_joining.add(path)
+            case ThreadEnded(thread=path):
+                self._outcomes[path] = event
+
+    def __rich__(self) -> RenderableType:
+        roots = [path for path in self._questions if len(path) == 1]
+        return Group(*(self._branch(path) for path in roots))
+
+    def _branch(self, path: ThreadPath) -> Tree:
+        tree = Tree(self._label(path), guide_style="dim")
+        for child in sorted(other for other in self._questions if other[:-1] == path):
+            tree.children.append(self._branch(child))
+        return tree
+
+    def _label(self, path: ThreadPath) -> Text:
+        label = Text.assemble((".".join(map(str, path)), "cyan"), "  ", self._questions[path])
+        outcome = self._outcomes.get(path)
+        if outcome is not None:
+            shown = outcome.text or outcome.error or outcome.outcome
+            label.append(f"  {shown}", STYLES[outcome.outcome])
+        elif path in self._is_joining:
+            label.append("  answering", "magenta")
+        else:
+            label.append("  thinking", "blue")
+        return label

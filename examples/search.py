@@ -1,0 +1,39 @@
+"""The program orchestrates: one child per first operation, and the first that wins cancels the others.
+
+python -m examples.search 22 26 31 53 --target 27
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import anyio
+
+from examples.countdown.demonstrations import first_steps, question_words, words_of
+from examples.countdown.problems import Problem
+from examples.countdown.solve import solution_of
+from runtime import Engine
+
+
+async def main(problem: Problem) -> None:
+    target = problem.target
+    messages = [
+        " ".join([*words_of([step]), *question_words(target, rest)]) for step, rest in first_steps(problem.key[0])
+    ]
+    async with Engine.open("countdown") as engine, engine.thread(problem.prompt) as root:
+        children = [root.spawn(message) for message in messages]
+        first = await root.join(children, until="first success")
+        if first is None:
+            print(f"none of {len(children)} children found a way to {target}")
+            return
+        solution = solution_of(problem, first)
+        print(f"child {first.path} of {len(children)}: {solution.expression} = {target}, right: {solution.is_right}")
+        print(f"{root.usage.sampled} tokens until then; the other children are gone and their memory is free")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs=4, type=int)
+    parser.add_argument("--target", type=int, required=True)
+    given = parser.parse_args()
+    anyio.run(main, Problem(tuple(given.numbers), given.target))

@@ -1,0 +1,83 @@
+"""Which tag may follow where: a protocol's state machine, shared by matching on ids and on text."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from runtime.protocol.declaration import TagProtocol
+
+
+class Tag(Enum):
+    SPAWN_OPEN = auto()
+    SPAWN_CLOSE = auto()
+    BLOCK_OPEN = auto()
+    BLOCK_CLOSE = auto()
+    JOIN = auto()
+    RETURN_OPEN = auto()
+    RETURN_CLOSE = auto()
+    END = auto()
+    FORBIDDEN = auto()
+
+
+class State(Enum):
+    """Where in its grammar a thread is; the value says so in an error."""
+
+    OUTSIDE = "outside any message"
+    BLOCK = "inside a spawn block"
+    SPAWN = "inside a spawn message"
+    RETURN = "inside a returned message"
+
+
+class Event(Enum):
+    """What a tag that is allowed means."""
+
+    PLAIN = auto()
+    OPENED = auto()
+    BLOCK_OPENED = auto()
+    BLOCK_CLOSED = auto()
+    SPAWNED = auto()
+    JOINED = auto()
+    RETURNED = auto()
+    ENDED = auto()
+
+
+Table = dict[tuple[State, Tag], tuple[State, Event]]
+"""What follows from a tag in a state; a pair that is missing is malformed."""
+
+
+def grammar_of(protocol: TagProtocol) -> Table:
+    has_block, has_close = bool(protocol.block_open), bool(protocol.return_close)
+    around_spawn = State.BLOCK if has_block else State.OUTSIDE
+    table: Table = {
+        (State.OUTSIDE, Tag.JOIN): (State.OUTSIDE, Event.JOINED),
+        (State.OUTSIDE, Tag.RETURN_OPEN): (State.RETURN, Event.OPENED),
+        (State.OUTSIDE, Tag.END): (State.OUTSIDE, Event.ENDED),
+        (around_spawn, Tag.SPAWN_OPEN): (State.SPAWN, Event.OPENED),
+        (State.SPAWN, Tag.SPAWN_CLOSE): (around_spawn, Event.SPAWNED),
+        (State.RETURN, Tag.RETURN_CLOSE if has_close else Tag.END): (
+            State.OUTSIDE,
+            Event.RETURNED if has_close else Event.ENDED,
+        ),
+    }
+    if has_block:
+        closed = Event.BLOCK_CLOSED if protocol.join else Event.JOINED
+        table[State.OUTSIDE, Tag.BLOCK_OPEN] = (State.BLOCK, Event.BLOCK_OPENED)
+        table[State.BLOCK, Tag.BLOCK_CLOSE] = (State.OUTSIDE, closed)
+    if protocol.spawn_close.isspace():
+        for state in set(State) - {State.SPAWN}:
+            table[state, Tag.SPAWN_CLOSE] = (state, Event.PLAIN)
+    return table
+
+
+def tags_by_text(protocol: TagProtocol) -> dict[str, Tag]:
+    single = {
+        protocol.spawn_open: Tag.SPAWN_OPEN,
+        protocol.spawn_close: Tag.SPAWN_CLOSE,
+        protocol.block_open: Tag.BLOCK_OPEN,
+        protocol.block_close: Tag.BLOCK_CLOSE,
+        protocol.join: Tag.JOIN,
+        protocol.return_open: Tag.RETURN_OPEN,
+        protocol.return_close: Tag.RETURN_CLOSE,
+    }
+    several = dict.fromkeys(protocol.end, Tag.END) | dict.fromkeys(protocol.forbidden, Tag.FORBIDDEN)
+    return {text: tag for text, tag in (single | several).items() if text}

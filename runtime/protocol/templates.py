@@ -1,0 +1,56 @@
+"""Templates of the declarative protocol: literal text with {named} fields, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from string import Formatter
+
+from runtime.errors import ProtocolError
+
+IdTemplate = tuple[tuple[int, ...] | str, ...]
+"""A template over token ids: runs of ids, and names of fields."""
+
+
+def over_ids(template: str, encode: Callable[[str], list[int]]) -> IdTemplate:
+    parts: list[tuple[int, ...] | str] = []
+    for literal, field, _, _ in Formatter().parse(template):
+        parts.append(tuple(encode(literal)) if literal else ())
+        if field is not None:
+            parts.append(field)
+    return tuple(part for part in parts if part)
+
+
+def fill(template: IdTemplate, fields: Mapping[str, Sequence[int]]) -> list[int]:
+    return [token for part in template for token in (fields[part] if isinstance(part, str) else part)]
+
+
+def check_template(name: str, template: str, allowed: Collection[str], needed: Collection[str] = ()) -> None:
+    """Raises `ProtocolError` naming the declaration's field if the template cannot be filled from `allowed`."""
+    try:
+        parsed = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ProtocolError(f"{name} {template!r} is no template ({error}); write {{{{ and }}}} for braces.") from error
+    known = ", ".join(sorted(f"{{{field}}}" for field in allowed)) or "none"
+    used = set()
+    for _, field, spec, conversion in parsed:
+        if field is None:
+            continue
+        if field not in allowed or spec or conversion:
+            raise ProtocolError(f"{name} {template!r} uses {{{field}}}; fields that can be filled here: {known}.")
+        used.add(field)
+    for field in needed:
+        if field not in used:
+            raise ProtocolError(f"{name} {template!r} lacks {{{field}}}.")
+
+
+def groups_of(name: str, pattern: str, needed: Collection[str] = ()) -> set[str]:
+    """Named groups of a pattern; raises `ProtocolError` if it is no regular expression or lacks one."""
+    try:
+        groups = set(re.compile(pattern).groupindex)
+    except re.error as error:
+        raise ProtocolError(f"{name} {pattern!r} is no regular expression: {error}.") from error
+    for group in needed:
+        if group not in groups:
+            raise ProtocolError(f"{name} {pattern!r} lacks the group (?P<{group}>...).")
+    return groups

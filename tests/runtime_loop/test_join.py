@@ -1,0 +1,331 @@
+"""Spawning and joining by a program."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from runtime import Answer, Child, Engine, ReasoningThread, ThreadStateError
+from runtime.commands import CloseThread, Extend, OpenThread
+from traces.events import Joined, Spawned, ThreadEnded
+
+from .scripted import (
+    ScriptedDevice,
+    SteppedDevice,
+    assert_all_closed,
+    bound_protocol,
+    counting,
+    ids,
+    scripts,
+    word_tokenizer,
+)
+from .turns import turn
+
+pytestmark = pytest.mark.anyio
+
+
+def says(message: str | None, after: anyio.Event | None = None, tokens: int = 1):
+    """A child's program: samples some tokens and returns the message."""
+
+    async def run(thread: ReasoningThread) -> str | None:
+        await thread.generate(tokens)
+        if after is not None:
+            await after.wait()
+        return message
+
+    return run
+
+
+def fails(error: Exception):
+    async def run(thread: ReasoningThread) -> str | None:
+        raise error
+
+    return run
+
+
+@pytest.fixture
+def device() -> ScriptedDevice:
+    return ScriptedDevice(counting)
+
+
+@pytest.fixture
+def engine(device: ScriptedDevice) -> Engine:
+    return Engine.over(device, tokenizer=word_tokenizer(), records=True)
+
+
+async def test_all_are_appended_in_spawn_order(device: ScriptedDevice, engine: Engine) -> None:
+    late = anyio.Event()
+    async with engine, engine.thread("a") as root:
+        first = root.spawn("b", run=says("x x", after=late))
+        silent = root.spawn("c", run=says(None))
+        second = root.spawn("d", run=says("y"))
+        async with anyio.create_task_group() as group:
+
+            async def release() -> None:
+                while not second.is_done:
+                    await anyio.lowlevel.checkpoint()
+                late.set()
+
+            group.start_soon(release)
+            answers = await root.join([second, first, silent])
+        assert [answer.text for answer in answers] == ["y", "x x", ""]
+        assert [answer.reason for answer in answers] == ["returned", "returned", "nothing"]
+        assert [answer.path for answer in answers] == [(0, 2), (0, 0), (0, 1)]
+        assert root.text == "a x x y"
+        assert root.usage.threads == 4
+        assert root.own_usage.sampled == 0
+        assert root.usage.sampled == 3
+        assert await root.join() == []
+    extended = [c.tokens for c in device.core.commands if isinstance(c, Extend) and c.thread == (0,)]
+    assert extended == [ids("a"), ids("x x y")]
+    joined = [event for event in device.core.events if isinstance(event, Joined)]
+    assert joined[0].delivered == ((0, 0), (0, 2))
+    assert_all_closed(device.core)
+
+
+async def test_messages_are_put_as_the_protocol_says(device: ScriptedDevice) -> None:
+    engine = Engine.over(device, tokenizer=word_tokenizer(), protocol=bound_protocol(most_messages=1))
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b", run=says(None)), root.spawn("b", run=says("x")), root.spawn("b", run=says("y"))]
+        await root.join(children)
+        assert root.text == "a <message> x </message>"
+        await root.join([root.spawn("b", run=says("y"))], append=False)
+        assert root.text == "a <message> x </message>"
+
+
+async def test_first_success_cancels_the_others(device: ScriptedDevice, engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        never = anyio.Event()
+        children = [
+            root.spawn("b", run=says("x", after=never)),
+            root.spawn("b", run=fails(KeyError("no success"))),
+            root.spawn("b", run=says(None)),
+            root.spawn("c", run=says("y", tokens=4)),
+            root.spawn("b", max_tokens=10**9),
+        ]
+        answer = await root.join(children, until="first success")
+        assert isinstance(answer, Answer)
+        assert (answer.text, answer.path) == ("y", (0, 3))
+        assert root.text == "a y"
+        assert all(child.is_done for child in children)
+        assert children[0].answer is not None
+        assert children[0].answer.reason == "cancelled"
+        # What was cancelled is closed before the join returns, and its work is counted.
+        assert {c.thread for c in device.sent if isinstance(c, CloseThread)} == {(0, k) for k in range(5)}
+        assert root.usage.sampled == device.load.sampled
+    joined = [event for event in device.core.events if isinstance(event, Joined)]
+    assert joined == [
+        Joined(
+            time=0.0,
+            thread=(0,),
+            children=tuple((0, k) for k in range(5)),
+            delivered=((0, 3),),
+            cancelled=((0, 0), (0, 4)),
+        )
+    ]
+    ended = {e.thread: e.outcome for e in device.core.events if isinstance(e, ThreadEnded)}
+    assert ended == {
+        (0, 0): "cancelled",
+        (0, 1): "failed",
+        (0, 2): "nothing",
+        (0, 3): "returned",
+        (0, 4): "cancelled",
+        (0,): "nothing",
+    }
+    assert_all_closed(device.core)
+
+
+async def test_first_success_may_be_told_what_success_is(engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b", run=says(word)) for word in ("x", "y", "z")]
+        answer = await root.join(children, until="first success", success=lambda a: a.text == "y", append=False)
+        assert answer is not None
+        assert answer.text == "y"
+        assert root.text == "a"
+        with pytest.raises(ValueError, match="belongs to"):
+            await root.join(success=bool)
+        with pytest.raises(ValueError, match="first success"):
+            await root.join(until="second success")
+
+
+async def test_no_success_is_none_or_the_errors(engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        assert await root.join([root.spawn("b", run=says(None))], until="first success") is None
+        assert await root.join([], until="first success") is None
+        children = [root.spawn("b", run=says(None)), root.spawn("b", run=fails(KeyError("one")))]
+        with pytest.raises(KeyError, match="one"):
+            await root.join(children, until="first success")
+        children = [root.spawn("b", run=fails(KeyError("one"))), root.spawn("b", run=fails(OSError("two")))]
+        with pytest.raises(ExceptionGroup) as caught:
+            await root.join(children, until="first success")
+        assert [type(error) for error in caught.value.exceptions] == [KeyError, OSError]
+        assert root.text == "a"
+
+
+async def test_errors_wait_for_their_joiner(device: ScriptedDevice, engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        bad, good = root.spawn("b", run=fails(KeyError("one"))), root.spawn("b", run=says("x"))
+        assert (await root.generate(5)).tokens == (0, 1, 2, 3, 4)
+        with pytest.raises(KeyError, match="one"):
+            await root.join([good, bad])
+        assert root.text == "a 0 1 2 3 4"
+        several = [root.spawn("b", run=fails(KeyError("one"))) for _ in range(3)]
+        with pytest.raises(ExceptionGroup, match="3 children of thread") as caught:
+            await root.join(several)
+        assert len(caught.value.exceptions) == 3
+    assert_all_closed(device.core)
+
+
+async def test_errors_nobody_joined_leave_with_the_thread(device: ScriptedDevice, engine: Engine) -> None:
+    async with engine:
+        with pytest.raises(ExceptionGroup, match="unjoined children") as caught:  # noqa: PT012
+            async with engine.thread("a") as root:
+                children = [root.spawn("b", run=fails(KeyError("one"))), root.spawn("c", max_tokens=10**9)]
+                while not children[0].is_done:
+                    await anyio.lowlevel.checkpoint()
+        assert [repr(error) for error in caught.value.exceptions] == ["KeyError('one')"]
+        with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+            async with engine.thread("a") as root:
+                child = root.spawn("b", run=fails(KeyError("one")))
+                while not child.is_done:
+                    await anyio.lowlevel.checkpoint()
+                raise OSError("mine")
+        assert [type(error) for error in caught.value.exceptions] == [OSError, KeyError]
+    assert_all_closed(device.core)
+
+
+async def test_a_child_is_joined_once_by_its_parent(engine: Engine) -> None:
+    async with engine, engine.thread("a") as root, engine.thread("a") as other:
+        child = root.spawn("b", run=says("x"))
+        with pytest.raises(ValueError, match="not a child of thread"):
+            await other.join([child])
+        with pytest.raises(ValueError, match="twice"):
+            await root.join([child, child])
+        await root.join([child])
+        with pytest.raises(ThreadStateError, match="joined already"):
+            await root.join([child])
+        never = anyio.Event()
+        child = root.spawn("b", run=says("x", after=never))
+        async with anyio.create_task_group() as group:
+            group.start_soon(root.join, [child])
+            await turn()
+            with pytest.raises(ThreadStateError, match="another coroutine"):
+                await root.join([child])
+            never.set()
+
+
+async def test_a_cancelled_join_may_be_repeated(engine: Engine) -> None:
+    never = anyio.Event()
+    async with engine, engine.thread("a") as root:
+        child = root.spawn("b", run=says("x", after=never))
+        with anyio.move_on_after(0):
+            await root.join([child])
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await root.join([child], until="first success")
+        assert root.text == "a"
+        assert not child.is_done
+        never.set()
+        await root.join([child])
+        assert root.text == "a x"
+
+
+async def test_as_completed_gives_answers_as_they_come(engine: Engine) -> None:
+    gates = [anyio.Event() for _ in range(3)]
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b", run=says(word, after=gate)) for word, gate in zip("xyz", gates, strict=True)]
+        order = [2, 0, 1]
+        gates[order[0]].set()
+        seen = []
+        async for answer in root.as_completed(children):
+            seen.append(answer.text)
+            if len(seen) < 3:
+                gates[order[len(seen)]].set()
+        assert seen == ["z", "x", "y"]
+        assert root.text == "a"
+        bad, good = root.spawn("b", run=fails(KeyError("one"))), root.spawn("b", run=says("x"))
+        completed = root.as_completed()
+        got = []
+        for _ in range(2):
+            try:
+                got.append((await anext(completed)).text)
+            except KeyError:
+                got.append("error")
+        assert sorted(got) == ["error", "x"]
+        with pytest.raises(StopAsyncIteration):
+            await anext(completed)
+        assert bad.is_joined
+        assert good.is_joined
+
+
+async def test_fork_inherits_the_context(device: ScriptedDevice, engine: Engine) -> None:
+    async with engine, engine.thread("a b") as root:
+        await root.generate(2)
+
+        async def run(thread: ReasoningThread) -> str:
+            assert thread.text == "a b 0 1 c"
+            return (await thread.generate(2)).text
+
+        child = root.fork("c", run=run)
+        root.append("d")
+        bare = root.fork(max_tokens=3)
+        answers = await root.join([child, bare])
+        assert answers[0].text == "0 1"
+        assert answers[1].reason == "length"
+        assert child.usage.reused > 0
+    opened = {c.thread: c.inherits for c in device.core.commands if isinstance(c, OpenThread)}
+    assert opened == {(0,): None, (0, 0): (0,), (0, 1): (0,)}
+    forks = [e.fork for e in device.core.events if isinstance(e, Spawned)]
+    assert forks == [True, True]
+    assert_all_closed(device.core)
+
+
+async def test_children_have_children(device: ScriptedDevice, engine: Engine) -> None:
+    async def run(thread: ReasoningThread) -> str:
+        if len(thread.path) > 4:
+            return "x"
+        answers = await thread.join([thread.spawn("b", run=run), thread.spawn("c", run=run)])
+        return " ".join(answer.text for answer in answers)
+
+    async with engine, engine.thread("a") as root:
+        (answer,) = await root.join([root.spawn("b", run=run)])
+        assert answer.text.split() == ["x"] * 8
+        assert answer.usage.threads == 15
+    assert_all_closed(device.core)
+
+
+async def test_a_child_can_be_cancelled(device: ScriptedDevice, engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        early, late = root.spawn("b", max_tokens=10**9), root.spawn("b", max_tokens=10**9)
+        early.cancel()
+        await root.generate(2)
+        late.cancel()
+        answers = await root.join([early, late])
+        assert [answer.reason for answer in answers] == ["cancelled", "cancelled"]
+        assert root.text == "a 0 1"
+        assert "cancelled" in repr(late)
+    assert_all_closed(device.core)
+
+
+async def test_a_model_driven_child_says_its_text_without_a_protocol() -> None:
+    device = ScriptedDevice(scripts({"b": "x y 9", "c": "x"}))
+    engine = Engine.over(device, tokenizer=word_tokenizer(), stop_tokens=[9])
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b"), root.spawn("c", max_tokens=2)]
+        answers = await root.join(children)
+        assert [(answer.text, answer.reason) for answer in answers] == [("x y", "stop"), ("x z", "length")]
+        assert root.text == "a x y x z"
+
+
+async def test_a_join_that_appends_needs_an_idle_thread() -> None:
+    device = SteppedDevice(counting)
+    engine = Engine.over(device, tokenizer=word_tokenizer())
+    async with engine, engine.thread("a") as root, anyio.create_task_group() as group:
+        child: Child = root.spawn("b", max_tokens=1)
+        group.start_soon(root.generate, 1)
+        await turn()
+        with pytest.raises(ThreadStateError, match="cannot join while"):
+            await root.join([child])
+        device.step()
+        assert [answer.text for answer in await root.join([child], append=False)] == ["0"]

@@ -1,0 +1,144 @@
+"""Streams: chunks as they come, and leaving early."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio
+import pytest
+
+from runtime import Engine, LimitExceeded, Limits, ThreadStateError
+from runtime.commands import Interrupt
+
+from .scripted import ScriptedDevice, SteppedDevice, assert_all_closed, counting, ids, scripts, word_tokenizer
+from .turns import turn
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_chunks_join_up_to_the_generation() -> None:
+    device = ScriptedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+        stream = root.stream(12, stop=["10"])
+        chunks = [chunk async for chunk in stream]
+        assert "".join(chunk.text for chunk in chunks) == "0 1 2 3 4 5 6 7 8 9 10"
+        assert [token for chunk in chunks for token in chunk.tokens] == list(range(11))
+        assert stream.generation is not None
+        assert stream.generation.reason == "stop"
+        assert stream.generation.text.strip() == "0 1 2 3 4 5 6 7 8 9"
+        assert root.tokens == (*ids("a"), *range(11))
+        assert (await root.generate(1)).tokens == (11,)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+    assert_all_closed(device.core)
+
+
+async def test_a_chunk_comes_with_every_tick() -> None:
+    device = SteppedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+        got = []
+
+        async def read() -> None:
+            async for chunk in root.stream(4):
+                got.append(chunk.tokens)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            for done in range(4):
+                await turn()
+                assert got == [(k,) for k in range(done)]
+                device.step()
+        assert got == [(0,), (1,), (2,), (3,)]
+
+
+async def test_leaving_keeps_what_was_delivered() -> None:
+    device = ScriptedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+        async for chunk in root.stream(10**9):
+            if chunk.tokens[-1] >= 4:
+                break
+        assert root.tokens == (*ids("a"), 0, 1, 2, 3, 4)
+        assert (await root.generate(2)).tokens == (5, 6)
+        with pytest.raises(KeyError):  # noqa: PT012
+            async for _ in root.stream(10**9):
+                raise KeyError
+        assert root.tokens[-1] == 7
+        stream = root.stream()
+        await anext(stream)
+        with pytest.raises(ThreadStateError, match="aclose"):
+            await root.generate(1)
+        with pytest.raises(ThreadStateError, match="aclose"):
+            root.append("b")
+        await stream.aclose()
+        await stream.aclose()
+        root.append("b")
+        assert (await root.generate(1)).tokens == (9,)
+        await engine._frontend.account.settled()
+        assert engine.usage.sampled == device.load.sampled
+    assert_all_closed(device.core)
+
+
+async def test_what_arrived_and_was_not_taken_is_cut() -> None:
+    device = SteppedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+        stream = root.stream(3)
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, stream)
+            await turn()
+            device.step(3)
+        assert root.tokens == (*ids("a"), 0)
+        await stream.aclose()
+        assert device.sent[-1] == Interrupt((0,), keep=1)
+        device.take_commands()
+        assert device.core.threads[0,].tokens == [*ids("a"), 0]
+        await turn()
+        assert root.usage.sampled == 3
+
+
+async def test_a_cancelled_stream_keeps_what_was_delivered() -> None:
+    device = SteppedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+        got = []
+
+        async def read() -> None:
+            async for chunk in root.stream():
+                got.append(chunk.tokens)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await turn()
+            device.step(2)
+            await turn()
+            group.cancel_scope.cancel()
+        assert root.tokens == (*ids("a"), 0, 1)
+        device.step()
+        assert device.core.threads[0,].tokens == [*ids("a"), 0, 1]
+        await turn()
+
+
+async def test_a_stream_dropped_on_another_thread_is_left_on_the_loop() -> None:
+    device = ScriptedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+        held = [root.stream()]
+        await anext(held[0])
+        dropper = threading.Thread(target=held.clear)
+        dropper.start()
+        dropper.join()
+        await turn()
+        assert (await root.generate(1)).tokens == (1,)
+
+
+async def test_limits_bound_a_stream() -> None:
+    device = ScriptedDevice(scripts({}))
+    async with (
+        Engine.over(device, tokenizer=word_tokenizer()) as engine,
+        engine.thread("a", limits=Limits(tokens=3)) as root,
+    ):
+        stream = root.stream()
+        assert len([chunk async for chunk in stream]) == 3
+        assert stream.generation is not None
+        assert stream.generation.limit == "tokens"
+        with pytest.raises(LimitExceeded, match="no tokens left"):
+            await anext(root.stream())
+        assert len(root.tokens) == 4
+    assert_all_closed(device.core)

@@ -1,0 +1,151 @@
+"""`python -m traces show|replay|export FILE`: looks at a trace, runs it again, or makes it a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from policies import Policy, from_builtins
+from runtime.commands import Device
+from runtime.errors import BraidError, TraceError
+from traces.events import Header
+from traces.export import export
+from traces.reader import Trace, TraceReader, read
+from traces.show import Decode, load_decode, show
+from traces.verify import verify
+
+OpenDevice = Callable[[Header], Device]
+
+DIVERGED = 1
+FAILED = 2
+"""Exit statuses besides 0: a replay that went another way; a trace that cannot be read, or used."""
+
+
+def main(arguments: Sequence[str] | None = None, open_device: OpenDevice | None = None) -> int:
+    """Runs the command line and returns its exit status; messages go to stderr, results to stdout.
+
+    `open_device` makes the device that `replay --verify` runs on; without it the checkpoint that the trace names is
+    loaded with the settings that the trace has.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options, open_device or _open_recorded)
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has seen enough; there is nobody to tell.
+        sys.stderr.close()
+        return 0
+    except BraidError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m traces", description="Look at, replay or export a trace.")
+    commands = parser.add_subparsers(required=True, metavar="show|replay|export")
+
+    shown = commands.add_parser("show", help="print the tree of threads")
+    shown.add_argument("file", type=Path)
+    shown.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="a checkpoint directory or a tokenizer.json, to print text (default: the trace's checkpoint, if it is "
+        "a directory that has one)",
+    )
+    shown.set_defaults(run=_show)
+
+    replayed = commands.add_parser("replay", help="print the events in order, or run the model again and compare")
+    replayed.add_argument("file", type=Path)
+    replayed.add_argument(
+        "--verify",
+        action="store_true",
+        help="execute every thread again with the trace's checkpoint and settings; exit status 1 if anything differs",
+    )
+    replayed.set_defaults(run=_replay)
+
+    exported = commands.add_parser("export", help="write a file for a trace viewer (ui.perfetto.dev, chrome://tracing)")
+    exported.add_argument("file", type=Path)
+    exported.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: FILE.json beside the trace")
+    exported.set_defaults(run=_export)
+    return parser
+
+
+def _show(options: argparse.Namespace, open_device: OpenDevice) -> int:
+    trace = _read(options.file)
+    show(trace, Console(), _decode(options.tokenizer, trace.header))
+    return 0
+
+
+def _replay(options: argparse.Namespace, open_device: OpenDevice) -> int:
+    if options.verify:
+        return _verify(options.file, open_device)
+    with TraceReader(options.file) as reader:
+        for event in reader:
+            fields = {name: getattr(event, name) for name in event.__struct_fields__ if name != "time"}
+            values = " ".join(f"{name}={value!r}" for name, value in fields.items())
+            print(f"{event.time:12.6f} {type(event).__name__} {values}")
+        if reader.lost is not None:
+            _warn_lost(options.file, reader.lost)
+    return 0
+
+
+def _verify(file: Path, open_device: OpenDevice) -> int:
+    trace = _read(file)
+    result = verify(trace, open_device(trace.header))
+    print(f"{result.threads} threads, {result.calls} generates, {result.tokens} tokens executed again and found equal")
+    if result.divergence is None:
+        return 0
+    print(f"The replay goes another way: {result.divergence.detail}", file=sys.stderr)
+    return DIVERGED
+
+
+def _export(options: argparse.Namespace, open_device: OpenDevice) -> int:
+    output = options.output or options.file.with_name(options.file.name + ".json")
+    trace = _read(options.file)
+    try:
+        output.write_bytes(export(trace))
+    except OSError as error:
+        raise TraceError(f"Cannot write {output}: {error.strerror or error}.") from error
+    print(f"Wrote {output}. Open it at https://ui.perfetto.dev or in chrome://tracing.", file=sys.stderr)
+    return 0
+
+
+def _read(file: Path) -> Trace:
+    trace = read(file)
+    if trace.lost is not None:
+        _warn_lost(file, trace.lost)
+    return trace
+
+
+def _warn_lost(file: Path, lost: str) -> None:
+    print(f"{file}: {lost}", file=sys.stderr)
+
+
+def _decode(tokenizer: Path | None, header: Header) -> Decode | None:
+    if tokenizer is not None:
+        return load_decode(tokenizer)
+    beside = Path(header.checkpoint) / "tokenizer.json"
+    return load_decode(beside) if beside.is_file() else None
+
+
+def _open_recorded(header: Header) -> Device:
+    """The device that the trace was made with, on this machine."""
+    from runtime.opening import open_device  # only here, since loading a model takes seconds
+    from runtime.settings import EngineSettings
+
+    try:
+        settings = msgspec.convert(header.engine, EngineSettings)
+        policy = None if header.policy is None else from_builtins(header.policy, Policy)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise TraceError(f"The trace's settings or policy cannot be used: {error}") from error
+    return open_device(header.checkpoint, settings, policy=policy, trace=None, seed=header.seed).device
+
+
+if __name__ == "__main__":
+    sys.exit(main())
