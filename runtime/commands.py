@@ -159,10 +159,18 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """A thread cannot go on; its generate is over. The error is a `BraidError`."""
+    """A thread cannot go on, and its generate, if it has one, is over.
+
+    The error is a `BraidError`; counts are as in `Finished`.
+    """
 
     thread: ThreadPath
     error: Exception
+    sampled: int = 0
+    computed: int = 0
+    iterations: int = 0
+    recomputed: int = 0
+    reused: int = 0
 
 
 class DeviceFailed(msgspec.Struct, frozen=True):

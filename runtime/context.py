@@ -166,7 +166,7 @@ class Context:
                     if hear is not None and isinstance(report, Signalled):
                         hear(report)
             except BaseException:
-                pass
+                self.frontend.send(Interrupt(self.path, keep=0))
                 raise
             if isinstance(report, Failed):
                 raise report.error

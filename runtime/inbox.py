@@ -172,8 +172,9 @@ class Inbox:
         calls = self.active_calls()
         self._calls.clear()
         for call in calls:
-            call.account.end_call(None)
-            call.give(Failed(call.path, make_error()))
+            failed = Failed(call.path, make_error())
+            call.account.end_call(failed)
+            call.give(failed)
 
     def _dispatch(self) -> None:
         self._is_scheduled = False
@@ -196,7 +197,7 @@ class Inbox:
             del calls[0]
             if not calls:
                 del self._calls[report.thread]
-            exhausted = call.account.end_call(report if isinstance(report, Finished) else None)
+            exhausted = call.account.end_call(report)
             call.give(report)
             for account in exhausted:
                 self._exhaust(account)

@@ -14,7 +14,7 @@ from typing import Literal
 import anyio
 
 from policies.limits import Limits
-from runtime.commands import Finished, ThreadPath
+from runtime.commands import Failed, Finished, ThreadPath
 from runtime.errors import LimitExceeded
 from runtime.metering import Meter
 from runtime.usage import Usage
@@ -31,7 +31,7 @@ class Counts:
         self.sampled = self.computed = self.iterations = self.recomputed = self.reused = 0
         self.threads = self.longest = self.asked = self.granted = 0
 
-    def add(self, report: Finished) -> None:
+    def add(self, report: Finished | Failed) -> None:
         self.sampled += report.sampled
         self.computed += report.computed
         self.iterations += report.iterations
@@ -119,19 +119,17 @@ class Account:
         for account in self.upwards():
             account.pending += 1
 
-    def end_call(self, report: Finished | None) -> list[Account]:
-        """Counts a call's work; None where the device could not say. Returns the accounts whose iterations ran out."""
+    def end_call(self, report: Finished | Failed) -> list[Account]:
+        """Counts a call's work. Returns the accounts whose iterations ran out with it."""
         exhausted = []
-        if report is not None:
-            self.own.add(report)
+        self.own.add(report)
         for account in self.upwards():
             account.pending -= 1
             most = account.limits.iterations
-            if report is not None:
-                was_left = most is not None and account.total.iterations < most
-                account.total.add(report)
-                if most is not None and was_left and account.total.iterations >= most:
-                    exhausted.append(account)
+            was_left = most is not None and account.total.iterations < most
+            account.total.add(report)
+            if most is not None and was_left and account.total.iterations >= most:
+                exhausted.append(account)
             if account.pending == 0 and account._settled is not None:
                 account._settled.set()
                 account._settled = None

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-import structlog
 import torch
 
 from runtime.backend.interface import Backend, TickResult
@@ -32,10 +31,11 @@ from runtime.commands import (
 )
 from runtime.device.ledger import Ledger, Recorder
 from runtime.device.scheduler import ModelLimits, Scheduler
+from runtime.logs import logger
 from runtime.settings import EngineSettings
 from traces.events import TickDone
 
-_log = structlog.get_logger(__name__)
+_log = logger("runtime.device")
 
 
 class DeviceCore:

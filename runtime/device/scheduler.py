@@ -367,10 +367,12 @@ class Scheduler:
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """Ends a thread's call, if it has one, with an error; nothing of it may be in flight."""
-        self.ledger.reports.append(Failed(sequence.path, error))
+        call = sequence.call
+        counts = () if call is None else (call.sampled, call.computed, call.iterations, call.recomputed, call.reused)
+        self.ledger.reports.append(Failed(sequence.path, error, *counts))
         self.ledger.record(events.ThreadFailed, thread=sequence.path, error=str(error))
-        if sequence.call is not None:
-            self._close_call(sequence, sequence.call, "failed")
+        if call is not None:
+            self._close_call(sequence, call, "failed")
 
     def _close_call(self, sequence: Sequence, call: Call, reason: str) -> None:
         self.ledger.record(

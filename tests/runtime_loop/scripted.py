@@ -296,9 +296,14 @@ class ScriptedCore:
 
 
 class SteppedDevice:
-    """Ticks when told to, on the caller's thread, so that a test drives every interleaving."""
+    """Ticks when told to, on the caller's thread, so that a test drives every interleaving.
 
-    def __init__(self, say: Say, context: int = 10**9) -> None:
+    Threads are closed as soon as they are told to, so that a test that fails half-way ends; `closes_late` waits for
+    the next step like a real device.
+    """
+
+    def __init__(self, say: Say, context: int = 10**9, closes_late: bool = False) -> None:
+        self._closes_late = closes_late
         self.core = ScriptedCore(say, context)
         self.sent: list[Command] = []
         self._queue: list[Command] = []
@@ -312,6 +317,9 @@ class SteppedDevice:
         if not self.is_stopped:
             self.sent.append(command)
             self._queue.append(command)
+            if isinstance(command, CloseThread) and not self._closes_late:
+                self.take_commands()
+                self.flush()
 
     def stop(self) -> None:
         self.take_commands()

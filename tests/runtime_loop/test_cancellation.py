@@ -170,7 +170,7 @@ async def test_cancellation_at_every_await(step_first: bool) -> None:
     finished = False
     cancel_at = 0
     while not finished:
-        device = SteppedDevice(scripts(TREE))
+        device = SteppedDevice(scripts(TREE), closes_late=True)
         done = anyio.Event()
         async with anyio.create_task_group() as outer:
 
