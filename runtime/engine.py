@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
@@ -24,13 +24,16 @@ from runtime.frontend import Frontend, ThreadSettings
 from runtime.limits import NO_LIMITS, Account
 from runtime.logs import logger
 from runtime.model.tokenizer import Tokenizer
-from runtime.opening import Opened, open_device
+from runtime.opening import Opened, open_device, open_playback
 from runtime.protocol import BoundProtocol
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from runtime.thread import ReasoningThread
 from runtime.usage import Usage, add
 from traces.events import Event
+
+if TYPE_CHECKING:
+    from traces.reader import Trace
 
 _log = logger("runtime.engine")
 
@@ -107,6 +110,29 @@ class Engine:
             seed=seed,
             queue_size=read.queue_size,
             records=trace is not None,
+            observer=observer,
+        )
+
+    @classmethod
+    def playback(
+        cls,
+        trace: Trace,
+        *,
+        checkpoint: str | Path | None = None,
+        limits: Limits | None = None,
+        sampling: Sampling | None = None,
+        observer: Callable[[Event], None] | None = None,
+    ) -> Engine:
+        """An engine that plays a trace back: the program that was recorded gets the same again, without a model.
+
+        Policy and seed are those of the recording. Tokenizer and protocol come from the checkpoint that it names, or
+        from `checkpoint`. A program that asks for something else gets a `TraceError` that says where it differs.
+        """
+        return cls(
+            partial(open_playback, trace, checkpoint),
+            limits=limits,
+            sampling=sampling,
+            seed=trace.header.seed,
             observer=observer,
         )
 

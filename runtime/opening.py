@@ -22,7 +22,8 @@ from traces.events import FORMAT, Header
 from traces.writer import TraceWriter
 
 if TYPE_CHECKING:
-    from runtime.model.checkpoint import Checkpoint
+    from runtime.model.checkpoint import Checkpoint, Description
+    from traces.reader import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,28 @@ def open_device(
     )
 
 
-def _read_braid(checkpoint: Checkpoint) -> tuple[BoundProtocol | None, Policy | None]:
+def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
+    """A device that plays a trace back, with the tokenizer and protocol of the checkpoint it was recorded with.
+
+    `checkpoint` says where that is now, if not where the trace says. Its weights are not read.
+    """
+    from runtime.model.checkpoint import describe
+    from traces.playback import Playback
+
+    described = describe(trace.header.checkpoint if checkpoint is None else checkpoint)
+    protocol, _ = _read_braid(described)
+    return Opened(
+        device=Playback(trace),
+        tokenizer=described.tokenizer,
+        protocol=protocol,
+        policy=from_builtins(trace.header.policy, Policy),
+        stop_tokens=frozenset(described.stop_tokens),
+        context_size=described.config.block_size,
+        vocab_size=described.config.vocab_size,
+    )
+
+
+def _read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | None]:
     if checkpoint.braid is None:
         return None, None
     where = checkpoint.path / "braid.json"

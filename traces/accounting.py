@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
+from msgspec.structs import replace
 
+from runtime.commands import Load
 from traces import events as ev
 from traces.events import AnyEvent, ThreadPath
 from traces.tree import path_name, tree_of, walk
@@ -92,3 +94,30 @@ def imbalances(events: Iterable[AnyEvent]) -> list[str]:
     if spent != ticked if not unfinished else spent > ticked:
         found.append(f"all generates say they spent {spent} iterations; all ticks did {ticked}")
     return found
+
+
+def load_after(load: Load, event: AnyEvent) -> Load:
+    """What a device's load is once it has recorded an event, from what it was before."""
+    match event:
+        case ev.Sampled():
+            return replace(load, sampled=load.sampled + 1)
+        case ev.Computed():
+            again = event.count if event.recomputed else 0
+            return replace(load, computed=load.computed + event.count, recomputed=load.recomputed + again)
+        case ev.GenerateFinished():
+            return replace(load, reused=load.reused + event.reused)
+        case ev.ThreadOpened():
+            return replace(load, open_threads=load.open_threads + 1)
+        case ev.ThreadClosed():
+            return replace(load, open_threads=load.open_threads - 1)
+        case ev.TickDone():
+            return replace(
+                load,
+                ticks=load.ticks + 1,
+                in_flight=event.in_flight,
+                iterations=load.iterations + event.in_flight,
+                waiting=event.waiting,
+                pages_used=event.pages_used,
+            )
+        case _:
+            return load

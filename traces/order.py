@@ -4,12 +4,13 @@ thread of its own.
     commands -> compared with the recorded threads -> reports, in recorded order
 
 A sampled token feeds the program's watcher (and gives `Emitted` and `Signalled`), an end of a generate gives
-`Finished`, a failure `Failed`. The next recorded report waits for the command it answers: the thread's generate, or
-the interrupt that ended it. Nothing later overtakes it until as much time has passed as had in the recording, and then
-`patience` seconds without a command; then it is delivered by need: the others go on, and it follows as soon as its
-command comes. So a program that does what it did before gets the same reports in the same order, and one that does
-not gets all that was recorded for it, and never waits longer than the recording took (and a moment of patience for
-each thread that is missing). A generate that waits for nothing but an interrupt fails after all that.
+`Finished`, a failure `Failed`. A report waits for every command recorded before it, whatever its thread: a program
+that sent them without having seen the report will send them again. It waits until as much time has passed as had in
+the recording, and then until no command has come for `patience` seconds; then the threads with missing commands are
+passed over: the others go on, and what was recorded of those follows as soon as its command comes. So a program that
+does what it did before gets the same reports in the same order, each after the same commands; and one that does not
+gets all that was recorded for it, and never waits longer than the recording took (and a moment of patience for each
+thread that is missing). A generate that waits for nothing but an interrupt fails after all that.
 
 A command that the recording does not have ends its thread at once, with a `TraceError` that says what differs.
 """
@@ -18,9 +19,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
-
-from msgspec.structs import replace
 
 from runtime.commands import (
     CloseThread,
@@ -39,24 +37,15 @@ from runtime.commands import (
 )
 from runtime.errors import BraidError, TraceError
 from traces import events as ev
+from traces.accounting import load_after
 from traces.reader import Trace
 from traces.recorded import ADVICE, PendingCall, RecordedThread
-from traces.tree import ThreadStory, path_name, tree_of, walk
+from traces.steps import NO_CALL, Step, steps_of
+from traces.tree import path_name, tree_of, walk
 
 KEEP_ALL = 2**31 - 1
 
-
-class Step(NamedTuple):
-    """A recorded event that may give a report."""
-
-    thread: ThreadPath
-    call: int
-    """Which generate of the thread; NO_CALL for a failure between generates."""
-    sample: ev.Sampled | None
-    """The token; None for the end of the generate, or the failure."""
-
-
-NO_CALL = -1
+ThreadCommand = OpenThread | Extend | Generate | Interrupt | CloseThread
 
 
 class RecordedOrder:
@@ -69,7 +58,7 @@ class RecordedOrder:
         self._events = trace.events
         self._patience = patience
         self._threads = {story.path: RecordedThread(story, trace.lost) for story in walk(tree_of(trace.events))}
-        self._steps = _steps([thread.story for thread in self._threads.values()], len(trace.events))
+        self._steps = steps_of([thread.story for thread in self._threads.values()], len(trace.events))
         self._end = max(len(trace.events), max(self._steps, default=-1) + 1)
         self._cursor = 0
         self._late: dict[ThreadPath, deque[tuple[int, Step]]] = {}
@@ -81,8 +70,12 @@ class RecordedOrder:
         self.load = Load(pages=pages if isinstance(pages, int) else 0)
         """As it was when the last event played was recorded."""
         self._heard = 0.0
-        self._live = 0
+        self._open: set[ThreadPath] = set()
         """Threads that the program has opened and not closed."""
+        self._held: dict[ThreadPath, list[ThreadCommand]] = {}
+        """Commands that follow an interrupt, by the interrupted thread: a device ends its generate before them."""
+        self._held_for: dict[ThreadPath, ThreadPath] = {}
+        """Which interrupted thread the commands of a thread are held for."""
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
@@ -96,23 +89,51 @@ class RecordedOrder:
         if thread is None:
             self._refuse(command, reports)
             return
+        if isinstance(command, OpenThread):
+            self._open.add(path)
+        elif isinstance(command, CloseThread):
+            self._open.discard(path)
         if path in self._late:
             self._revived.add(path)
+        interrupted = self._interrupted_before(command)
+        if interrupted is not None:
+            self._held.setdefault(interrupted, []).append(command)
+            self._held_for[path] = interrupted
+        else:
+            self._execute(command, thread, reports)
+
+    def _interrupted_before(self, command: ThreadCommand) -> ThreadPath | None:
+        """The thread whose interrupted generate has to end before a command is executed."""
+        paths = [command.thread]
+        if isinstance(command, OpenThread) and command.inherits is not None:
+            paths.append(command.inherits)
+        for path in paths:
+            if path in self._held_for:
+                return self._held_for[path]
+            thread = self._threads.get(path)
+            if thread is not None and thread.pending is not None and thread.pending.keep is not None:
+                return path
+        return None
+
+    def _execute(
+        self,
+        command: ThreadCommand,
+        thread: RecordedThread,
+        reports: list[Report],
+    ) -> None:
         if thread.is_closed:
             return
         try:
             match command:
                 case OpenThread():
                     thread.open(command, None if command.inherits is None else self._threads.get(command.inherits))
-                    self._live += 1
                 case CloseThread():
                     thread.interrupt(KEEP_ALL)
                     thread.is_closed = True
-                    self._live -= thread.is_open
                 case Interrupt():
                     thread.interrupt(command.keep)
                 case Generate() if thread.error is not None:
-                    reports.append(Failed(path, thread.error))
+                    reports.append(Failed(thread.story.path, thread.error))
                 case Generate():
                     thread.generate(command)
                 case Extend() if thread.error is None:
@@ -125,7 +146,15 @@ class RecordedOrder:
             else:
                 self._fail(thread, error, reports)
 
-    def _refuse(self, command: OpenThread | Extend | Generate | Interrupt | CloseThread, reports: list[Report]) -> None:
+    def _release(self, thread: RecordedThread, reports: list[Report]) -> None:
+        """Executes what was held for a generate that has ended."""
+        held = self._held.pop(thread.story.path, [])
+        for path in {command.thread for command in held}:
+            del self._held_for[path]
+        for command in held:
+            self.handle(command, reports, self._heard)
+
+    def _refuse(self, command: ThreadCommand, reports: list[Report]) -> None:
         """Answers for a thread that the recording does not have."""
         path = command.thread
         error = self._unknown.get(path)
@@ -142,6 +171,7 @@ class RecordedOrder:
         thread.error = error
         thread.pending = None
         reports.append(Failed(thread.story.path, error))
+        self._release(thread, reports)
 
     # ---- order ------------------------------------------------------------------------------------------------------
 
@@ -159,14 +189,16 @@ class RecordedOrder:
                 wait = self._patience_ends(self._cursor) - now
                 if wait > 0 and not self._is_leaving:
                     return wait
-                self._late[self._steps[self._cursor].thread] = deque()
+                path = self._thread_at_cursor
+                assert path is not None
+                self._late[path] = deque()
             elif reports and self._is_after_tick:
                 return 0.0
 
     @property
     def _is_leaving(self) -> bool:
         """Whether the program has closed all its threads and only awaits the ends of their generates."""
-        return self._live == 0 and any(thread.pending is not None for thread in self._threads.values())
+        return not self._open and any(thread.pending is not None for thread in self._threads.values())
 
     @property
     def _is_after_tick(self) -> bool:
@@ -174,20 +206,31 @@ class RecordedOrder:
 
     def _advance(self, reports: list[Report]) -> bool:
         """Plays the next event; False if that has to wait for a command."""
-        step = self._steps.get(self._cursor)
-        if step is not None and not self._threads[step.thread].is_over:
-            late = self._late.get(step.thread)
-            if self._is_due(step) and not late:
-                self._late.pop(step.thread, None)
+        path = self._thread_at_cursor
+        if path is not None and not self._threads[path].is_over:
+            step, late = self._steps.get(self._cursor), self._late.get(path)
+            if step is None:
+                event = self._events[self._cursor]
+                if late is None and not self._threads[path].has_come(self._cursor, event):
+                    return False
+            elif self._is_due(step) and not late:
+                self._late.pop(path, None)
                 self._take(step, reports)
             elif late is not None:
                 late.append((self._cursor, step))
             else:
                 return False
         if self._cursor < len(self._events):
-            self._count(self._events[self._cursor])
+            self.load = load_after(self.load, self._events[self._cursor])
         self._cursor += 1
         return True
+
+    @property
+    def _thread_at_cursor(self) -> ThreadPath | None:
+        if self._cursor >= len(self._events):
+            return self._steps[self._cursor].thread
+        event = self._events[self._cursor]
+        return None if isinstance(event, ev.TickDone) else event.thread
 
     def _next_late(self) -> Step | None:
         """The first of the steps passed over that is due now."""
@@ -248,6 +291,7 @@ class RecordedOrder:
                 self._fail(thread, thread.ends_early(), reports)
             else:
                 reports.append(thread.finish())
+                self._release(thread, reports)
         except TraceError as error:
             self._fail(thread, error, reports)
 
@@ -264,48 +308,3 @@ class RecordedOrder:
         pending.stops = stops
         if stops and (pending.delivered < len(call.samples) or call.reason not in ("stop", None)):
             raise thread.stops_early()
-
-    def _count(self, event: ev.AnyEvent) -> None:
-        """Keeps `load` as it was when the event was recorded."""
-        load = self.load
-        match event:
-            case ev.Sampled():
-                self.load = replace(load, sampled=load.sampled + 1)
-            case ev.Computed():
-                again = event.count if event.recomputed else 0
-                self.load = replace(load, computed=load.computed + event.count, recomputed=load.recomputed + again)
-            case ev.GenerateFinished():
-                self.load = replace(load, reused=load.reused + event.reused)
-            case ev.ThreadOpened():
-                self.load = replace(load, open_threads=load.open_threads + 1)
-            case ev.ThreadClosed():
-                self.load = replace(load, open_threads=load.open_threads - 1)
-            case ev.TickDone():
-                self.load = replace(
-                    load,
-                    ticks=load.ticks + 1,
-                    in_flight=event.in_flight,
-                    iterations=load.iterations + event.in_flight,
-                    waiting=event.waiting,
-                    pages_used=event.pages_used,
-                )
-            case _:
-                pass
-
-
-def _steps(stories: list[ThreadStory], events: int) -> dict[int, Step]:
-    """What may give a report, by index of its event; generates without a recorded end follow all events."""
-    steps: dict[int, Step] = {}
-    endless: list[tuple[int, Step]] = []
-    for story in stories:
-        for number, call in enumerate(story.calls):
-            for index, sample in zip(call.sample_indices, call.samples, strict=True):
-                steps[index] = Step(story.path, number, sample)
-            if call.end_index is None:
-                endless.append((call.index, Step(story.path, number, None)))
-            else:
-                steps[call.end_index] = Step(story.path, number, None)
-        if story.failure_index is not None:
-            steps.setdefault(story.failure_index, Step(story.path, NO_CALL, None))
-    steps.update({events + number: step for number, (_, step) in enumerate(sorted(endless))})
-    return steps

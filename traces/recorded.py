@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, cast
 
 import msgspec
@@ -9,6 +10,8 @@ import msgspec
 from runtime import errors
 from runtime.commands import Finished, FinishReason, Generate, OpenThread
 from runtime.errors import BraidError, TraceError
+from traces import events as ev
+from traces.events import AnyEvent
 from traces.tree import Call, Receipt, ThreadStory, path_name
 
 ADVICE = "Play a trace back with the program, the policy and the settings that made it."
@@ -51,8 +54,14 @@ class RecordedThread:
         """Whether the program has sent the command that made it fail between its generates."""
         self.pending: PendingCall | None = None
         self._consumed = 0
+        """Tokens received since the last generate was asked for."""
+        self._received = 0
+        """Tokens received in all."""
         self._last_start = 0
         self._receipts = _received_before_calls(story)
+        ends = accumulate(len(receipt.tokens) for receipt in story.receipts)
+        self._received_by = {receipt.index: end for receipt, end in zip(story.receipts, ends, strict=True)}
+        self._call_numbers = {call.index: number for number, call in enumerate(story.calls)}
 
     def open(self, command: OpenThread, inherited: RecordedThread | None) -> None:
         story = self.story
@@ -88,6 +97,7 @@ class RecordedThread:
                     f"{recorded[offset]}"
                 )
         self._consumed += len(tokens)
+        self._received += len(tokens)
         self.length += len(tokens)
 
     def generate(self, request: Generate) -> None:
@@ -149,6 +159,20 @@ class RecordedThread:
             recomputed=call.recomputed or 0,
             reused=call.reused or 0,
         )
+
+    def has_come(self, index: int, event: AnyEvent) -> bool:
+        """Whether the program has sent the command that an event of this thread records, if it records one."""
+        match event:
+            case ev.ThreadOpened():
+                return self.is_open
+            case ev.Received():
+                return self._received >= self._received_by[index]
+            case ev.GenerateStarted():
+                return self.calls > self._call_numbers[index]
+            case ev.ThreadClosed():
+                return self.is_closed
+            case _:
+                return True
 
     @property
     def is_over(self) -> bool:

@@ -91,7 +91,7 @@ def _label(story: ThreadStory, decode: Decode | None) -> Group:
 
 def _texts(story: ThreadStory, decode: Decode | None) -> list[Text]:
     if decode is None:
-        own = [Text(f"< {story.prompt}", style="dim")] if story.prompt is not None else []
+        own = [Text(f"< {story.prompt}", style="dim")] if story.prompt else []
         return [*own, Text(f"> {story.text}")] if story.text else own
     lines = []
     for segment in story.segments:

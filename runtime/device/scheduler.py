@@ -294,9 +294,11 @@ class Scheduler:
         self._admission.free_lanes.extend(flight.lanes)
         sequence.flight = None
         count = flight.end - flight.start
-        self._charge(call, flight)
+        call.iterations += flight.iterations(self.ledger.ticks)
         call.computed += count
+        call.recomputed += flight.recomputed
         self.ledger.computed += count
+        self.ledger.recomputed += flight.recomputed
         sequence.computed = flight.end
         if not flight.recomputed:
             sequence.depths.extend([depth] * count)
@@ -406,13 +408,8 @@ class Scheduler:
         del self._flying[flight.lanes[-1]]
         self._dropped.extend(flight.lanes)
         sequence.flight = None
-        self._charge(call, flight)
-        self._admission.make_ready(sequence)
-
-    def _charge(self, call: Call, flight: Flight) -> None:
         call.iterations += flight.iterations(self.ledger.ticks)
-        call.recomputed += flight.recomputed
-        self.ledger.recomputed += flight.recomputed
+        self._admission.make_ready(sequence)
 
     def _forget_computed(self, sequence: Sequence) -> None:
         """Drops a thread's computed state; it is computed again, in its original groups, when needed."""

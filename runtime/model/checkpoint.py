@@ -49,18 +49,25 @@ _HEAD, _TABLE, _ROTARY = "lm_head.weight", "transformer.wte.weight", "freqs_cis"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Checkpoint:
-    """What a checkpoint directory holds."""
+class Description:
+    """What a checkpoint directory holds beside its weights."""
 
     path: Path
-    model: Raven
-    """In evaluation mode; parameters in the dtype and on the device asked for, the rotary table in float32."""
+    config: RavenConfig
     tokenizer: Tokenizer | None
     """None without tokenizer.json; prompts are token ids then."""
     stop_tokens: tuple[int, ...]
     """Ascending ids that end a text: eos_token_id, and those of `HUGINN_STOPS` inside the vocabulary."""
     braid: bytes | None
     """Content of braid.json as it is: the protocol and the default policy."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint(Description):
+    """What a checkpoint directory holds."""
+
+    model: Raven
+    """In evaluation mode; parameters in the dtype and on the device asked for, the rotary table in float32."""
 
 
 class _Generation(msgspec.Struct):
@@ -110,9 +117,15 @@ def load_checkpoint(
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype}; supported are {', '.join(map(str, _DTYPES))}.")
+    description = describe(name_or_path)
+    model = _load_model(description.path, description.config, dtype, torch.device(device))
+    return Checkpoint(**vars(description), model=model)
+
+
+def describe(name_or_path: str | Path) -> Description:
+    """Everything of a checkpoint but its weights, which are not looked at. Raises `CheckpointError`."""
     directory = resolve(name_or_path)
     config = read_config(directory / CONFIG)
-    model = _load_model(directory, config, dtype, torch.device(device))
     tokenizer = Tokenizer.from_file(directory / TOKENIZER) if (directory / TOKENIZER).is_file() else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         token = tokenizer.id_to_token(tokenizer.vocab_size - 1)
@@ -120,9 +133,9 @@ def load_checkpoint(
             f"{directory / TOKENIZER}: token {token!r} has id {tokenizer.vocab_size - 1}; expected ids below "
             f"{config.vocab_size}, the vocab_size of {CONFIG}."
         )
-    return Checkpoint(
+    return Description(
         path=directory,
-        model=model,
+        config=config,
         tokenizer=tokenizer,
         stop_tokens=_stop_tokens(directory, config),
         braid=(directory / BRAID).read_bytes() if (directory / BRAID).is_file() else None,

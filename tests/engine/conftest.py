@@ -1,0 +1,43 @@
+"""A tiny model as a checkpoint directory, with a protocol that its random tokens speak by accident."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from tokenizers import Tokenizer as Inner
+from tokenizers import models, pre_tokenizers
+
+from policies import LatentDiff, Policy, to_builtins
+from runtime import TagProtocol
+from runtime.model.checkpoint import save_checkpoint
+from runtime.model.tokenizer import Tokenizer
+from tests.engine.tiny import tiny_model
+
+TAGS = ("<spawn>", "</spawn>", "<join>", "<message>", "</message>", "<win>", "<end>")
+PROTOCOL = TagProtocol(
+    spawn_open="<spawn>",
+    spawn_close="</spawn>",
+    join="<join>",
+    return_open="<win>",
+    end=("<end>",),
+    delivered="<message> {message} </message> ",
+    most_messages=2,
+    longest_message=8,
+    on_malformed="ignore",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = [*(f"w{number}" for number in range(39 - len(TAGS))), *TAGS, "<unknown>"]
+    inner = Inner(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unknown>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    braid = {
+        "protocol": msgspec.to_builtins(PROTOCOL),
+        "policy": to_builtins(Policy(depth=LatentDiff(0.7, most=4))),
+    }
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_checkpoint(directory, tiny_model(3), tokenizer=Tokenizer(inner), braid=msgspec.json.encode(braid))
+    return directory

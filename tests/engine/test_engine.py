@@ -1,0 +1,198 @@
+"""The whole engine, from coroutine to tensor, on a tiny model whose random tokens spawn and join by accident."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from policies import ChildBudget, DepthPolicy, DepthView, Fixed, Limits, Policy
+from runtime import Engine, EngineFailed, LimitExceeded, PolicyError, Sampling
+from runtime.backend.torch_backend import TorchBackend
+from traces import read, usage_of
+from traces.__main__ import main as traces_command
+from traces.events import ThreadEnded
+
+pytestmark = pytest.mark.anyio
+SIZES: dict[str, Any] = {"page_size": 4, "pages": 128, "lanes": 64, "chunk": 16, "deterministic": True}
+WARM = Sampling(temperature=4.0)
+FEW = Limits(tokens=400, threads=25, tree_depth=3)
+
+
+def prompt(number: int) -> str:
+    return " ".join(f"w{(number * 7 + step * 3) % 32}" for step in range(5 + number % 4))
+
+
+async def test_any_tokens_a_model_emits_are_survived(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Random spawns, joins and ends: everything terminates, is counted once, and is freed."""
+    trace = tmp_path / "run.trace"
+    outcomes: list[str] = []
+    async with Engine.open(tiny_checkpoint, sampling=WARM, limits=FEW, trace=trace, **SIZES) as engine:
+
+        async def run(number: int) -> None:
+            try:
+                outcomes.append((await engine.run(prompt(number), max_tokens=60)).reason)
+            except LimitExceeded:
+                outcomes.append("limit")
+
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(run, number)
+        usage = engine.usage
+    assert len(outcomes) == 20
+    load = engine.load
+    assert (load.pages_used, load.open_threads) == (0, 0)
+    recorded = usage_of(read(trace).events)
+    for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
+        assert getattr(usage, name) == getattr(load, name) == getattr(recorded, name), name
+    assert usage.granted > 0, "the tokens of this model are to spawn sometimes"
+    assert usage.threads == recorded.threads == 20 + usage.granted
+
+
+async def test_a_tree_says_the_same_in_company(tiny_checkpoint: Path) -> None:
+    async def answers(pages: int, together: bool) -> dict[int, tuple[int, ...]]:
+        found: dict[int, tuple[int, ...]] = {}
+        sizes = {**SIZES, "pages": pages}
+        async with Engine.open(tiny_checkpoint, sampling=WARM, **sizes) as engine:
+            roots = [engine.thread(prompt(number)) for number in range(6)]
+
+            async def work(number: int) -> None:
+                async with roots[number] as root:
+                    generation = await root.generate(max_tokens=20)
+                    child = root.fork("w1 w2", run=say_ten)
+                    (answer,) = await root.join([child])
+                    last = await root.generate(max_tokens=10)
+                    found[number] = (*generation.tokens, *answer.tokens, *last.tokens)
+
+            async with anyio.create_task_group() as group:
+                for number in range(6):
+                    if together:
+                        group.start_soon(work, number)
+                    else:
+                        await work(number)
+        assert engine.load.pages_used == 0
+        return found
+
+    async def say_ten(thread: Any) -> tuple[int, ...]:
+        return (await thread.generate(max_tokens=10)).tokens
+
+    alone = await answers(pages=128, together=False)
+    assert await answers(pages=128, together=True) == alone
+    assert await answers(pages=20, together=True) == alone
+
+
+async def test_cancelled_at_any_moment_nothing_is_left(tiny_checkpoint: Path) -> None:
+    chance = random.Random(4)
+    async with Engine.open(tiny_checkpoint, sampling=WARM, limits=FEW, **SIZES) as engine:
+        for number in range(15):
+            with anyio.CancelScope() as scope:
+                target = engine.load.ticks + chance.randrange(1, 60)
+
+                async def cancel_at(ticks: int, which: anyio.CancelScope) -> None:
+                    while engine.load.ticks < ticks and not done.is_set():
+                        await anyio.sleep(0)
+                    which.cancel()
+
+                done = anyio.Event()
+                async with anyio.create_task_group() as group:
+                    group.start_soon(cancel_at, target, scope)
+                    try:
+                        await engine.run(prompt(number), max_tokens=60)
+                    except LimitExceeded:
+                        pass
+                    finally:
+                        done.set()
+        # What was cancelled is closed by commands, which a last thread's answer shows to be done.
+        async with engine.thread("w1") as thread:
+            await thread.generate(max_tokens=1)
+    assert (engine.load.pages_used, engine.load.open_threads) == (0, 0)
+    assert engine.usage.iterations == engine.load.iterations
+
+
+async def test_a_deadline_ends_what_it_is_around(tiny_checkpoint: Path) -> None:
+    async with Engine.open(tiny_checkpoint, **SIZES) as engine, engine.thread(prompt(1)) as thread:
+        before = thread.tokens
+        with anyio.move_on_after(0) as scope:
+            await thread.generate(max_tokens=50)
+        assert scope.cancelled_caught
+        assert thread.tokens == before
+        assert len((await thread.generate(max_tokens=3)).tokens) == 3
+
+
+class Failing(DepthPolicy, frozen=True):
+    """Raises whenever it is asked."""
+
+    reads = "latent"
+
+    def measure(self, view: DepthView) -> Any:
+        raise ZeroDivisionError("no depth for you")
+
+
+async def test_a_failing_policy_ends_its_thread_alone(tiny_checkpoint: Path) -> None:
+    async with Engine.open(tiny_checkpoint, **SIZES) as engine:
+        async with engine.thread(prompt(1), policy=Policy(depth=Failing())) as bad, engine.thread(prompt(2)) as good:
+            with pytest.raises(PolicyError, match="no depth for you"):
+                await bad.generate(max_tokens=3)
+            assert len((await good.generate(max_tokens=3, stop=[38])).tokens) == 3
+    assert engine.load.pages_used == 0
+
+
+async def test_a_dead_device_wakes_every_waiter(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: TorchBackend, tick: Any) -> None:
+        raise RuntimeError("the device is on fire")
+
+    errors: list[BaseException] = []
+    async with Engine.open(tiny_checkpoint, **SIZES) as engine:
+        monkeypatch.setattr(TorchBackend, "tick", die)
+
+        async def work(number: int) -> None:
+            try:
+                await engine.run(prompt(number))
+            except EngineFailed as error:
+                errors.append(error)
+
+        async with anyio.create_task_group() as group:
+            for number in range(5):
+                group.start_soon(work, number)
+    assert len(errors) == 5
+    assert all("on fire" in str(error.__cause__) for error in errors)
+
+
+async def test_recorded_runs_play_back_and_verify(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.trace"
+    policy = Policy(depth=Fixed(3), spawn=ChildBudget(2))
+    async with Engine.open(
+        tiny_checkpoint, policy=policy, sampling=WARM, limits=FEW, trace=path, seed=7, **SIZES
+    ) as engine:
+        first = [await engine.run(prompt(number), max_tokens=40) for number in range(4)]
+    trace = read(path)
+    assert trace.lost is None
+    ends = [event.text for event in trace.events if isinstance(event, ThreadEnded) and len(event.thread) == 1]
+    assert ends == [answer.text for answer in first]
+    async with Engine.playback(trace, sampling=WARM, limits=FEW) as engine:
+        again = [await engine.run(prompt(number), max_tokens=40) for number in range(4)]
+    assert [(answer.tokens, answer.reason) for answer in again] == [(a.tokens, a.reason) for a in first]
+    assert await anyio.to_thread.run_sync(traces_command, ["replay", str(path), "--verify"]) == 0
+
+
+async def test_the_loop_stays_responsive_while_the_engine_is_saturated(tiny_checkpoint: Path) -> None:
+    """The median wake-up of a 1 ms sleeper under load; what it bounds is far above what it takes."""
+    late: list[float] = []
+    async with Engine.open(tiny_checkpoint, **{**SIZES, "pages": 2048}) as engine:
+
+        async def generate(number: int) -> None:
+            async with engine.thread(prompt(number)) as thread:
+                await thread.generate(max_tokens=40, stop=[39])
+
+        async with anyio.create_task_group() as group:
+            for number in range(60):
+                group.start_soon(generate, number)
+            while engine.load.sampled < 500:
+                asleep = anyio.current_time()
+                await anyio.sleep(0.001)
+                late.append(anyio.current_time() - asleep - 0.001)
+    assert statistics.median(late) < 0.020

@@ -1,0 +1,40 @@
+"""Which events of a trace give a program reports."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from traces import events as ev
+from traces.events import ThreadPath
+from traces.tree import ThreadStory
+
+
+class Step(NamedTuple):
+    """A recorded event that may give a report."""
+
+    thread: ThreadPath
+    call: int
+    """Which generate of the thread; NO_CALL for a failure between generates."""
+    sample: ev.Sampled | None
+    """The token; None for the end of the generate, or the failure."""
+
+
+NO_CALL = -1
+
+
+def steps_of(stories: list[ThreadStory], events: int) -> dict[int, Step]:
+    """What may give a report, by index of its event; generates without a recorded end follow all events."""
+    steps: dict[int, Step] = {}
+    endless: list[tuple[int, Step]] = []
+    for story in stories:
+        for number, call in enumerate(story.calls):
+            for index, sample in zip(call.sample_indices, call.samples, strict=True):
+                steps[index] = Step(story.path, number, sample)
+            if call.end_index is None:
+                endless.append((call.index, Step(story.path, number, None)))
+            else:
+                steps[call.end_index] = Step(story.path, number, None)
+        if story.failure_index is not None:
+            steps.setdefault(story.failure_index, Step(story.path, NO_CALL, None))
+    steps.update({events + number: step for number, (_, step) in enumerate(sorted(endless))})
+    return steps
