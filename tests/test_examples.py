@@ -1,0 +1,50 @@
+"""Every example script runs and prints what its first lines promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from examples import custom_policy, record_replay, search, self_consistency, streaming
+from examples.countdown.problems import Problem
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_search(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(search.main, Problem((22, 26, 31, 53), 27), backend=backend)
+    printed = capsys.readouterr().out
+    assert "= 27, right: True" in printed
+
+
+def test_self_consistency(capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(self_consistency.main)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("(")[0] for line in lines] == ["SelfConsistency", "MostlyRight"]
+
+
+def test_custom_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(custom_policy.main)
+    fixed, eager, careful = capsys.readouterr().out.splitlines()
+    depths = [float(line.split("; ")[1].split()[0]) for line in (fixed, eager, careful)]
+    assert depths[1] <= depths[2] <= depths[0]
+
+
+def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(streaming.main)
+    printed = capsys.readouterr().out
+    assert "46 tokens in the context" in printed
+    assert "left after" in printed
+
+
+def test_record_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(record_replay.main, tmp_path / "run.trace")
+    assert "equal: True" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_scripts_stay_short(script: str) -> None:
+    assert len((EXAMPLES / script).read_text().splitlines()) < 80
