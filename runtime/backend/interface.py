@@ -65,8 +65,10 @@ class Entering(msgspec.Struct, frozen=True, kw_only=True):
     """Index into the backend's registered depth policies."""
     group: Int32
     """The lane of the last token of those that enter together and leave together; its own lane if it is alone."""
-    key: Int64
-    """Random key of the thread: with the position it determines the latent noise and the sampled token."""
+    noise_key: Int64
+    """With the position it determines the token's initial latent noise: the key of the thread that first had it."""
+    sampling_key: Int64
+    """With the position it determines what is drawn from the token's logits: the key of the thread that samples."""
     carries: Bool
     """Whether its latent state starts from the one its predecessor ended with (continuous thought)."""
     sample: Int32

@@ -22,7 +22,7 @@ class Lanes:
         self.group: Int32 = np.zeros(count, np.int32)
         self.row: Int32 = np.zeros(count, np.int32)
         self.position: Int32 = np.zeros(count, np.int32)
-        self.key: Int64 = np.zeros(count, np.int64)
+        self.sampling_key: Int64 = np.zeros(count, np.int64)
         self.cell: Int64 = np.zeros(count, np.int64)
         """Where in paged memory the token is: page * page_size + offset."""
         self.sampling: list[Sampling | None] = [None] * count
@@ -34,7 +34,7 @@ class Lanes:
         self.occupied[lane] = True
         self.age[lane] = 0
         self.cell[lane] = cell
-        for name in ("bound", "until", "tests", "policy", "group", "row", "position", "key"):
+        for name in ("bound", "until", "tests", "policy", "group", "row", "position", "sampling_key"):
             getattr(self, name)[lane] = getattr(entering, name)
         for seat, index in zip(lane.tolist(), entering.sample.tolist(), strict=True):
             self.sampling[seat] = samplings[index] if index >= 0 else None

@@ -154,7 +154,7 @@ class TorchBackend:
         if self._state_std == 0.0:
             state = self._zeros(len(entering.lane), self._model.config.n_embd)
         else:
-            key, position = self._on_device(entering.key), self._on_device(entering.position)
+            key, position = self._on_device(entering.noise_key), self._on_device(entering.position)
             noise = initial_noise(key, position, self._model.config.n_embd, self._state_std)
             state = (noise * self._model.config.embedding_scale).to(self._dtype)
         if entering.carries.any():
@@ -244,7 +244,7 @@ class TorchBackend:
                 contexts[row] = self._contexts.pop(seat)
         draws = None
         if not all(sampling.is_greedy for sampling in distinct):
-            key, position = self._on_device(lanes.key[lane]), self._on_device(lanes.position[lane])
+            key, position = self._on_device(lanes.sampling_key[lane]), self._on_device(lanes.position[lane])
             draws = uniforms(key, position, 1, SAMPLING_STREAM)[:, 0]
         return sample(logits, which, tuple(distinct), draws, contexts, entropies)
 

@@ -135,6 +135,8 @@ class Admission:
 
     def make_room(self, sequence: Sequence, end: int) -> bool:
         """Frees the pages to compute up to position `end`; False if threads that come first hold them."""
+        if self.memory.is_writable(sequence, end):
+            return True
         while self.memory.pages_needed(sequence, end) > self.memory.pool.free:
             victim = next((parked for parked in self.parked.values() if parked.pages), None)
             if victim is None:

@@ -57,6 +57,11 @@ def _ask(
 ) -> None:
     """One question for all; if it fails, one for each, so that only those to blame are ended."""
     policy = members[0].sequence.depth
+    constant = constant_bound(policy, pressure.mean_recurrence)
+    if constant is not None and constant <= most:
+        for group in members:
+            bounds[group.last] = [constant] * (group.end - group.start)
+        return
     try:
         answer = _checked(policy, entry_view(members, pressure), most)
     except Exception as cause:
@@ -74,8 +79,15 @@ def _ask(
         start += count
 
 
+def constant_bound(policy: DepthPolicy, mean_recurrence: int) -> int | None:
+    """The bound of every token, where the policy does not ask which token it is; None where it does."""
+    if type(policy).bound is not DepthPolicy.bound:
+        return None
+    return mean_recurrence if policy.most is None else policy.most
+
+
 def _checked(policy: DepthPolicy, view: EntryView, most: int) -> list[int]:
-    answer = [int(bound) for bound in policy.bound(view)]
+    answer: list[int] = np.asarray(policy.bound(view)).astype(np.int64).tolist()
     if len(answer) != len(view.position):
         raise ValueError(f"bound() answered {len(answer)} values for {len(view.position)} tokens")
     if min(answer) < 1 or max(answer) > most:

@@ -42,8 +42,8 @@ def fly(group: Group, bounds: list[int], tick: int) -> None:
 
 def build_entering(groups: list[Group], carry: bool) -> tuple[Entering, tuple[Sampling, ...], dict[int, Int32], bool]:
     """Arrays for groups in flight; the distinct samplings; contexts for repetition penalties; entropies wanted."""
-    columns: list[list[int]] = [[] for _ in range(12)]
-    lane, row, position, token, bound, until, tests, policy, last, key, carries, sample = columns
+    columns: list[list[int]] = [[] for _ in range(13)]
+    lane, row, position, token, bound, until, tests, policy, last, noise, draws, carries, sample = columns
     samplings: dict[Sampling, int] = {}
     contexts: dict[int, Int32] = {}
     entropies = False
@@ -61,7 +61,8 @@ def build_entering(groups: list[Group], carry: bool) -> tuple[Entering, tuple[Sa
         tests += [not group.known and (span.sampled or sequence.depth.exit_received)] * count
         policy += [sequence.policy] * count
         last += [group.last] * count
-        key += [span.key] * count if one_span else [sequence.span_at(p).key for p in range(group.start, group.end)]
+        noise += [span.key] * count if one_span else [sequence.span_at(p).key for p in range(group.start, group.end)]
+        draws += [sequence.key] * count
         carries += [carry and span.sampled] * count
         sample += [-1] * count
         if group.samples:
@@ -80,7 +81,8 @@ def build_entering(groups: list[Group], carry: bool) -> tuple[Entering, tuple[Sa
         tests=np.array(tests, np.bool_),
         policy=np.array(policy, np.int32),
         group=np.array(last, np.int32),
-        key=np.array(key, np.int64),
+        noise_key=np.array(noise, np.int64),
+        sampling_key=np.array(draws, np.int64),
         carries=np.array(carries, np.bool_),
         sample=np.array(sample, np.int32),
     )

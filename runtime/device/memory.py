@@ -46,6 +46,9 @@ class ThreadMemory:
     def grow(self, sequence: Sequence, end: int) -> None:
         """Makes positions `sequence.computed .. end` writable. The pool must have `pages_needed` free."""
         index = sequence.computed // self.page_size
+        if self.is_writable(sequence, end):
+            self.pool.unstore(sequence.pages[index])
+            return
         if self._must_copy(sequence):
             shared = sequence.pages[index]
             own = self.pool.allocate()
@@ -59,6 +62,12 @@ class ThreadMemory:
             page = self.pool.allocate()
             self._table[sequence.row, len(sequence.pages)] = page
             sequence.pages.append(page)
+
+    def is_writable(self, sequence: Sequence, end: int) -> bool:
+        """Whether one page, which is the sequence's own, holds positions `sequence.computed .. end`."""
+        size, pages = self.page_size, sequence.pages
+        index = sequence.computed // size
+        return (end - 1) // size == index < len(pages) and not self.pool.is_shared(pages[index])
 
     def _must_copy(self, sequence: Sequence) -> bool:
         index = sequence.computed // self.page_size

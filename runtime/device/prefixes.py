@@ -13,6 +13,7 @@ from hashlib import blake2b
 import msgspec
 
 from policies.depth.base import DepthPolicy
+from runtime.device.bounds import constant_bound
 from runtime.device.sequence import Sequence
 
 
@@ -25,9 +26,9 @@ class PrefixRule(msgspec.Struct, frozen=True):
 
 def prefix_rule(policy: DepthPolicy, mean_recurrence: int) -> PrefixRule | None:
     """None for policies whose bounds depend on load or budget: their pages are not shared."""
-    if type(policy).bound is not DepthPolicy.bound:
+    bound = constant_bound(policy, mean_recurrence)
+    if bound is None:
         return None
-    bound = mean_recurrence if policy.most is None else policy.most
     if policy.reads == "nothing" or not policy.exit_received:
         return PrefixRule(str(bound).encode(), bound)
     return PrefixRule(type(policy).__qualname__.encode() + msgspec.msgpack.encode((bound, policy)), None)

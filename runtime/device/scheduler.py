@@ -13,29 +13,23 @@ import math
 import numpy as np
 from msgspec import Struct
 
-from policies.depth.base import DepthPolicy
 from runtime.backend.interface import Backend, Tick, TickResult
 from runtime.commands import (
     CloseThread,
-    Emitted,
     Extend,
-    Failed,
-    Finished,
-    FinishReason,
     Generate,
     Interrupt,
     Load,
     OpenThread,
-    Signalled,
     ThreadPath,
 )
 from runtime.device.admission import Admission
 from runtime.device.bounds import Pressure, bounds_of, policy_error
-from runtime.device.entering import Group, build_entering, fly
+from runtime.device.calls import Calls
+from runtime.device.entering import Group, build_entering
 from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
-from runtime.device.prefixes import PrefixRule, prefix_rule
-from runtime.device.sequence import Call, Flight, Sequence
+from runtime.device.sequence import Call, Sequence
 from runtime.errors import CapacityError, PromptError
 from runtime.settings import EngineSettings
 from traces import events
@@ -72,12 +66,10 @@ class Scheduler:
             rows_hold_state=self._carry,
             evict=self._evict,
         )
+        self._calls = Calls(
+            ledger, self.memory, self._admission, context=model.context, mean_recurrence=model.mean_recurrence
+        )
         self._threads: dict[ThreadPath, Sequence] = {}
-        self._flying: dict[int, Sequence] = {}
-        """By the last lane of their flight."""
-        self._dropped: list[int] = []
-        """Lanes that the backend is to forget in the next tick."""
-        self._rules: dict[DepthPolicy, PrefixRule | None] = {}
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
@@ -108,7 +100,7 @@ class Scheduler:
                 f"thread {command.thread} has {len(sequence.tokens)} tokens and received {len(command.tokens)} more; "
                 f"the model's context holds {self._model.context}."
             )
-            self._fail(sequence, error)
+            self._calls.fail(sequence, error)
             return
         self.ledger.record(events.Received, thread=command.thread, position=len(sequence.tokens), tokens=command.tokens)
         sequence.receive(command.tokens)
@@ -120,7 +112,9 @@ class Scheduler:
         if sequence.call is not None:
             raise RuntimeError(f"thread {request.thread} is generating already")
         if not sequence.tokens:
-            self._fail(sequence, PromptError(f"thread {request.thread} has an empty context; append a prompt first."))
+            self._calls.fail(
+                sequence, PromptError(f"thread {request.thread} has an empty context; append a prompt first.")
+            )
             return
         if request.depth is not None:
             sequence.depth, sequence.policy = request.depth, self._backend.register(request.depth)
@@ -133,9 +127,10 @@ class Scheduler:
             max_tokens=request.max_tokens,
             sampling=request.sampling,
             depth=sequence.depth,
+            max_iterations=request.max_iterations,
         )
         if request.max_tokens < 1 or len(sequence.tokens) >= self._model.context:
-            self._finish(sequence, "length" if request.max_tokens < 1 else "context")
+            self._calls.finish(sequence, "length" if request.max_tokens < 1 else "context")
             return
         if sequence.computed == len(sequence.tokens):
             # The last token's logits are gone: it is computed once more, at the depth it had.
@@ -149,11 +144,11 @@ class Scheduler:
         if sequence is None:
             return
         length = min(len(sequence.tokens), sequence.call_start + command.keep)
-        self._land(sequence)
+        self._calls.land(sequence)
         self.memory.release(sequence.truncate(length, self.memory.page_size))
         if sequence.call is not None:
             sequence.call.keep(command.keep)
-            self._finish(sequence, "interrupted")
+            self._calls.finish(sequence, "interrupted")
         if self._carry:
             self._forget_computed(sequence)
 
@@ -162,8 +157,8 @@ class Scheduler:
         if sequence is None:
             return
         if sequence.call is not None:
-            self._land(sequence)
-            self._finish(sequence, "interrupted")
+            self._calls.land(sequence)
+            self._calls.finish(sequence, "interrupted")
         self._admission.leave_queues(sequence)
         self.memory.clear(sequence)
         self.ledger.record(events.ThreadClosed, thread=command.thread)
@@ -173,7 +168,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether a tick would do anything."""
-        return bool(self._flying or self._dropped or self._admission.ready or self._admission.waiting)
+        return bool(self._calls.flying or self._calls.dropped or self._admission.ready or self._admission.waiting)
 
     @property
     def waiting(self) -> int:
@@ -182,7 +177,7 @@ class Scheduler:
 
     def plan(self) -> list[Group]:
         """Chooses what enters the next tick and puts it into flight."""
-        if self._lockstep and self._flying:
+        if self._lockstep and self._calls.flying:
             return []
         chosen = self._choose()
         pressure = Pressure(self.ledger.in_flight, self.waiting, self._lanes, self._model.mean_recurrence)
@@ -191,13 +186,12 @@ class Scheduler:
         for group in chosen:
             if group.last in failed:
                 self._admission.give_back(group)
-                self._fail(group.sequence, failed[group.last])
+                self._calls.fail(group.sequence, failed[group.last])
             elif min(bounds[group.last]) < 1:
                 self._admission.give_back(group)
-                self._finish(group.sequence, "iterations")
+                self._calls.finish(group.sequence, "iterations")
             else:
-                fly(group, bounds[group.last], self.ledger.ticks)
-                self._flying[group.last] = group.sequence
+                self._calls.take_off(group, bounds[group.last])
                 entering.append(group)
         return entering
 
@@ -206,7 +200,7 @@ class Scheduler:
         entering, samplings, contexts, entropies = build_entering(groups, self._carry)
         return Tick(
             copies=np.array(self.memory.copies, np.int32).reshape(-1, 2),
-            dropped=np.array(self._dropped, np.int32),
+            dropped=np.array(self._calls.dropped, np.int32),
             entering=entering,
             samplings=samplings,
             contexts=contexts,
@@ -216,10 +210,7 @@ class Scheduler:
     def retract(self, groups: list[Group]) -> None:
         """Takes groups out of a tick that was not executed; they are ready again."""
         for group in groups:
-            del self._flying[group.last]
-            self._admission.give_back(group)
-            group.sequence.flight = None
-            self._admission.make_ready(group.sequence)
+            self._calls.take_back(group)
 
     def _choose(self) -> list[Group]:
         """The next group of each thread in order, until lanes, rows or pages run out."""
@@ -228,7 +219,7 @@ class Scheduler:
             call = sequence.call
             assert call is not None
             if sequence.row < 0:
-                reused = self.memory.reuse_prefix(sequence, self._rule(sequence.depth))
+                reused = self.memory.reuse_prefix(sequence, self._calls.rule(sequence.depth))
                 call.reused += reused
                 self.ledger.reused += reused
                 admission.seat(sequence)
@@ -239,7 +230,7 @@ class Scheduler:
                     f"thread {sequence.path} needs {needed} pages of {self.memory.page_size} tokens; the pool has "
                     f"{self.memory.pool.size}. Raise EngineSettings.memory or EngineSettings.pages."
                 )
-                self._fail(sequence, error)
+                self._calls.fail(sequence, error)
                 continue
             if not admission.make_room(sequence, end):
                 break
@@ -253,7 +244,7 @@ class Scheduler:
 
     def _evict(self, victim: Sequence) -> None:
         """Takes a thread's pages; its tokens are computed again when it goes on."""
-        self._land(victim)
+        self._calls.land(victim)
         self._admission.leave_queues(victim)
         pages = self.memory.clear(victim)
         if victim.call is not None:
@@ -269,174 +260,27 @@ class Scheduler:
         ledger.in_flight = result.in_flight
         ledger.iterations += result.in_flight
         self.memory.copies.clear()
-        self._admission.free_lanes.extend(self._dropped)
-        self._dropped.clear()
+        self._admission.free_lanes.extend(self._calls.dropped)
+        self._calls.dropped.clear()
         for lane, cause in result.failures.items():
-            sequence = self._flying[lane]
-            self._land(sequence)
-            self._fail(sequence, policy_error(sequence.depth, cause))
-        rows = zip(result.lane.tolist(), result.depth.tolist(), result.token.tolist(), strict=True)
-        for index, (lane, depth, token) in enumerate(rows):
-            leaving = self._flying.get(lane)
-            if leaving is None:
-                continue
-            self._leave(leaving, depth)
-            if token >= 0:
-                self._sample(leaving, result, index, depth, token)
-            if leaving.call is not None:
-                self._admission.make_ready(leaving)
-
-    def _leave(self, sequence: Sequence, depth: int) -> None:
-        flight, call = sequence.flight, sequence.call
-        assert flight is not None
-        assert call is not None
-        del self._flying[flight.lanes[-1]]
-        self._admission.free_lanes.extend(flight.lanes)
-        sequence.flight = None
-        count = flight.end - flight.start
-        call.iterations += flight.iterations(self.ledger.ticks)
-        call.computed += count
-        call.recomputed += flight.recomputed
-        self.ledger.computed += count
-        self.ledger.recomputed += flight.recomputed
-        sequence.computed = flight.end
-        if not flight.recomputed:
-            sequence.depths.extend([depth] * count)
-            self.memory.store_prefix(sequence, self._rule(sequence.depth), flight.start)
-        if self.ledger.recorder is not None:
-            self._record_computed(sequence, flight)
-
-    def _sample(self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int) -> None:
-        call = sequence.call
-        assert call is not None
-        request, logprob = call.request, float(result.logprob[index])
-        self.ledger.record(
-            events.Sampled,
-            tick=self.ledger.ticks - 1,
-            thread=sequence.path,
-            position=len(sequence.tokens),
-            token=token,
-            depth=depth,
-            logprob=logprob,
+            sequence = self._calls.flying[lane]
+            self._calls.land(sequence)
+            self._calls.fail(sequence, policy_error(sequence.depth, cause))
+        rows = zip(
+            result.lane.tolist(), result.depth.tolist(), result.token.tolist(), result.logprob.tolist(), strict=True
         )
-        sequence.append_sampled(token)
-        self.ledger.sampled += 1
-        call.sampled += 1
-        call.logprobs.append(logprob)
-        call.depths.append(depth)
-        if request.entropies:
-            call.entropies.append(float(result.entropy[index]))
-        if request.sampling.logprobs:
-            call.top_logprobs.append(result.top[index])
-        if request.stream:
-            self.ledger.reports.append(Emitted(sequence.path, (token,)))
-        stops = token in request.stop_tokens
-        if request.watcher is not None:
-            for signal in request.watcher.feed(token):
-                entropy = call.entropies[signal.start] if request.entropies else math.nan
-                self.ledger.reports.append(Signalled(sequence.path, signal, entropy))
-                stops |= signal.stops
-        if stops:
-            self._finish(sequence, "stop")
-        elif call.sampled >= request.max_tokens:
-            self._finish(sequence, "length")
-        elif len(sequence.tokens) >= self._model.context:
-            self._finish(sequence, "context")
-
-    # ---- ends of calls ----------------------------------------------------------------------------------------------
-
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """Ends a thread's call and parks it; nothing of it may be in flight."""
-        call = sequence.call
-        assert call is not None
-        assert sequence.flight is None, "a call ended with tokens in flight"
-        self.ledger.reports.append(
-            Finished(
-                thread=sequence.path,
-                tokens=tuple(sequence.tokens[call.start :]),
-                logprobs=tuple(call.logprobs),
-                top_logprobs=tuple(call.top_logprobs),
-                depths=tuple(call.depths),
-                reason=reason,
-                sampled=call.sampled,
-                computed=call.computed,
-                iterations=call.iterations,
-                recomputed=call.recomputed,
-                reused=call.reused,
-            )
-        )
-        self._close_call(sequence, call, reason)
-
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
-        """Ends a thread's call, if it has one, with an error; nothing of it may be in flight."""
-        call = sequence.call
-        counts = () if call is None else (call.sampled, call.computed, call.iterations, call.recomputed, call.reused)
-        self.ledger.reports.append(Failed(sequence.path, error, *counts))
-        self.ledger.record(events.ThreadFailed, thread=sequence.path, error=str(error))
-        if call is not None:
-            self._close_call(sequence, call, "failed")
-
-    def _close_call(self, sequence: Sequence, call: Call, reason: str) -> None:
-        self.ledger.record(
-            events.GenerateFinished,
-            thread=sequence.path,
-            position=len(sequence.tokens),
-            reason=reason,
-            sampled=call.sampled,
-            computed=call.computed,
-            iterations=call.iterations,
-            recomputed=call.recomputed,
-            reused=call.reused,
-        )
-        sequence.call = None
-        self._admission.park(sequence)
-
-    def fail_all(self, error: Exception) -> None:
-        """Ends every call with an error."""
-        for sequence in self._threads.values():
-            self._land(sequence)
-            if sequence.call is not None:
-                self._fail(sequence, error)
+        for index, (lane, depth, token, logprob) in enumerate(rows):
+            leaving = self._calls.flying.get(lane)
+            if leaving is not None:
+                self._calls.arrive(leaving, result, index, depth, token, logprob)
 
     # ---- small parts ------------------------------------------------------------------------------------------------
-
-    def _land(self, sequence: Sequence) -> None:
-        """Takes a thread's tokens out of flight, their work lost but counted; the thread is ready again."""
-        flight, call = sequence.flight, sequence.call
-        if flight is None or call is None:
-            return
-        del self._flying[flight.lanes[-1]]
-        self._dropped.extend(flight.lanes)
-        sequence.flight = None
-        call.iterations += flight.iterations(self.ledger.ticks)
-        self._admission.make_ready(sequence)
 
     def _forget_computed(self, sequence: Sequence) -> None:
         """Drops a thread's computed state; it is computed again, in its original groups, when needed."""
         self.memory.clear(sequence)
         if sequence.call is None:
             self._admission.leave_queues(sequence)
-
-    def _rule(self, policy: DepthPolicy) -> PrefixRule | None:
-        if policy not in self._rules:
-            self._rules[policy] = prefix_rule(policy, self._model.mean_recurrence)
-        return self._rules[policy]
-
-    def _record_computed(self, sequence: Sequence, flight: Flight) -> None:
-        """One event a run of equal depths."""
-        start = flight.start
-        for position in range(flight.start + 1, flight.end + 1):
-            if position == flight.end or sequence.depths[position] != sequence.depths[start]:
-                self.ledger.record(
-                    events.Computed,
-                    tick=self.ledger.ticks - 1,
-                    thread=sequence.path,
-                    position=start,
-                    count=position - start,
-                    depth=sequence.depths[start],
-                    recomputed=flight.recomputed > 0,
-                )
-                start = position
 
     # ---- for looking in ---------------------------------------------------------------------------------------------
 
@@ -458,7 +302,7 @@ class Scheduler:
 
     def thread_in_lane(self, lane: int) -> ThreadPath | None:
         """The thread whose flight ends in this lane."""
-        sequence = self._flying.get(lane)
+        sequence = self._calls.flying.get(lane)
         return None if sequence is None else sequence.path
 
     def lanes_of(self, path: ThreadPath) -> list[int]:
@@ -469,8 +313,8 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises `AssertionError` if pages, rows or lanes are lost, shared by mistake, or counted wrong."""
         self.memory.check_integrity(self._threads.values())
-        flying = [lane for sequence in self._flying.values() if sequence.flight for lane in sequence.flight.lanes]
-        lanes = sorted([*flying, *self._dropped, *self._admission.free_lanes])
+        flying = [lane for sequence in self._calls.flying.values() if sequence.flight for lane in sequence.flight.lanes]
+        lanes = sorted([*flying, *self._calls.dropped, *self._admission.free_lanes])
         assert lanes == list(range(self._lanes)), "lanes are lost or doubled"
         for sequence in self._threads.values():
             held = (sequence.pages or sequence.row >= 0) and sequence.call is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from policies.depth.base import DepthPolicy
 from runtime.commands import Generate, ThreadPath
@@ -14,7 +14,7 @@ Order = tuple[int, ThreadPath]
 """Sorts sequences by who is served first: higher priority, then depth-first over trees."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Span:
     """Neighbouring tokens of one origin: `start .. end` received together, or sampled one after the other."""
 
@@ -68,7 +68,7 @@ class Flight:
     def iterations(self, tick: int) -> int:
         """Token-iterations done before `tick`."""
         age = tick - self.entered_tick
-        return sum(min(age, bound) for bound in self.bounds)
+        return sum([min(age, bound) for bound in self.bounds])
 
 
 class Sequence:
@@ -133,14 +133,14 @@ class Sequence:
         self.tokens.append(token)
         last = self.spans[-1] if self.spans else None
         if last is not None and last.sampled and last.key == self.key:
-            self.spans[-1] = Span(last.start, position + 1, True, self.key)
+            last.end = position + 1
         else:
             self.spans.append(Span(position, position + 1, True, self.key))
 
     def inherit(self, parent: Sequence) -> None:
         """Takes over a parent's context; sharing its pages is up to the caller."""
         self.tokens = parent.tokens[:]
-        self.spans = parent.spans[:]
+        self.spans = [replace(span) for span in parent.spans]
         self.depths = parent.depths[:]
         self.computed = parent.computed
         self.pages = parent.pages[:]

@@ -272,3 +272,19 @@ def test_closing_everything_empties_the_pool_at_any_tick(model: Raven) -> None:
         solo.run()
         assert solo.core.scheduler.load().pages_used == 0
         assert solo.core.scheduler.load().open_threads == 0
+
+
+def test_forks_draw_for_themselves(model: Raven) -> None:
+    """Forks that begin in the same state sample different tokens, each the same whenever it is run."""
+    runs = []
+    for _ in range(2):
+        solo = Solo.over(model, settings(), POLICY)
+        solo.send(OpenThread(thread=(0,), seed=5, depth=POLICY), Extend((0,), prompt_for(0)))
+        for number in range(8):
+            solo.send(
+                OpenThread(thread=(0, number), seed=5, depth=POLICY, inherits=(0,)),
+                Generate(thread=(0, number), max_tokens=1, sampling=Sampling(temperature=3.0)),
+            )
+        runs.append([report.tokens for _, report in sorted(finished(solo).items())])
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) > 3

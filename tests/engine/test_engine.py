@@ -85,30 +85,31 @@ async def test_a_tree_says_the_same_in_company(tiny_checkpoint: Path) -> None:
     assert await answers(pages=20, together=True) == alone
 
 
+async def cancelled_run(engine: Engine, number: int, ticks: int) -> None:
+    """Runs a prompt and cancels it when the device has done so many ticks."""
+    done = anyio.Event()
+
+    async def cancel(scope: anyio.CancelScope) -> None:
+        while engine.load.ticks < ticks and not done.is_set():
+            await anyio.sleep(0)
+        scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(cancel, scope)
+            try:
+                await engine.run(prompt(number), max_tokens=60)
+            except LimitExceeded:
+                pass
+            finally:
+                done.set()
+
+
 async def test_cancelled_at_any_moment_nothing_is_left(tiny_checkpoint: Path) -> None:
     chance = random.Random(4)
     async with Engine.open(tiny_checkpoint, sampling=WARM, limits=FEW, **SIZES) as engine:
         for number in range(15):
-            with anyio.CancelScope() as scope:
-                target = engine.load.ticks + chance.randrange(1, 60)
-
-                async def cancel_at(ticks: int, which: anyio.CancelScope) -> None:
-                    while engine.load.ticks < ticks and not done.is_set():
-                        await anyio.sleep(0)
-                    which.cancel()
-
-                done = anyio.Event()
-                async with anyio.create_task_group() as group:
-                    group.start_soon(cancel_at, target, scope)
-                    try:
-                        await engine.run(prompt(number), max_tokens=60)
-                    except LimitExceeded:
-                        pass
-                    finally:
-                        done.set()
-        # What was cancelled is closed by commands, which a last thread's answer shows to be done.
-        async with engine.thread("w1") as thread:
-            await thread.generate(max_tokens=1)
+            await cancelled_run(engine, number, engine.load.ticks + chance.randrange(1, 60))
     assert (engine.load.pages_used, engine.load.open_threads) == (0, 0)
     assert engine.usage.iterations == engine.load.iterations
 
@@ -133,11 +134,15 @@ class Failing(DepthPolicy, frozen=True):
 
 
 async def test_a_failing_policy_ends_its_thread_alone(tiny_checkpoint: Path) -> None:
-    async with Engine.open(tiny_checkpoint, **SIZES) as engine:
-        async with engine.thread(prompt(1), policy=Policy(depth=Failing())) as bad, engine.thread(prompt(2)) as good:
-            with pytest.raises(PolicyError, match="no depth for you"):
-                await bad.generate(max_tokens=3)
-            assert len((await good.generate(max_tokens=3, stop=[38])).tokens) == 3
+    failing = Policy(depth=Failing())
+    async with (
+        Engine.open(tiny_checkpoint, **SIZES) as engine,
+        engine.thread(prompt(1), policy=failing) as bad,
+        engine.thread(prompt(2)) as good,
+    ):
+        with pytest.raises(PolicyError, match="no depth for you"):
+            await bad.generate(max_tokens=3)
+        assert len((await good.generate(max_tokens=3, stop=[38])).tokens) == 3
     assert engine.load.pages_used == 0
 
 

@@ -8,13 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given
 
 from runtime.errors import TraceError
 from tests.traces.strategies import operations
-from tests.traces.toy_device import ToyCore, header, run_program
+from tests.traces.toy_device import ToyCore, header, run_program, through_builtins
 from traces import Trace, TraceReader, TraceWriter, read
 from traces import events as ev
 from traces.writer import FRAME, MAGIC
@@ -28,11 +27,6 @@ def write(path: Path, events: list[ev.AnyEvent]) -> bytes:
         for event in events[2:]:
             writer.write(event)
     return path.read_bytes()
-
-
-def through_builtins(events: list[ev.AnyEvent]) -> list[ev.AnyEvent]:
-    """Structs inside of events come back as builtins."""
-    return [msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=ev.AnyEvent) for event in events]
 
 
 @given(operations)

@@ -28,8 +28,7 @@ from runtime.commands import (
 from runtime.errors import PolicyError, TraceError
 from runtime.sampling import Sampling
 from tests.traces.strategies import operations
-from tests.traces.test_files import through_builtins
-from tests.traces.toy_device import DEPTH, Log, ToyCore, again, header, run_program
+from tests.traces.toy_device import DEPTH, Log, ToyCore, again, header, run_program, through_builtins
 from traces import Playback, Trace, usage_of
 from traces.events import ThreadFailed
 from traces.order import RecordedOrder

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from runtime.commands import Deliver, DeviceFailed, OpenThread
 from runtime.errors import EngineFailed, TraceError
 from tests.traces.strategies import operations
-from tests.traces.test_files import through_builtins
-from tests.traces.toy_device import DEPTH, ToyCore, ToyDevice, header, run_program
+from tests.traces.toy_device import DEPTH, ToyCore, ToyDevice, header, run_program, through_builtins
 from traces import Trace, tree_of, usage_of, walk
 from traces import events as ev
 from traces.verify import Verification, verify

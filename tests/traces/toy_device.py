@@ -56,6 +56,11 @@ def header(**changed: Any) -> Header:
     return Header(**(fields | changed))
 
 
+def through_builtins(events: list[AnyEvent]) -> list[AnyEvent]:
+    """Structs inside of events come back as builtins."""
+    return [msgspec.msgpack.decode(msgspec.msgpack.encode(event), type=AnyEvent) for event in events]
+
+
 class Marks:
     """A watcher: multiples of 5 are spawns, multiples of 13 stop."""
 

@@ -1,0 +1,197 @@
+"""What becomes of calls: tokens that left the device, and how a generate ends."""
+
+from __future__ import annotations
+
+import math
+
+from policies.depth.base import DepthPolicy
+from runtime.backend.interface import TickResult
+from runtime.commands import Emitted, Failed, Finished, FinishReason, Signalled
+from runtime.device.admission import Admission
+from runtime.device.entering import Group, fly
+from runtime.device.ledger import Ledger
+from runtime.device.memory import ThreadMemory
+from runtime.device.prefixes import PrefixRule, prefix_rule
+from runtime.device.sequence import Call, Flight, Sequence
+from traces import events
+
+
+class Calls:
+    """Follows each call from its first flight to its end; `flying` and `dropped` are shared with the scheduler."""
+
+    def __init__(
+        self, ledger: Ledger, memory: ThreadMemory, admission: Admission, *, context: int, mean_recurrence: int
+    ) -> None:
+        self._ledger = ledger
+        self._memory = memory
+        self._admission = admission
+        self._context = context
+        self._mean_recurrence = mean_recurrence
+        self.flying: dict[int, Sequence] = {}
+        """By the last lane of their flight."""
+        self.dropped: list[int] = []
+        """Lanes that the backend is to forget in the next tick."""
+        self._rules: dict[DepthPolicy, PrefixRule | None] = {}
+
+    def take_off(self, group: Group, bounds: list[int]) -> None:
+        """Puts a group into flight, to enter with the next tick."""
+        fly(group, bounds, self._ledger.ticks)
+        self.flying[group.last] = group.sequence
+
+    def take_back(self, group: Group) -> None:
+        """Takes a group out of a tick that was not executed; its thread is ready again."""
+        del self.flying[group.last]
+        self._admission.give_back(group)
+        group.sequence.flight = None
+        self._admission.make_ready(group.sequence)
+
+    def arrive(
+        self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int, logprob: float
+    ) -> None:
+        """Takes in a flight that left with row `index` of a tick's result; the thread goes on if its call does."""
+        self._take_in(sequence, depth)
+        if token >= 0:
+            self._sample(sequence, result, index, depth, token, logprob)
+        if sequence.call is not None:
+            self._admission.make_ready(sequence)
+
+    def _take_in(self, sequence: Sequence, depth: int) -> None:
+        flight, call = sequence.flight, sequence.call
+        assert flight is not None
+        assert call is not None
+        del self.flying[flight.lanes[-1]]
+        self._admission.free_lanes.extend(flight.lanes)
+        sequence.flight = None
+        count = flight.end - flight.start
+        call.iterations += flight.iterations(self._ledger.ticks)
+        call.computed += count
+        call.recomputed += flight.recomputed
+        self._ledger.computed += count
+        self._ledger.recomputed += flight.recomputed
+        sequence.computed = flight.end
+        if not flight.recomputed:
+            sequence.depths.extend([depth] * count)
+            if flight.start < sequence.spans[0].end:
+                self._memory.store_prefix(sequence, self.rule(sequence.depth), flight.start)
+        if self._ledger.recorder is not None:
+            self._record_computed(sequence, flight)
+
+    def _sample(
+        self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int, logprob: float
+    ) -> None:
+        call = sequence.call
+        assert call is not None
+        request = call.request
+        if self._ledger.recorder is not None:
+            self._ledger.record(
+                events.Sampled,
+                tick=self._ledger.ticks - 1,
+                thread=sequence.path,
+                position=len(sequence.tokens),
+                token=token,
+                depth=depth,
+                logprob=logprob,
+                entropy=float(result.entropy[index]) if request.entropies else None,
+                top_logprobs=result.top[index] if request.sampling.logprobs else None,
+            )
+        sequence.append_sampled(token)
+        self._ledger.sampled += 1
+        call.sampled += 1
+        call.logprobs.append(logprob)
+        call.depths.append(depth)
+        if request.entropies:
+            call.entropies.append(float(result.entropy[index]))
+        if request.sampling.logprobs:
+            call.top_logprobs.append(result.top[index])
+        if request.stream:
+            self._ledger.reports.append(Emitted(sequence.path, (token,)))
+        stops = token in request.stop_tokens
+        if request.watcher is not None:
+            for signal in request.watcher.feed(token):
+                entropy = call.entropies[signal.start] if request.entropies else math.nan
+                self._ledger.reports.append(Signalled(sequence.path, signal, entropy))
+                stops |= signal.stops
+        if stops:
+            self.finish(sequence, "stop")
+        elif call.sampled >= request.max_tokens:
+            self.finish(sequence, "length")
+        elif len(sequence.tokens) >= self._context:
+            self.finish(sequence, "context")
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Ends a thread's call and parks it; nothing of it may be in flight."""
+        call = sequence.call
+        assert call is not None
+        assert sequence.flight is None, "a call ended with tokens in flight"
+        self._ledger.reports.append(
+            Finished(
+                thread=sequence.path,
+                tokens=tuple(sequence.tokens[call.start :]),
+                logprobs=tuple(call.logprobs),
+                top_logprobs=tuple(call.top_logprobs),
+                depths=tuple(call.depths),
+                reason=reason,
+                sampled=call.sampled,
+                computed=call.computed,
+                iterations=call.iterations,
+                recomputed=call.recomputed,
+                reused=call.reused,
+            )
+        )
+        self._close_call(sequence, call, reason)
+
+    def fail(self, sequence: Sequence, error: Exception) -> None:
+        """Ends a thread's call, if it has one, with an error; nothing of it may be in flight."""
+        call = sequence.call
+        counts = () if call is None else (call.sampled, call.computed, call.iterations, call.recomputed, call.reused)
+        self._ledger.reports.append(Failed(sequence.path, error, *counts))
+        self._ledger.record(events.ThreadFailed, thread=sequence.path, error=f"{type(error).__name__}: {error}")
+        if call is not None:
+            self._close_call(sequence, call, "failed")
+
+    def _close_call(self, sequence: Sequence, call: Call, reason: str) -> None:
+        self._ledger.record(
+            events.GenerateFinished,
+            thread=sequence.path,
+            position=len(sequence.tokens),
+            reason=reason,
+            sampled=call.sampled,
+            computed=call.computed,
+            iterations=call.iterations,
+            recomputed=call.recomputed,
+            reused=call.reused,
+        )
+        sequence.call = None
+        self._admission.park(sequence)
+
+    def land(self, sequence: Sequence) -> None:
+        """Takes a thread's tokens out of flight, their work lost but counted; the thread is ready again."""
+        flight, call = sequence.flight, sequence.call
+        if flight is None or call is None:
+            return
+        del self.flying[flight.lanes[-1]]
+        self.dropped.extend(flight.lanes)
+        sequence.flight = None
+        call.iterations += flight.iterations(self._ledger.ticks)
+        self._admission.make_ready(sequence)
+
+    def rule(self, policy: DepthPolicy) -> PrefixRule | None:
+        if policy not in self._rules:
+            self._rules[policy] = prefix_rule(policy, self._mean_recurrence)
+        return self._rules[policy]
+
+    def _record_computed(self, sequence: Sequence, flight: Flight) -> None:
+        """One event a run of equal depths."""
+        start = flight.start
+        for position in range(flight.start + 1, flight.end + 1):
+            if position == flight.end or sequence.depths[position] != sequence.depths[start]:
+                self._ledger.record(
+                    events.Computed,
+                    tick=self._ledger.ticks - 1,
+                    thread=sequence.path,
+                    position=start,
+                    count=position - start,
+                    depth=sequence.depths[start],
+                    recomputed=flight.recomputed > 0,
+                )
+                start = position

@@ -1,0 +1,127 @@
+"""Every benchmark runs at a tiny size and finds finite numbers; how fast anything is, is not tested here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import attention, depthwise, fork, overhead, parked
+from benchmarks.result import Aim, Result, Spread
+from benchmarks.timing import in_turn, ratios
+
+
+def sound(result: Result) -> Result:
+    """The result, if it is a full table of finite numbers."""
+    figures = list(result.figures())
+    assert figures
+    assert all(math.isfinite(figure) for figure in figures), result
+    assert all(len(row) == len(result.columns) for row in result.rows)
+    assert all(math.isfinite(aim.measured) for aim in result.aims)
+    return result
+
+
+def column(result: Result, name: str) -> list[object]:
+    return [row[result.columns.index(name)] for row in result.rows]
+
+
+def test_depthwise_compares_equal_work() -> None:
+    size = depthwise.Size(threads=(4,), waves=2, width=16, most=6, tokens=6)
+    result = sound(depthwise.measure(size, rounds=1))
+    assert column(result, "threads with equal tokens") == ["8 of 8"]
+    (bound,), (ticks,) = (
+        column(result, "bound: mean of batch maximum / mean depth"),
+        column(result, "lockstep / depth-wise, ticks"),
+    )
+    assert isinstance(bound, float)
+    assert isinstance(ticks, float)
+    assert bound > 1, "exit depths do not spread"
+    assert ticks <= bound + 1e-9, "depth-wise batching beat its bound"
+
+
+def test_overhead_repeats_the_same_ticks() -> None:
+    result = sound(overhead.measure(overhead.Size(threads=(1, 3), prompt=5, tokens=4, depth=2), rounds=1))
+    assert column(result, "threads") == [1, 3]
+
+
+def test_bare_loop_says_when_it_did_other_work() -> None:
+    model = overhead.models.smallest()
+    depth, settings = overhead.Fixed(2), overhead.EngineSettings(pages=8, reuse_prefixes=False, device="cpu")
+    prepared = overhead.prepare(model, settings, depth, [(1, 2, 3)], 4)
+    assert overhead.replay(prepared) > 0
+    prepared.tokens[-1][:] += 1
+    with pytest.raises(RuntimeError, match="other tokens"):
+        overhead.replay(prepared)
+
+
+def test_attention_kernels_agree() -> None:
+    result = sound(attention.measure(attention.Size(queries=(1, 3), context=(5, 40), calls=2), rounds=1))
+    for difference in column(result, "greatest difference"):
+        assert isinstance(difference, float)
+        assert difference < 1e-5
+
+
+def test_parked_threads_hold_memory() -> None:
+    result = sound(parked.measure(parked.Size(parked=40, prompt=4, tokens=2, working=2, working_tokens=3), rounds=1))
+    for held in column(result, "traced, bytes a thread"):
+        assert isinstance(held, float)
+        assert held > 0
+
+
+def test_forks_say_what_fresh_prompts_say_and_compute_less() -> None:
+    size = fork.Size(children=4, context=40, depth=2)
+    result = sound(fork.measure(size, rounds=1))
+    assert column(result, "first tokens as the forks'") == ["4 of 4"] * 4
+    forks, no_reuse, _, known = column(result, "tokens computed")
+    assert (forks, no_reuse) == (4, 4 * 40)
+    assert known == 4 * 8, "two full pages of the prompt are known, and eight tokens are left"
+
+
+def test_sides_are_timed_in_turn() -> None:
+    order: list[str] = []
+
+    def side(name: str, seconds: float) -> Callable[[], float]:
+        def run() -> float:
+            order.append(name)
+            return seconds
+
+        return run
+
+    seconds = in_turn({"a": side("a", 1.0), "b": side("b", 2.0)}, rounds=3)
+    assert order == [*"ab", *"ab", *"ba", *"ab"]
+    assert ratios(seconds["b"], seconds["a"]) == [2.0, 2.0, 2.0]
+
+
+def test_spread_and_aim() -> None:
+    spread = Spread.of([3.0, 1.0, 2.0])
+    assert (spread.median, spread.least, spread.greatest) == (2.0, 1.0, 3.0)
+    assert Aim(figure="gain", measured=1.5, bound=1.5).is_met
+    assert not Aim(figure="memory", measured=101.0, bound=100.0, is_lower_better=True).is_met
+
+
+def test_command_prints_tables_and_writes_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    size = attention.Size(queries=(2,), context=(5, 20), calls=1)
+    monkeypatch.setitem(command.BENCHMARKS, "attention", lambda rounds: attention.measure(size, rounds))
+    command.main(["attention", "--rounds", "1", "--json", str(tmp_path / "found.json")])
+    assert "reference / kernel" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_bytes())
+    assert found["rounds"] == 1
+    assert found["environment"]["torch_threads"] >= 1
+    (result,) = found["results"]
+    assert result["name"] == "attention"
+    assert result["rows"][0][1]["median"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["attenton"], "no benchmark attenton; there are"), (["--rounds", "0"], "at least 1")]
+)
+def test_command_refuses(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(arguments)
+    assert said in capsys.readouterr().err
