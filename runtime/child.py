@@ -25,11 +25,12 @@ _log = logger("runtime.threads")
 class Child:
     """A child thread that was started; `join` on its parent gives its answer."""
 
-    __slots__ = ("_run", "answer", "arrivals", "error", "is_joined", "prompt", "thread")
+    __slots__ = ("_prompt_length", "_prompt_start", "_run", "answer", "arrivals", "error", "is_joined", "thread")
 
-    def __init__(self, thread: ReasoningThread, prompt: tuple[int, ...], run: Program | None) -> None:
+    def __init__(self, thread: ReasoningThread, prompt_length: int, run: Program | None) -> None:
         self.thread = thread
-        self.prompt = prompt
+        self._prompt_length = prompt_length
+        self._prompt_start = 0
         self.answer: Answer | None = None
         """How it ended; None until then."""
         self.error: Exception | None = None
@@ -45,6 +46,16 @@ class Child:
     @property
     def path(self) -> ThreadPath:
         return self.thread.path
+
+    def receive_prompt(self, prompt: tuple[int, ...]) -> None:
+        """Appends what the child is to see; a fork sees it after what it inherited."""
+        self._prompt_start = len(self.thread.context.tokens)
+        self.thread.context.extend(prompt)
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Token ids of the message it was given."""
+        return tuple(self.thread.context.tokens[self._prompt_start : self._prompt_start + self._prompt_length])
 
     @property
     def usage(self) -> Usage:

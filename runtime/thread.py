@@ -283,12 +283,12 @@ class ReasoningThread:
         path = self.children.new_path()
         account = Account(path, limits or NO_LIMITS, context.account)
         thread = ReasoningThread(Context(path, context.frontend, account, settings))
-        child = Child(thread, prompt, run)
+        child = Child(thread, len(prompt), run)
         self.record_spawn(path, prompt, by_model=by_model, fork=fork, reason=reason)
         thread.context.open(inherits=context if fork else None)
         self.children.add(child)
         try:
-            thread.context.extend(prompt)
+            child.receive_prompt(prompt)
         except PromptError:
             self.children.finish(child)
             thread.context.close()
