@@ -91,7 +91,7 @@ class Children:
         """
         self._check(append)
         await self.collect(children)
-        self.take_over(children, append=_in_spawn_order(children) if append else ())
+        self.take_over(children, append=_in_spawn_order(children) if append and children else None)
         return [_answer(child) for child in children]
 
     async def collect(self, children: Sequence[Child]) -> None:
@@ -124,7 +124,7 @@ class Children:
             self.finish(child)
         if winner is None:
             self.raise_failures(children)
-        self.take_over(children, append=[(winner.prompt, winner)] if winner and append else (), cancelled=losers)
+        self.take_over(children, append=[(winner.prompt, winner)] if winner and append else None, cancelled=losers)
         return None if winner is None else _answer(winner)
 
     def as_completed(self, children: Sequence[Child]) -> AsCompleted:
@@ -135,22 +135,23 @@ class Children:
         self,
         children: Sequence[Child],
         *,
-        append: Sequence[Asked],
+        append: Sequence[Asked] | None,
         before: Sequence[int] = (),
         cancelled: Sequence[Child] = (),
     ) -> None:
         """Appends `before` and what the children in `append` returned, as the protocol puts it, and records the join
-        of `children`. Raises like `Context.extend`.
+        of `children`. None appends nothing, while a model's join without spawns gets what the protocol says to no
+        messages. Raises like `Context.extend`.
         """
-        context = self._context
-        delivered = [child for _, child in append if child is not None and _answer(child).tokens]
-        messages = [() if child is None else _answer(child).tokens for _, child in append]
+        context, asked = self._context, append or ()
+        delivered = [child for _, child in asked if child is not None and _answer(child).tokens]
+        messages = [() if child is None else _answer(child).tokens for _, child in asked]
         protocol = context.frontend.protocol
-        if protocol is None or not append:
+        if protocol is None or append is None:
             delivery = [token for message in messages for token in message]
         else:
             delivered = delivered[: protocol.protocol.most_messages]
-            delivery = protocol.delivery(messages, [prompt for prompt, _ in append])
+            delivery = protocol.delivery(messages, [prompt for prompt, _ in asked])
         context.extend([*before, *delivery])
         if context.frontend.is_recording:
             context.frontend.record(

@@ -77,6 +77,16 @@ async def test_a_model_spawns_joins_and_answers() -> None:
     assert_all_closed(device.core)
 
 
+async def test_a_join_without_spawns_gets_what_the_protocol_says_of_none() -> None:
+    """A parent that joins nobody must see that the join is over, or it would join again."""
+    protocol = bound_protocol(joined="<message> {children} </message>", forbidden=())
+    device = ScriptedDevice(scripts({"1": "<join> <return> 9 <end>"}))
+    async with engine_over(device, protocol) as engine:
+        assert (await engine.run("1")).text == "9"
+    received = [c.tokens for c in device.core.commands if isinstance(c, Extend)]
+    assert received == [ids("1"), ids("<message> </message>")]
+
+
 async def test_children_start_while_their_parent_decodes() -> None:
     device = SteppedDevice(
         scripts({"1": "<spawn> 2 </spawn> a b c d e <join> <return> 9 <end>", "2": "<return> 7 <end>"})
