@@ -57,6 +57,9 @@ class TickRecorder:
     def register(self, policy: DepthPolicy) -> int:
         return self._backend.register(policy)
 
+    def release(self, index: int) -> None:
+        self._backend.release(index)
+
     def tick(self, tick: Tick) -> TickResult:
         result = self._backend.tick(tick)
         self.ticks.append(tick)

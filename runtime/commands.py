@@ -45,7 +45,10 @@ class Watcher(Protocol):
     """Reads a thread's tokens as they are emitted, on the device thread; owned by it until the generate ends."""
 
     def feed(self, token: int) -> tuple[Signal, ...]:
-        """Takes the next emitted token and gives what it completes, in order; only the last signal may stop."""
+        """Takes the next emitted token and gives what it completes, in order; only the last signal may stop.
+
+        What it raises ends its thread with a `ProtocolError`.
+        """
         ...
 
 

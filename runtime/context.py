@@ -165,11 +165,11 @@ class Context:
                 while not isinstance(report := await call.next(), Finished | Failed):
                     if hear is not None and isinstance(report, Signalled):
                         hear(report)
+                if isinstance(report, Failed):
+                    raise report.error
             except BaseException:
                 self.frontend.send(Interrupt(self.path, keep=0))
                 raise
-            if isinstance(report, Failed):
-                raise report.error
             self.add_sampled(report.tokens)
             return self.generation(call, report, options)
         finally:

@@ -78,6 +78,7 @@ class Engine:
         *,
         policy: Policy | None = None,
         trace: str | Path | None = None,
+        overwrite: bool = False,
         seed: int = 0,
         limits: Limits | None = None,
         sampling: Sampling | None = None,
@@ -87,10 +88,10 @@ class Engine:
         """An engine on a checkpoint: the name of one that comes with the package, or a directory.
 
         `policy` is the checkpoint's own where it is not given; `limits` hold for every tree on its own. `trace` names
-        the file that records everything. `observer` gets the events of trees (`RunStarted`, `Spawned`, `Joined`,
-        `ThreadEnded`) on the event loop as they happen, with `time` 0. `settings` are fields of `EngineSettings`:
-        dtype, device, lanes, ... Raises `ValueError` for settings that do not exist or fit; entering raises
-        `CheckpointError`.
+        the file that records everything; one that has something in it is refused without `overwrite`. `observer` gets
+        the events of trees (`RunStarted`, `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with
+        `time` 0. `settings` are fields of `EngineSettings`: dtype, device, lanes, ... Raises `ValueError` for settings
+        that do not exist or fit; entering raises `CheckpointError`, and `TraceError` where the trace cannot be written.
         """
         unknown = settings.keys() - set(EngineSettings.__struct_fields__)
         if unknown:
@@ -103,7 +104,7 @@ class Engine:
         except msgspec.ValidationError as error:
             raise ValueError(f"Engine.open: {error}") from error
         return cls(
-            partial(open_device, checkpoint, read, policy=policy, trace=trace, seed=seed),
+            partial(open_device, checkpoint, read, policy=policy, trace=trace, overwrite=overwrite, seed=seed),
             policy=policy,
             limits=limits,
             sampling=sampling,

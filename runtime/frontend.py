@@ -180,6 +180,8 @@ class Frontend:
             call.give(Failed(call.path, EngineClosed("The engine was closed while this thread was generating.")))
 
     def _interrupt_below(self, account: Account) -> None:
+        if not account.pending:
+            return
         for call in self.inbox.active_calls():
             if not call.cut and any(above is account for above in call.account.upwards()):
                 call.cut = True

@@ -190,7 +190,7 @@ class Inbox:
         calls = self._calls.get(report.thread)
         if not calls:
             if isinstance(report, Failed) and report.thread in self.open:
-                self._stranded[report.thread] = report.error
+                self._stranded.setdefault(report.thread, report.error)
             return
         call = calls[0]
         if isinstance(report, Finished | Failed):

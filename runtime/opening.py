@@ -61,6 +61,7 @@ def open_device(
     policy: Policy | None,
     trace: str | Path | None,
     seed: int,
+    overwrite: bool = False,
 ) -> Opened:
     """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread.
 
@@ -79,7 +80,11 @@ def open_device(
     protocol, own_policy = _read_braid(loaded)
     default = policy or own_policy or Policy()
     config = loaded.model.config
-    writer = None if trace is None else TraceWriter(trace, _header(checkpoint, loaded, settings, default, seed))
+    writer = (
+        None
+        if trace is None
+        else TraceWriter(trace, _header(checkpoint, loaded, settings, default, seed), overwrite=overwrite)
+    )
     return Opened(
         device=ModelDevice(lambda: build_core(loaded.model, settings, default.depth, writer)),
         tokenizer=loaded.tokenizer,

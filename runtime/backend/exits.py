@@ -36,10 +36,16 @@ class TickExits:
     tested: list[Tested]
     failures: dict[int, Exception]
     """By the last lane of the group whose policy raised."""
+    remembered: list[tuple[Tensor, Tensor, Tensor]]
+    """Memory of a policy, lanes of it, and what they are to remember once the tick is done."""
 
     def done(self) -> Int64:
         """Last lanes of groups that exit."""
         return np.concatenate([tested.lane[tested.done] for tested in self.tested] or [np.empty(0, np.int64)])
+
+
+KEPT = 16
+"""Policies without threads whose memory is kept, because the next thread is likely to follow one of them."""
 
 
 class ExitTests:
@@ -48,6 +54,10 @@ class ExitTests:
     def __init__(self, lanes: int, width: int, vocab: int, device: torch.device) -> None:
         self._lanes, self._width, self._vocab, self._device = lanes, width, vocab, device
         self._policies: list[DepthPolicy] = []
+        self._users: list[int] = []
+        """By policy: how many have registered it and not released it."""
+        self._unused: dict[int, None] = {}
+        """Policies without users, longest unused first."""
         self._index: dict[DepthPolicy, int] = {}
         self._memory: list[Tensor] = []
         """By policy: [lanes, memory_width] float32."""
@@ -55,24 +65,67 @@ class ExitTests:
     def register(self, policy: DepthPolicy) -> int:
         index = self._index.get(policy)
         if index is None:
-            index = self._index[policy] = len(self._policies)
-            self._policies.append(policy)
             width = policy.memory_width(self._width, self._vocab) if policy.reads != "nothing" else 0
-            self._memory.append(torch.zeros(self._lanes, width, device=self._device))
+            memory = torch.zeros(self._lanes, width, device=self._device)
+            if len(self._unused) > KEPT:
+                index = next(iter(self._unused))
+                del self._index[self._policies[index]]
+                self._policies[index], self._memory[index] = policy, memory
+            else:
+                index = len(self._policies)
+                self._policies.append(policy)
+                self._memory.append(memory)
+                self._users.append(0)
+            self._index[policy] = index
+        self._users[index] += 1
+        self._unused.pop(index, None)
         return index
 
-    def begin(self, entering: Entering, state: Tensor) -> None:
-        """Sets the memory of entering tokens whose initial latent states are `state` [n, width]."""
+    def release(self, index: int) -> None:
+        self._users[index] -= 1
+        if not self._users[index]:
+            self._unused[index] = None
+
+    def __len__(self) -> int:
+        """Policies that memory is kept for."""
+        return len(self._policies)
+
+    def begin(self, entering: Entering, state: Tensor) -> dict[int, Exception]:
+        """Sets the memory of entering tokens whose initial latent states are `state` [n, width].
+
+        Returns what policies raised, by the last lane of the group to blame.
+        """
+        failures: dict[int, Exception] = {}
         for index in np.unique(entering.policy[entering.tests]):
-            policy, memory = self._policies[index], self._memory[index]
-            if memory.shape[1]:
+            if self._memory[index].shape[1]:
                 rows = np.flatnonzero((entering.policy == index) & entering.tests)
-                lane = torch.from_numpy(entering.lane[rows].astype(np.int64)).to(self._device)
-                memory[lane] = policy.begin(state[torch.from_numpy(rows).to(self._device)].float(), self._vocab)
+                self._begin(index, rows, entering, state, failures)
+        return failures
+
+    def _begin(
+        self, index: int, rows: Int64, entering: Entering, state: Tensor, failures: dict[int, Exception]
+    ) -> None:
+        """Begins all groups of one policy together; if that raises, each group alone, so that one is to blame."""
+        at = torch.from_numpy(rows).to(self._device)
+        lane = torch.from_numpy(entering.lane[rows].astype(np.int64)).to(self._device)
+        try:
+            self._memory[index][lane] = self._policies[index].begin(state[at].float(), self._vocab)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as cause:
+            groups = np.unique(entering.group[rows])
+            if len(groups) == 1:
+                failures[int(groups[0])] = cause
+                return
+            for group in groups:
+                self._begin(index, rows[entering.group[rows] == group], entering, state, failures)
 
     def run(self, lanes: Lanes, active: Int64, state: Tensor, finish: Finish) -> TickExits:
-        """Tests the active lanes whose policies are due; lane ages count the iteration just done."""
-        exits = TickExits([], {})
+        """Tests the active lanes whose policies are due; lane ages count the iteration just done.
+
+        Changes nothing: `remember` does, when the tick is sure to be done.
+        """
+        exits = TickExits([], {}, [])
         candidates = active[lanes.tests[active]]
         for index in np.unique(lanes.policy[candidates]):
             policy = self._policies[index]
@@ -85,10 +138,17 @@ class ExitTests:
                 self._test(index, lanes, due, state, finish, exits)
         return exits
 
+    def remember(self, exits: TickExits) -> None:
+        """Keeps what policies are to know at their next tests."""
+        for memory, at, remembered in exits.remembered:
+            memory[at] = remembered
+
     def _test(self, index: int, lanes: Lanes, due: Int64, state: Tensor, finish: Finish, exits: TickExits) -> None:
         """Tests whole groups of one policy together; if that raises, each group alone, so that one is to blame."""
         try:
-            exits.tested.append(self._measure(index, lanes, due, state, finish))
+            self._measure(index, lanes, due, state, finish, exits)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as cause:
             groups = np.unique(lanes.group[due])
             if len(groups) == 1:
@@ -97,7 +157,7 @@ class ExitTests:
             for group in groups:
                 self._test(index, lanes, due[lanes.group[due] == group], state, finish, exits)
 
-    def _measure(self, index: int, lanes: Lanes, due: Int64, state: Tensor, finish: Finish) -> Tested:
+    def _measure(self, index: int, lanes: Lanes, due: Int64, state: Tensor, finish: Finish, exits: TickExits) -> None:
         policy, memory = self._policies[index], self._memory[index]
         is_last = lanes.group[due] == due
         logits = finish(due, is_last) if policy.reads == "logits" else None
@@ -107,11 +167,22 @@ class ExitTests:
         values, remembered = policy.measure(DepthView(age, state[at].float(), logits, memory[at]))
         if values.shape != (len(rows),):
             raise ValueError(f"measure() answered values of shape {tuple(values.shape)} for {len(rows)} rows")
-        memory[at] = remembered
+        if remembered.shape != (len(rows), memory.shape[1]):
+            raise ValueError(
+                f"measure() answered a memory of shape {tuple(remembered.shape)}; memory_width() says "
+                f"{(len(rows), memory.shape[1])}"
+            )
         last = due[is_last]
         if policy.reads == "latent" and len(last) < len(due):
             values = self._mean_by_group(values, lanes.group[due], last)
-        return Tested(last, values, policy.is_done(values).cpu().numpy(), logits)
+        done = policy.is_done(values)
+        if done.shape != values.shape or done.dtype != torch.bool:
+            raise ValueError(
+                f"is_done() answered {done.dtype} of shape {tuple(done.shape)} for {len(values)} values; it must be "
+                "one bool for each"
+            )
+        exits.tested.append(Tested(last, values, done.cpu().numpy(), logits))
+        exits.remembered.append((memory, at, remembered))
 
     def _mean_by_group(self, values: Tensor, group: np.ndarray, last: Int64) -> Tensor:
         number_of = np.zeros(self._lanes, np.int64)

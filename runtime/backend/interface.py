@@ -126,7 +126,11 @@ class Backend(Protocol):
         ...
 
     def register(self, policy: DepthPolicy) -> int:
-        """Index of a depth policy for `Entering.policy`; equal policies share one."""
+        """Index of a depth policy for `Entering.policy`; equal policies share one. Raises what the policy raises."""
+        ...
+
+    def release(self, index: int) -> None:
+        """Undoes one `register`. The index may become another policy's once it was released as often."""
         ...
 
     def tick(self, tick: Tick) -> TickResult:

@@ -132,7 +132,8 @@ def draw(cumulative: Tensor, uniforms: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     below_total = torch.nextafter(total, torch.zeros_like(total))
     target = torch.minimum(uniforms.double()[:, None] * total, below_total)
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    # Where the logits are not numbers nothing exceeds the target; that row gets a token, the others are unharmed.
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=cumulative.shape[-1] - 1)
 
 
 def _likeliest(logprobs: Tensor, count: int) -> tuple[dict[int, float], ...]:

@@ -80,6 +80,8 @@ class TorchBackend:
         self._state = self._zeros(cache.lanes, config.n_embd)
         self._embedded = self._zeros(cache.lanes, config.n_embd)
         self._carried = self._zeros(cache.rows, config.n_embd)
+        self._before: tuple[Tensor, Tensor] | None = None
+        """The lanes that iterate in this tick, and their states before it."""
         self._contexts: dict[int, Int32] = {}
         """By lane, for samplings with a repetition penalty."""
         self._exits = ExitTests(cache.lanes, config.n_embd, config.vocab_size, self._device)
@@ -95,20 +97,41 @@ class TorchBackend:
     def register(self, policy: DepthPolicy) -> int:
         return self._exits.register(policy)
 
+    def release(self, index: int) -> None:
+        self._exits.release(index)
+
+    @property
+    def policies_known(self) -> int:
+        """Policies that memory is kept for, for looking in."""
+        return len(self._exits)
+
     def latents(self, lanes: list[int]) -> Tensor:
         """Latent states [n, n_embd] after the last tick, for looking in."""
         return self._state[lanes]
 
     @torch.inference_mode()
     def tick(self, tick: Tick) -> TickResult:
+        lanes, age = self._lanes, self._lanes.age.copy()
+        self._before = None
+        try:
+            return self._tick(tick)
+        except torch.OutOfMemoryError:
+            # The tick never was. What it wrote to paged memory, it will write again.
+            lanes.leave(tick.entering.lane)
+            lanes.age[:] = age
+            if self._before is not None:
+                active, state = self._before
+                self._state[active] = state
+            raise
+
+    def _tick(self, tick: Tick) -> TickResult:
         lanes = self._lanes
         if self._device.type != "cpu":
             self._memory = self._memory._replace(page_table=torch.from_numpy(self._table).to(self._device))
         if len(tick.copies):
             self._copy_pages(tick.copies)
         lanes.leave(tick.dropped)
-        if len(tick.entering.lane):
-            self._enter(tick)
+        failures = self._enter(tick) if len(tick.entering.lane) else {}
         occupied = lanes.in_flight()
         # In order of position, because in deterministic mode a tile sees only what earlier tiles have written.
         occupied = occupied[np.lexsort((lanes.position[occupied], lanes.row[occupied]))]
@@ -116,11 +139,15 @@ class TorchBackend:
         self._iterate(active)
         lanes.age[occupied] += 1
         exits = self._exits.run(lanes, active, self._state, self._logits)
+        exits.failures.update(failures)
         failed = np.array(list(exits.failures), np.int64)
         dropped = lanes.in_groups(occupied, failed)
         leaves = (lanes.age[occupied] >= lanes.until[occupied]) | lanes.in_groups(occupied, exits.done())
         leaving = occupied[leaves & ~dropped]
         result = self._leave(leaving, exits, len(active), tick.entropies)
+        self._exits.remember(exits)
+        for lane in leaving.tolist() if self._contexts else ():
+            self._contexts.pop(lane, None)
         lanes.leave(leaving)
         lanes.leave(occupied[dropped])
         return result
@@ -133,8 +160,11 @@ class TorchBackend:
             stored[:, destination] = stored[:, source]
         self._memory.depths[destination] = self._memory.depths[source]
 
-    def _enter(self, tick: Tick) -> None:
-        """Embeds the entering tokens, runs their prelude and sets their initial latent states."""
+    def _enter(self, tick: Tick) -> dict[int, Exception]:
+        """Embeds the entering tokens, runs their prelude and sets their initial latent states.
+
+        Returns what policies raised at it, by the last lane of the group to blame.
+        """
         entering, size = tick.entering, self._cache.page_size
         page = self._table[entering.row, entering.position // size].astype(np.int64)
         self._lanes.enter(entering, tick.samplings, page * size + entering.position % size)
@@ -148,7 +178,9 @@ class TorchBackend:
             self._embedded[tile.index[: len(tile.lanes)]] = embedded[: len(tile.lanes)]
         state = self._initial_state(entering)
         self._state[self._on_device(lane)] = state
-        self._exits.begin(entering, state)
+        failures = self._exits.begin(entering, state)
+        self._lanes.tests[lane[np.isin(entering.group, list(failures))]] = False
+        return failures
 
     def _initial_state(self, entering: Entering) -> Tensor:
         if self._state_std == 0.0:
@@ -164,7 +196,8 @@ class TorchBackend:
 
     def _iterate(self, active: Int64) -> None:
         """One core iteration of the active lanes; all of them see the states of the iteration before."""
-        age = self._lanes.age[active]
+        age, at = self._lanes.age[active], self._on_device(active)
+        self._before = at, self._state[at]
         self._memory.depths.view(-1)[self._on_device(self._lanes.cell[active])] = torch.from_numpy(age + 1).to(
             self._device
         )
@@ -241,7 +274,7 @@ class TorchBackend:
             assert sampling is not None
             which[row] = distinct.setdefault(sampling, len(distinct))
             if sampling.repetition_penalty != 1.0:
-                contexts[row] = self._contexts.pop(seat)
+                contexts[row] = self._contexts[seat]
         draws = None
         if not all(sampling.is_greedy for sampling in distinct):
             key, position = self._on_device(lanes.sampling_key[lane]), self._on_device(lanes.position[lane])

@@ -41,31 +41,39 @@ class Admission:
         groups_matter: bool,
         rows_hold_state: bool,
         evict: Callable[[Sequence], None],
+        unseat: Callable[[Sequence], None],
     ) -> None:
         """`groups_matter` where a token's content depends on what was in flight with it; `rows_hold_state` where a
-        thread that loses its row has to be computed again."""
+        thread that loses its row has to be computed again. `evict` takes a thread's pages and row, `unseat` takes
+        the row of one that has a call; both take its tokens out of flight.
+        """
         self.memory = memory
         self.waiting: list[Sequence] = []
         self.ready: list[Sequence] = []
-        self.seated: dict[ThreadPath, Sequence] = {}
+        self.seated: list[Sequence] = []
         self.parked: dict[ThreadPath, Sequence] = {}
         """Longest parked first."""
         self.free_lanes = list(range(lanes - 1, -1, -1))
         self._seats_to_take: dict[ThreadPath, Sequence] = {}
         """Parked threads that have a row, longest parked first."""
+        self._holders: list[Sequence] = []
+        """Waiting threads that hold pages."""
         self._chunk = chunk
         self._groups_matter = groups_matter
         self._rows_hold_state = rows_hold_state
         self._evict = evict
+        self._unseat = unseat
 
     def enqueue(self, sequence: Sequence) -> None:
         """A thread got a call."""
         self.leave_queues(sequence)
         if sequence.row >= 0:
-            self.seated[sequence.path] = sequence
+            insort(self.seated, sequence, key=_by_order)
             self.make_ready(sequence)
         else:
             insort(self.waiting, sequence, key=_by_order)
+            if sequence.pages:
+                insort(self._holders, sequence, key=_by_order)
 
     def make_ready(self, sequence: Sequence) -> None:
         insort(self.ready, sequence, key=_by_order)
@@ -81,24 +89,30 @@ class Admission:
     def leave_queues(self, sequence: Sequence) -> None:
         _discard(self.ready, sequence)
         _discard(self.waiting, sequence)
-        self.seated.pop(sequence.path, None)
+        _discard(self.seated, sequence)
+        _discard(self._holders, sequence)
         self.parked.pop(sequence.path, None)
         self._seats_to_take.pop(sequence.path, None)
 
     def first(self) -> Sequence | None:
         """The first thread in order that could enter, or be seated, now."""
         ready = self.ready[0] if self.ready else None
-        can_seat = self.memory.has_free_row or self._seats_to_take
-        waiting = self.waiting[0] if self.waiting and can_seat else None
+        waiting = self.waiting[0] if self.waiting else None
+        if waiting is not None and not (self.memory.has_free_row or self._seats_to_take):
+            # Without this a thread that comes first could keep pages from all that have rows, and wait for a row.
+            waiting = waiting if self.seated[-1].order > waiting.order else None
         if ready is None or waiting is None:
             return ready or waiting
         return min(ready, waiting, key=_by_order)
 
     def seat(self, sequence: Sequence) -> None:
-        """Gives a waiting thread a row, taken from a parked one if none is free, and makes it ready."""
+        """Gives a waiting thread a row and makes it ready. If no row is free, one is taken from a parked thread, else
+        from the last in order."""
         if not self.memory.has_free_row:
-            owner = next(iter(self._seats_to_take.values()))
-            if self._rows_hold_state:
+            owner = next(iter(self._seats_to_take.values()), None)
+            if owner is None:
+                (self._evict if self._rows_hold_state else self._unseat)(self.seated[-1])
+            elif self._rows_hold_state:
                 self._evict(owner)
             else:
                 del self._seats_to_take[owner.path]
@@ -106,8 +120,9 @@ class Admission:
                 if not owner.pages:
                     del self.parked[owner.path]
         _discard(self.waiting, sequence)
+        _discard(self._holders, sequence)
         self.memory.seat(sequence)
-        self.seated[sequence.path] = sequence
+        insort(self.seated, sequence, key=_by_order)
         self.make_ready(sequence)
 
     def next_group(self, sequence: Sequence) -> tuple[int, int]:
@@ -125,6 +140,16 @@ class Admission:
         end = min(span.end, start + self._chunk - (start - span.start) % self._chunk)
         return start, min(end, known) if start < known else end
 
+    def step_back(self, sequence: Sequence) -> None:
+        """Makes the last token of a wholly computed context be computed again, with the group that it belongs to
+        where that matters."""
+        position = len(sequence.tokens) - 1
+        span = sequence.span_at(position)
+        if self._groups_matter and not span.sampled:
+            position -= (position - span.start) % self._chunk
+        sequence.computed = position
+        self.memory.release(sequence.cut_pages(self.memory.page_size))
+
     def take_lanes(self, count: int) -> list[int] | None:
         """`count` free lanes, or None if there are not so many."""
         if count > len(self.free_lanes):
@@ -140,17 +165,19 @@ class Admission:
         while self.memory.pages_needed(sequence, end) > self.memory.pool.free:
             victim = next((parked for parked in self.parked.values() if parked.pages), None)
             if victim is None:
-                holders = [
-                    other
-                    for others in (self.seated.values(), self.waiting)
-                    for other in others
-                    if other.order > sequence.order and other.pages
-                ]
-                if not holders:
+                victim = self._last_holder()
+                if victim is None or victim.order <= sequence.order:
                     return False
-                victim = max(holders, key=_by_order)
             self._evict(victim)
         return True
+
+    def _last_holder(self) -> Sequence | None:
+        """The last thread in order that has a call and holds pages."""
+        seated = next((other for other in reversed(self.seated) if other.pages), None)
+        waiting = self._holders[-1] if self._holders else None
+        if seated is None or waiting is None:
+            return seated or waiting
+        return max(seated, waiting, key=_by_order)
 
     def give_back(self, group: Group) -> None:
         """Frees the lanes of a group that did not get into flight."""

@@ -44,7 +44,8 @@ def bounds_of(
         left = group.call.iterations_left
         asked = bounds.get(group.last)
         if left is not None and asked is not None and sum(asked) > left:
-            bounds[group.last] = [min(bound, left // len(asked)) for bound in asked]
+            # Tokens whose depths are known cannot go back shallower: what others read of them would be another's.
+            bounds[group.last] = [0 if group.known else min(bound, left // len(asked)) for bound in asked]
     return bounds, errors
 
 
@@ -116,7 +117,7 @@ def entry_view(groups: list[Group], pressure: Pressure) -> EntryView:
         tree_depth += [len(group.sequence.path) - 1] * count
         to_compute = call.request.max_tokens - call.sampled + len(group.sequence.tokens) - group.start - 1
         tokens_left += [min(NO_LIMIT, to_compute)] * count
-        iterations_left += [NO_LIMIT if left is None else left] * count
+        iterations_left += [NO_LIMIT if left is None else min(NO_LIMIT, left)] * count
     return EntryView(
         position=np.array(position, np.int32),
         is_received=np.array(received, np.bool_),

@@ -68,6 +68,7 @@ def build_core(
     )
     limits = ModelLimits(
         context=model.config.block_size,
+        vocab=model.config.vocab_size,
         mean_recurrence=model.config.mean_recurrence,
         most_iterations=most,
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0 and settings.carry == "none",

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import math
 
-from policies.depth.base import DepthPolicy
 from runtime.backend.interface import TickResult
-from runtime.commands import Emitted, Failed, Finished, FinishReason, Signalled
+from runtime.commands import Emitted, Failed, Finished, FinishReason, Signalled, ThreadPath, Watcher
 from runtime.device.admission import Admission
 from runtime.device.entering import Group, fly
 from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
-from runtime.device.prefixes import PrefixRule, prefix_rule
 from runtime.device.sequence import Call, Flight, Sequence
+from runtime.errors import ProtocolError
 from traces import events
 
 
 class Calls:
     """Follows each call from its first flight to its end; `flying` and `dropped` are shared with the scheduler."""
 
-    def __init__(
-        self, ledger: Ledger, memory: ThreadMemory, admission: Admission, *, context: int, mean_recurrence: int
-    ) -> None:
+    def __init__(self, ledger: Ledger, memory: ThreadMemory, admission: Admission, *, context: int) -> None:
         self._ledger = ledger
         self._memory = memory
         self._admission = admission
         self._context = context
-        self._mean_recurrence = mean_recurrence
         self.flying: dict[int, Sequence] = {}
         """By the last lane of their flight."""
         self.dropped: list[int] = []
         """Lanes that the backend is to forget in the next tick."""
-        self._rules: dict[DepthPolicy, PrefixRule | None] = {}
 
     def take_off(self, group: Group, bounds: list[int]) -> None:
         """Puts a group into flight, to enter with the next tick."""
@@ -72,7 +67,7 @@ class Calls:
         if not flight.recomputed:
             sequence.depths.extend([depth] * count)
             if flight.start < sequence.spans[0].end:
-                self._memory.store_prefix(sequence, self.rule(sequence.depth), flight.start)
+                self._memory.store_prefix(sequence, flight.start, flight.bounds[0])
         if self._ledger.recorder is not None:
             self._record_computed(sequence, flight)
 
@@ -107,16 +102,28 @@ class Calls:
             self._ledger.reports.append(Emitted(sequence.path, (token,)))
         stops = token in request.stop_tokens
         if request.watcher is not None:
-            for signal in request.watcher.feed(token):
-                entropy = call.entropies[signal.start] if request.entropies else math.nan
-                self._ledger.reports.append(Signalled(sequence.path, signal, entropy))
-                stops |= signal.stops
+            try:
+                stops |= self._watch(sequence, call, request.watcher, token)
+            except Exception as cause:
+                error = ProtocolError(f"watcher {type(request.watcher).__name__} raised at token {token}: {cause!r}")
+                error.__cause__ = cause
+                self.fail(sequence, error)
+                return
         if stops:
             self.finish(sequence, "stop")
         elif call.sampled >= request.max_tokens:
             self.finish(sequence, "length")
         elif len(sequence.tokens) >= self._context:
             self.finish(sequence, "context")
+
+    def _watch(self, sequence: Sequence, call: Call, watcher: Watcher, token: int) -> bool:
+        """Reports what a watcher recognises; whether the thread stops."""
+        stops = False
+        for signal in watcher.feed(token):
+            entropy = call.entropies[signal.start] if call.request.entropies else math.nan
+            self._ledger.reports.append(Signalled(sequence.path, signal, entropy))
+            stops |= signal.stops
+        return stops
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """Ends a thread's call and parks it; nothing of it may be in flight."""
@@ -149,6 +156,10 @@ class Calls:
         if call is not None:
             self._close_call(sequence, call, "failed")
 
+    def refuse(self, path: ThreadPath, error: Exception) -> None:
+        """Reports a command that its thread, open or not, cannot follow."""
+        self._ledger.reports.append(Failed(path, error))
+
     def _close_call(self, sequence: Sequence, call: Call, reason: str) -> None:
         self._ledger.record(
             events.GenerateFinished,
@@ -174,11 +185,6 @@ class Calls:
         sequence.flight = None
         call.iterations += flight.iterations(self._ledger.ticks)
         self._admission.make_ready(sequence)
-
-    def rule(self, policy: DepthPolicy) -> PrefixRule | None:
-        if policy not in self._rules:
-            self._rules[policy] = prefix_rule(policy, self._mean_recurrence)
-        return self._rules[policy]
 
     def _record_computed(self, sequence: Sequence, flight: Flight) -> None:
         """One event a run of equal depths."""

@@ -163,6 +163,6 @@ class ModelDevice:
             if command is None:
                 return False
             core.handle(command)
-            if core.ledger.reports and self._commands.empty():
+            if self._commands.empty():
                 return True
         return True

@@ -6,15 +6,18 @@ import math
 from collections.abc import Iterable
 
 from runtime.backend.interface import CacheShape, Int32
-from runtime.device.pages import PagePool
-from runtime.device.prefixes import PrefixRule, page_keys
+from runtime.device.pages import PagePool, StoredPage
+from runtime.device.prefixes import page_keys
 from runtime.device.sequence import Sequence
 
 
 class ThreadMemory:
     """Owns the page pool and the rows of the page table; the scheduler decides who gets what."""
 
-    def __init__(self, cache: CacheShape, page_table: Int32, chunk: int, reuse: bool) -> None:
+    def __init__(
+        self, cache: CacheShape, page_table: Int32, chunk: int, *, reuse: bool, whole_groups: bool = False
+    ) -> None:
+        """`reuse` says whether prefixes are shared; `whole_groups` that only whole groups of tokens may be."""
         self.page_size = cache.page_size
         self.pool = PagePool(cache.pages)
         self.copies: list[tuple[int, int]] = []
@@ -23,6 +26,7 @@ class ThreadMemory:
         self._free_rows = list(range(cache.rows - 1, -1, -1))
         self._chunk = chunk
         self._reuse = reuse and chunk % cache.page_size == 0
+        self._whole_groups = whole_groups
 
     @property
     def has_free_row(self) -> bool:
@@ -91,39 +95,65 @@ class ThreadMemory:
         self.unseat(sequence)
         return count
 
-    def reuse_prefix(self, sequence: Sequence, rule: PrefixRule | None) -> int:
+    def reuse_prefix(self, sequence: Sequence) -> int:
         """Gives a sequence without pages what is stored of its prompt; returns the number of tokens.
 
         The last token of the context is never taken over: its logits are still to be computed.
         """
-        if not self._reuse or rule is None or sequence.pages:
+        if not self._reuse or sequence.pages:
             return 0
+        is_fresh = not sequence.depths
+        if is_fresh:
+            sequence.page_rule = sequence.rule
+            sequence.page_keys.clear()
+        rule = sequence.page_rule
+        if rule is None:
+            return 0
+        most = len(sequence.tokens) - 1 if is_fresh else min(sequence.shareable, len(sequence.tokens) - 1)
+        found: list[StoredPage] = []
         for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._chunk)):
-            end = (number + 1) * self.page_size
-            stored = self.pool.find(key) if end < len(sequence.tokens) else None
+            stored = self.pool.find(key) if (number + 1) * self.page_size <= most else None
             if stored is None:
                 break
-            sequence.pages.append(stored.page)
-            sequence.computed = end
-            # The rest of the page's group must get the depth that the page's tokens got.
-            known = end if rule.depth is not None else min(sequence.spans[0].end, -(-end // self._chunk) * self._chunk)
-            if len(sequence.depths) < known:
+            found.append(stored)
+        if self._whole_groups:
+            keep = len(found) * self.page_size // self._chunk * self._chunk // self.page_size
+            self.release(stored.page for stored in found[keep:])
+            del found[keep:]
+        sequence.pages += [stored.page for stored in found]
+        sequence.computed = len(found) * self.page_size
+        if is_fresh:
+            for number, stored in enumerate(found):
+                end = (number + 1) * self.page_size
+                # The rest of the page's group must get the depth that the page's tokens got.
+                known = min(sequence.spans[0].end, -(-end // self._chunk) * self._chunk) if rule.tests else end
                 sequence.depths.extend([stored.depth] * (known - len(sequence.depths)))
+            sequence.shareable = len(sequence.depths)
         return sequence.computed
 
-    def store_prefix(self, sequence: Sequence, rule: PrefixRule | None, start: int) -> None:
-        """Makes the full pages of a sequence's prompt from position `start` on findable, as far as computed."""
-        if not self._reuse or rule is None or sequence.spans[0].sampled or start >= sequence.spans[0].end:
+    def store_prefix(self, sequence: Sequence, start: int, bound: int) -> None:
+        """Makes the full pages of a sequence's prompt from position `start` on findable, as far as computed, where
+        they are what its rule gives in any thread: not after a limit or another policy had a part in them.
+
+        `bound` is that of the tokens from `start` on, which have just been computed.
+        """
+        rule = sequence.rule
+        if not self._reuse or rule is None or rule.bound != bound or start != sequence.shareable:
             return
+        if sequence.spans[0].sampled or start >= sequence.spans[0].end:
+            return
+        if start == 0:
+            sequence.page_rule = rule
+            sequence.page_keys.clear()
+        elif sequence.page_rule != rule:
+            return
+        sequence.shareable = sequence.computed
         for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._chunk)):
             end = (number + 1) * self.page_size
             if end > sequence.computed:
                 break
-            depth = sequence.depths[end - 1]
-            if rule.depth is not None and depth != rule.depth:
-                break
             if end > start:
-                self.pool.store(sequence.pages[number], key, depth)
+                self.pool.store(sequence.pages[number], key, sequence.depths[end - 1])
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Raises `AssertionError` unless pages and rows are exactly those that `sequences`, all there are, hold."""

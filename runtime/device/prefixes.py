@@ -18,10 +18,13 @@ from runtime.device.sequence import Sequence
 
 
 class PrefixRule(msgspec.Struct, frozen=True):
-    """How one depth policy's pages are keyed. `depth` is None where tokens exit by a test."""
+    """How one depth policy's pages are keyed."""
 
     tag: bytes
-    depth: int | None
+    bound: int
+    """Of every token; one that a limit bound lower is not as the policy would have it."""
+    tests: bool
+    """Whether tokens may exit before their bound."""
 
 
 def prefix_rule(policy: DepthPolicy, mean_recurrence: int) -> PrefixRule | None:
@@ -30,8 +33,8 @@ def prefix_rule(policy: DepthPolicy, mean_recurrence: int) -> PrefixRule | None:
     if bound is None:
         return None
     if policy.reads == "nothing" or not policy.exit_received:
-        return PrefixRule(str(bound).encode(), bound)
-    return PrefixRule(type(policy).__qualname__.encode() + msgspec.msgpack.encode((bound, policy)), None)
+        return PrefixRule(str(bound).encode(), bound, False)
+    return PrefixRule(type(policy).__qualname__.encode() + msgspec.msgpack.encode((bound, policy)), bound, True)
 
 
 def page_keys(sequence: Sequence, rule: PrefixRule, page_size: int, chunk: int) -> Iterator[bytes]:
@@ -46,7 +49,7 @@ def page_keys(sequence: Sequence, rule: PrefixRule, page_size: int, chunk: int) 
         if number == len(sequence.page_keys):
             start = number * page_size
             end = start + page_size
-            if rule.depth is None:
+            if rule.tests:
                 end = min(prompt_end, (start // chunk + 1) * chunk)
             before = sequence.page_keys[-1] if sequence.page_keys else rule.tag
             digest = blake2b(before, digest_size=16)

@@ -13,6 +13,7 @@ import math
 import numpy as np
 from msgspec import Struct
 
+from policies.depth.base import DepthPolicy
 from runtime.backend.interface import Backend, Tick, TickResult
 from runtime.commands import (
     CloseThread,
@@ -29,8 +30,9 @@ from runtime.device.calls import Calls
 from runtime.device.entering import Group, build_entering
 from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
+from runtime.device.prefixes import prefix_rule
 from runtime.device.sequence import Call, Sequence
-from runtime.errors import CapacityError, PromptError
+from runtime.errors import CapacityError, PolicyError, PromptError, ThreadStateError
 from runtime.settings import EngineSettings
 from traces import events
 
@@ -40,6 +42,8 @@ class ModelLimits(Struct, frozen=True, kw_only=True):
 
     context: int
     """Most tokens of one thread."""
+    vocab: int
+    """Token ids are below it."""
     mean_recurrence: int
     most_iterations: int
     shares_prefixes: bool
@@ -52,30 +56,43 @@ class Scheduler:
     def __init__(self, backend: Backend, settings: EngineSettings, model: ModelLimits, ledger: Ledger) -> None:
         cache = backend.cache
         self.ledger = ledger
-        self.memory = ThreadMemory(cache, backend.page_table, settings.chunk, model.shares_prefixes)
+        self._carry = settings.carry != "none"
+        groups_matter = cache.slots < model.most_iterations or self._carry
+        self.memory = ThreadMemory(
+            cache, backend.page_table, settings.chunk, reuse=model.shares_prefixes, whole_groups=groups_matter
+        )
         self._backend = backend
         self._model = model
         self._lockstep = settings.lockstep
-        self._carry = settings.carry != "none"
         self._lanes = cache.lanes
         self._admission = Admission(
             self.memory,
             cache.lanes,
             settings.chunk,
-            groups_matter=cache.slots < model.most_iterations or self._carry,
+            groups_matter=groups_matter,
             rows_hold_state=self._carry,
             evict=self._evict,
+            unseat=self._unseat,
         )
-        self._calls = Calls(
-            ledger, self.memory, self._admission, context=model.context, mean_recurrence=model.mean_recurrence
-        )
+        self._calls = Calls(ledger, self.memory, self._admission, context=model.context)
         self._threads: dict[ThreadPath, Sequence] = {}
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
     def open_thread(self, command: OpenThread) -> None:
-        policy = self._backend.register(command.depth)
-        sequence = Sequence(command.thread, command.seed, command.depth, policy, command.priority)
+        existing = self._threads.get(command.thread)
+        if existing is not None:
+            self._fail(existing, f"thread {command.thread} is open already; close it before it is opened again.")
+            return
+        parent = None if command.inherits is None else self._threads.get(command.inherits)
+        if command.inherits is not None and (parent is None or parent.call is not None):
+            state = "not open" if parent is None else "generating"
+            error = ThreadStateError(
+                f"thread {command.thread} cannot inherit from {command.inherits}, which is {state}."
+            )
+            self._calls.refuse(command.thread, error)
+            return
+        sequence = Sequence(command.thread, command.seed, command.depth, command.priority)
         self._threads[command.thread] = sequence
         self.ledger.record(
             events.ThreadOpened,
@@ -84,16 +101,26 @@ class Scheduler:
             seed=command.seed,
             depth=command.depth,
         )
-        if command.inherits is not None:
-            sequence.inherit(self._threads[command.inherits])
+        if parent is not None:
+            sequence.inherit(parent)
             self.memory.share(sequence.pages)
             if self._carry:
                 self._forget_computed(sequence)
             self._admission.park(sequence)
 
     def extend(self, command: Extend) -> None:
-        sequence = self._threads.get(command.thread)
+        sequence = self._open(command.thread)
         if sequence is None or not command.tokens:
+            return
+        if sequence.call is not None:
+            self._fail(sequence, f"thread {command.thread} received tokens while it was generating.")
+            return
+        wrong = [token for token in (min(command.tokens), max(command.tokens)) if not 0 <= token < self._model.vocab]
+        if wrong:
+            error = PromptError(
+                f"thread {command.thread} received token {wrong[0]}; ids are from 0 to {self._model.vocab - 1}."
+            )
+            self._calls.fail(sequence, error)
             return
         if len(sequence.tokens) + len(command.tokens) > self._model.context:
             error = PromptError(
@@ -106,18 +133,25 @@ class Scheduler:
         sequence.receive(command.tokens)
 
     def generate(self, request: Generate) -> None:
-        sequence = self._threads.get(request.thread)
+        sequence = self._open(request.thread)
         if sequence is None:
             return
         if sequence.call is not None:
-            raise RuntimeError(f"thread {request.thread} is generating already")
+            # Both calls end: nobody could tell whose tokens they would be.
+            message = f"thread {request.thread} was asked to generate while it was generating already."
+            self._fail(sequence, message)
+            self._calls.refuse(request.thread, ThreadStateError(message))
+            return
         if not sequence.tokens:
             self._calls.fail(
                 sequence, PromptError(f"thread {request.thread} has an empty context; append a prompt first.")
             )
             return
-        if request.depth is not None:
-            sequence.depth, sequence.policy = request.depth, self._backend.register(request.depth)
+        try:
+            self._follow(sequence, sequence.depth if request.depth is None else request.depth)
+        except PolicyError as error:
+            self._calls.fail(sequence, error)
+            return
         sequence.call = Call(request, len(sequence.tokens))
         sequence.call_start = len(sequence.tokens)
         self.ledger.record(
@@ -134,7 +168,7 @@ class Scheduler:
             return
         if sequence.computed == len(sequence.tokens):
             # The last token's logits are gone: it is computed once more, at the depth it had.
-            sequence.computed -= 1
+            self._admission.step_back(sequence)
             if self._carry:
                 self._forget_computed(sequence)
         self._admission.enqueue(sequence)
@@ -151,6 +185,8 @@ class Scheduler:
             self._calls.finish(sequence, "interrupted")
         if self._carry:
             self._forget_computed(sequence)
+        elif sequence.row < 0 and not sequence.pages:
+            self._admission.leave_queues(sequence)
 
     def close_thread(self, command: CloseThread) -> None:
         sequence = self._threads.pop(command.thread, None)
@@ -161,7 +197,37 @@ class Scheduler:
             self._calls.finish(sequence, "interrupted")
         self._admission.leave_queues(sequence)
         self.memory.clear(sequence)
+        self._unfollow(sequence)
         self.ledger.record(events.ThreadClosed, thread=command.thread)
+
+    def _open(self, path: ThreadPath) -> Sequence | None:
+        """The thread of a command; if it is not open, a report says so."""
+        sequence = self._threads.get(path)
+        if sequence is None:
+            self._calls.refuse(path, ThreadStateError(f"thread {path} is not open."))
+        return sequence
+
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        """Ends a thread's call because of a command that it cannot follow."""
+        self._calls.land(sequence)
+        self._calls.fail(sequence, ThreadStateError(message))
+
+    def _follow(self, sequence: Sequence, depth: DepthPolicy) -> None:
+        """Makes a policy the one that decides about a thread's next tokens. Raises `PolicyError` if it cannot."""
+        if sequence.policy >= 0 and depth is sequence.depth:
+            return
+        self._unfollow(sequence)
+        sequence.depth = depth
+        try:
+            sequence.rule = prefix_rule(depth, self._model.mean_recurrence)
+            sequence.policy = self._backend.register(depth)
+        except Exception as cause:
+            raise policy_error(depth, cause) from cause
+
+    def _unfollow(self, sequence: Sequence) -> None:
+        if sequence.policy >= 0:
+            self._backend.release(sequence.policy)
+            sequence.policy = -1
 
     # ---- what enters ------------------------------------------------------------------------------------------------
 
@@ -219,7 +285,7 @@ class Scheduler:
             call = sequence.call
             assert call is not None
             if sequence.row < 0:
-                reused = self.memory.reuse_prefix(sequence, self._calls.rule(sequence.depth))
+                reused = self.memory.reuse_prefix(sequence)
                 call.reused += reused
                 self.ledger.reused += reused
                 admission.seat(sequence)
@@ -250,6 +316,13 @@ class Scheduler:
         if victim.call is not None:
             self._admission.enqueue(victim)
         self.ledger.record(events.Evicted, thread=victim.path, pages=pages)
+
+    def _unseat(self, victim: Sequence) -> None:
+        """Takes the row of a thread that has a call; it waits for another."""
+        self._calls.land(victim)
+        self._admission.leave_queues(victim)
+        self.memory.unseat(victim)
+        self._admission.enqueue(victim)
 
     # ---- what left --------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from policies.depth.base import DepthPolicy
 from runtime.commands import Generate, ThreadPath
 from runtime.randomness import thread_key
+
+if TYPE_CHECKING:
+    from runtime.device.prefixes import PrefixRule
 
 Order = tuple[int, ThreadPath]
 """Sorts sequences by who is served first: higher priority, then depth-first over trees."""
@@ -88,22 +92,27 @@ class Sequence:
         "key",
         "order",
         "page_keys",
+        "page_rule",
         "pages",
         "path",
         "policy",
         "row",
+        "rule",
         "seed",
+        "shareable",
         "spans",
         "tokens",
     )
 
-    def __init__(self, path: ThreadPath, seed: int, depth: DepthPolicy, policy: int, priority: int) -> None:
+    def __init__(self, path: ThreadPath, seed: int, depth: DepthPolicy, priority: int) -> None:
         self.path = path
         self.seed = seed
         self.key = thread_key(seed, path)
         self.depth = depth
-        self.policy = policy
-        """Index of `depth` in the backend."""
+        self.policy = -1
+        """Index of `depth` in the backend; -1 before the first generate that follows it."""
+        self.rule: PrefixRule | None = None
+        """How pages computed under `depth` are shared."""
         self.order: Order = (-priority, path)
         self.tokens = array("i")
         self.spans: list[Span] = []
@@ -111,7 +120,10 @@ class Sequence:
         self.computed = 0
         self.pages: list[int] = []
         self.page_keys: list[bytes] = []
-        """Content keys of the leading pages, as far as they are known."""
+        """Content keys of the leading pages under `page_rule`, as far as they are known."""
+        self.page_rule: PrefixRule | None = None
+        self.shareable = 0
+        """Leading tokens of the prompt whose depths are what `page_rule` gives them in any thread."""
         self.row = -1
         self.call: Call | None = None
         self.flight: Flight | None = None
@@ -145,6 +157,9 @@ class Sequence:
         self.computed = parent.computed
         self.pages = parent.pages[:]
         self.page_keys = parent.page_keys[:]
+        self.page_rule = parent.page_rule
+        self.shareable = parent.shareable
+        self.call_start = len(self.tokens)
 
     def span_at(self, position: int) -> Span:
         """The span that holds a position; searched from the end, where the work is."""
@@ -162,6 +177,7 @@ class Sequence:
             if last.start < length:
                 self.spans.append(Span(last.start, length, last.sampled, last.key))
         self.computed = min(self.computed, length)
+        self.shareable = min(self.shareable, length)
         return self.cut_pages(page_size)
 
     def cut_pages(self, page_size: int) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from policies import ChildBudget, DepthPolicy, DepthView, Fixed, Limits, Policy
@@ -42,6 +43,8 @@ async def test_any_tokens_a_model_emits_are_survived(tiny_checkpoint: Path, tmp_
         async with anyio.create_task_group() as group:
             for number in range(20):
                 group.start_soon(run, number)
+                # One after the other, so that every prompt gets the same path, and with it the same randomness.
+                await anyio.lowlevel.checkpoint()
         usage = engine.usage
     assert len(outcomes) == 20
     load = engine.load
