@@ -75,6 +75,7 @@ class Scheduler:
             unseat=self._unseat,
         )
         self._calls = Calls(ledger, self.memory, self._admission, context=model.context)
+        self._nothing = build_entering([], self._carry)
         self._threads: dict[ThreadPath, Sequence] = {}
 
     # ---- commands ---------------------------------------------------------------------------------------------------
@@ -263,7 +264,9 @@ class Scheduler:
 
     def build(self, groups: list[Group]) -> Tick:
         """Arrays for groups that enter, with the copies and drops that are due."""
-        entering, samplings, contexts, entropies = build_entering(groups, self._carry)
+        # In most ticks nothing enters, and a dozen empty arrays would have to be made again.
+        built = build_entering(groups, self._carry) if groups else self._nothing
+        entering, samplings, contexts, entropies = built
         return Tick(
             copies=np.array(self.memory.copies, np.int32).reshape(-1, 2),
             dropped=np.array(self._calls.dropped, np.int32),
