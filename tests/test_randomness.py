@@ -139,10 +139,12 @@ def test_noise_is_the_references_truncated_normal() -> None:
     for bound in (0.5, 1.0, 2.0):
         within = float((noise.abs() < bound * std).double().mean())
         assert within == pytest.approx(math.erf(bound / math.sqrt(2)) / kept, abs=0.005)
-    reference = torch.nn.init.trunc_normal_(torch.empty(200_000), 0.0, std, -3 * std, 3 * std).double()
+    generator = torch.Generator().manual_seed(0)
+    empty = torch.empty(200_000)
+    reference = torch.nn.init.trunc_normal_(empty, 0.0, std, -3 * std, 3 * std, generator=generator).double()
     levels = torch.linspace(0.01, 0.99, 33, dtype=torch.float64)
     difference = torch.quantile(noise.flatten(), levels) - torch.quantile(reference, levels)
-    assert difference.abs().max() < 0.02 * std
+    assert difference.abs().max() < 0.04 * std
 
 
 def test_no_std_is_no_noise() -> None:
