@@ -31,9 +31,6 @@ MOST_MESSAGES = 4
 ANSWER_WEIGHT = 4.0
 """Loss weight of the root's answer: one wrong token there costs the whole problem."""
 
-Question = tuple[int, tuple[int, ...]]
-"""A target and the numbers left, sorted descending."""
-
 
 def words_of(path: Iterable[Step]) -> list[str]:
     return [str(word) for step in path for word in (step.left, step.operator, step.right, step.result)]
@@ -146,11 +143,7 @@ def tree_examples(problem: Problem, random_source: random.Random, winners: int =
                 messages.append((path, False))
     winning = [child for child in children if child.path is not None]
     losing = [child for child in children if child.path is None]
-    # Multiplications and divisions are rarer and harder than sums: they are drawn three times as often.
-    weight = {
-        id(child): 3.0 if child.prompt[1] in "*/" or {"/", "*"} & set(child.written[:5]) else 1.0 for child in losing
-    }
-    losing.sort(key=lambda child: random_source.random() ** (1.0 / weight[id(child)]), reverse=True)
+    losing.sort(key=lambda child: random_source.random() ** (1.0 / child.rarity), reverse=True)
     chosen = random_source.sample(winning, min(winners, len(winning))) + losing[:others]
     return [root.example(messages[:MOST_MESSAGES]), *(child.example() for child in chosen)]
 

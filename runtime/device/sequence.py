@@ -130,11 +130,6 @@ class Sequence:
         self.call_start = 0
         """Length of the context when the last call began."""
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether it has tokens to enter and none in flight."""
-        return self.call is not None and self.flight is None
-
     def receive(self, tokens: tuple[int, ...]) -> None:
         start = len(self.tokens)
         self.tokens.extend(tokens)
