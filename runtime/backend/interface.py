@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.depth.base import DepthPolicy
+from runtime.model.architecture import ModelConfig
 from runtime.sampling import Sampling
 
 Int32 = NDArray[np.int32]
@@ -43,6 +44,11 @@ class CacheShape(msgspec.Struct, frozen=True, kw_only=True):
     """Threads that can compute at once."""
     pages_per_row: int
     lanes: int
+
+    def columns(self, config: ModelConfig) -> int:
+        """Columns that a model's layers own together."""
+        core = config.n_layers_in_recurrent_block * self.slots
+        return config.n_layers_in_prelude + core + config.n_layers_in_coda
 
 
 class Entering(msgspec.Struct, frozen=True, kw_only=True):

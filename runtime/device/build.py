@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import msgspec
+
 from policies.depth.base import DepthPolicy
 from runtime.backend.attention import PagedAttention
 from runtime.backend.interface import CacheShape, TickResult
@@ -15,41 +17,42 @@ from runtime.device.core import DeviceCore
 from runtime.device.ledger import Recorder
 from runtime.device.scheduler import ModelLimits, Scheduler
 from runtime.errors import CapacityError
-from runtime.model.raven import Raven
+from runtime.model.architecture import Model
 from runtime.settings import EngineSettings
 
 
-def most_iterations(model: Raven, settings: EngineSettings, policy: DepthPolicy) -> int:
+def most_iterations(model: Model, settings: EngineSettings, policy: DepthPolicy) -> int:
     """The deepest any token may go: as set, else what the model and the default policy ask for."""
     if settings.most_iterations is not None:
         return settings.most_iterations
     return max(model.config.mean_recurrence, policy.deepest(model.config.mean_recurrence))
 
 
-def cache_shape(model: Raven, settings: EngineSettings, most: int) -> CacheShape:
+def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape:
     """Sizes of paged memory. Raises `CapacityError` where not one page fits into `settings.memory`."""
     config = model.config
     slots = most if settings.slots is None else min(settings.slots, most)
-    columns = config.n_layers_in_prelude + config.n_layers_in_recurrent_block * slots + config.n_layers_in_coda
-    bytes_per_page = 2 * columns * settings.page_size * config.n_embd * model.lm_head.weight.element_size()
-    pages = settings.memory // bytes_per_page if settings.pages is None else settings.pages
-    if pages < 1:
-        raise CapacityError(
-            f"one page of {settings.page_size} tokens takes {bytes_per_page} bytes; EngineSettings.memory is "
-            f"{settings.memory}. Raise it, or lower page_size or slots."
-        )
-    return CacheShape(
-        pages=pages,
+    shape = CacheShape(
+        pages=0,
         page_size=settings.page_size,
         slots=slots,
         rows=settings.lanes,
         pages_per_row=math.ceil(config.block_size / settings.page_size),
         lanes=settings.lanes,
     )
+    numbers = 2 * shape.columns(config) * settings.page_size * config.n_kv_heads * config.head_dim
+    bytes_per_page = numbers * model.lm_head.weight.element_size()
+    pages = settings.memory // bytes_per_page if settings.pages is None else settings.pages
+    if pages < 1:
+        raise CapacityError(
+            f"one page of {settings.page_size} tokens takes {bytes_per_page} bytes; EngineSettings.memory is "
+            f"{settings.memory}. Raise it, or lower page_size or slots."
+        )
+    return msgspec.structs.replace(shape, pages=pages)
 
 
 def build_core(
-    model: Raven,
+    model: Model,
     settings: EngineSettings,
     policy: DepthPolicy,
     recorder: Recorder | None = None,

@@ -57,6 +57,11 @@ class RavenConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.n_embd // self.n_heads
 
     @property
+    def n_kv_heads(self) -> int:
+        """Heads that keys and values have."""
+        return self.n_heads
+
+    @property
     def n_layers(self) -> int:
         """Layers with parameters of their own: prelude, one core block and coda."""
         return self.n_layers_in_prelude + self.n_layers_in_recurrent_block + self.n_layers_in_coda

@@ -142,6 +142,10 @@ class Raven(nn.Module):
             x = block(x, rotation, layer, attend)
         return self.lm_head(self.transformer.ln_f(x if rows is None else x[rows])).float()
 
+    def final_norm(self, state: Tensor) -> Tensor:
+        """Latent states [..., n_embd] as the coda is given them."""
+        return self.transformer.ln_f(state)
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Draws fresh weights as the reference does (Takase et al., arXiv 2312.16903)."""

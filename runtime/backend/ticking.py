@@ -1,0 +1,244 @@
+"""The order of a tick, which is the same for every backend; how each step is computed is a subclass's.
+
+copies -> drops -> entering: prelude, first states -> one core iteration -> exit tests -> coda, head, sampling
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.depth.base import DepthPolicy
+from runtime.backend.exits import ExitTests, TickExits
+from runtime.backend.interface import Bool, CacheShape, Entering, Int32, Int64, Tick, TickResult
+from runtime.backend.lanes import Lanes
+from runtime.backend.sampler import Sampled, sample
+from runtime.model.architecture import ModelConfig
+from runtime.randomness import SAMPLING_STREAM, initial_noise, uniforms
+from runtime.sampling import Sampling
+
+
+class LaneBackend(ABC):
+    """Lanes, exit tests and sampling of a backend; a subclass adds the model, its memory and the arithmetic.
+
+    `state_std` is the standard deviation of initial latent states, 0 for zeros. See `Backend` for what a tick does.
+    """
+
+    def __init__(
+        self, config: ModelConfig, cache: CacheShape, device: torch.device, dtype: torch.dtype, state_std: float
+    ) -> None:
+        self._config = config
+        self._cache = cache
+        self._device = device
+        self._dtype = dtype
+        self._state_std = state_std
+        self._table = np.zeros((cache.rows, cache.pages_per_row), np.int32)
+        self._lanes = Lanes(cache.lanes)
+        self._state = self._zeros(cache.lanes, config.n_embd)
+        self._carried = self._zeros(cache.rows, config.n_embd)
+        self._contexts: dict[int, Int32] = {}
+        """By lane, for samplings with a repetition penalty."""
+        self._exits = ExitTests(cache.lanes, config.n_embd, config.vocab_size, device)
+        self._before: tuple[Tensor, Tensor] | None = None
+        """The lanes that iterate in this tick, and their states before it."""
+
+    @property
+    def cache(self) -> CacheShape:
+        return self._cache
+
+    @property
+    def page_table(self) -> Int32:
+        return self._table
+
+    def register(self, policy: DepthPolicy) -> int:
+        return self._exits.register(policy)
+
+    def release(self, index: int) -> None:
+        self._exits.release(index)
+
+    @property
+    def policies_known(self) -> int:
+        """Policies that memory is kept for, for looking in."""
+        return len(self._exits)
+
+    def latents(self, lanes: list[int]) -> Tensor:
+        """Latent states [n, n_embd] after the last tick, for looking in."""
+        return self._state[lanes]
+
+    @torch.inference_mode()
+    def tick(self, tick: Tick) -> TickResult:
+        lanes, age = self._lanes, self._lanes.age.copy()
+        self._before = None
+        try:
+            return self._tick(tick)
+        except torch.OutOfMemoryError:
+            # The tick never was. What it wrote to paged memory, it will write again.
+            lanes.leave(tick.entering.lane)
+            lanes.age[:] = age
+            if self._before is not None:
+                active, state = self._before
+                self._state[active] = state
+            raise
+
+    # ---- what a subclass computes -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _begin(self, copies: Int32) -> None:
+        """Makes a tick's page copies [n, 2] and sees the page table as the scheduler has left it."""
+
+    @abstractmethod
+    def _prelude(self, lanes: Int64, tokens: Int64) -> None:
+        """Embeds the tokens [n] of entering lanes [n] and runs their prelude; keeps what every iteration is given."""
+
+    @abstractmethod
+    def _iterate(self, active: Int64) -> None:
+        """One core iteration of the active lanes, which are in order of row and position; all of them see the states
+        of the iteration before. Lane ages do not count it yet."""
+
+    @abstractmethod
+    def _logits(self, lanes: Int64, wanted: Bool) -> Tensor:
+        """Runs the coda over lanes and returns the logits [m, vocab] float32 of those wanted."""
+
+    @abstractmethod
+    def _normed(self, state: Tensor) -> Tensor:
+        """Latent states [n, n_embd] as continuous thought carries them."""
+
+    @abstractmethod
+    def _settle(self, lanes: Int64) -> None:
+        """Called once lanes have done their last iteration, before another token can read what they wrote."""
+
+    # ---- parts of a tick --------------------------------------------------------------------------------------------
+
+    def _tick(self, tick: Tick) -> TickResult:
+        lanes = self._lanes
+        self._begin(tick.copies)
+        lanes.leave(tick.dropped)
+        failures = self._enter(tick) if len(tick.entering.lane) else {}
+        occupied = lanes.in_flight()
+        # In order of position, because where lanes go through the model in pieces, one sees what earlier ones wrote.
+        occupied = occupied[np.lexsort((lanes.position[occupied], lanes.row[occupied]))]
+        active = occupied[lanes.age[occupied] < lanes.bound[occupied]]
+        at = self._on_device(active)
+        self._before = at, self._state[at]
+        self._iterate(active)
+        lanes.age[occupied] += 1
+        exits = self._exits.run(lanes, active, self._state, self._logits)
+        exits.failures.update(failures)
+        failed = np.array(list(exits.failures), np.int64)
+        dropped = lanes.in_groups(occupied, failed)
+        leaves = (lanes.age[occupied] >= lanes.until[occupied]) | lanes.in_groups(occupied, exits.done())
+        leaving = occupied[leaves & ~dropped]
+        self._settle(occupied[(leaves & ~dropped) | (lanes.age[occupied] == lanes.bound[occupied])])
+        result = self._leave(leaving, exits, len(active), tick.entropies)
+        self._exits.remember(exits)
+        for lane in leaving.tolist() if self._contexts else ():
+            self._contexts.pop(lane, None)
+        lanes.leave(leaving)
+        lanes.leave(occupied[dropped])
+        return result
+
+    def _enter(self, tick: Tick) -> dict[int, Exception]:
+        """Seats the entering tokens, runs their prelude and sets their initial latent states.
+
+        Returns what policies raised at it, by the last lane of the group to blame.
+        """
+        entering, size = tick.entering, self._cache.page_size
+        page = self._table[entering.row, entering.position // size].astype(np.int64)
+        self._lanes.enter(entering, tick.samplings, page * size + entering.position % size)
+        self._contexts |= tick.contexts
+        lane = entering.lane.astype(np.int64)
+        self._prelude(lane, entering.token.astype(np.int64))
+        state = self._initial_state(entering)
+        self._state[self._on_device(lane)] = state
+        failures = self._exits.begin(entering, state)
+        self._lanes.tests[lane[np.isin(entering.group, list(failures))]] = False
+        return failures
+
+    def _initial_state(self, entering: Entering) -> Tensor:
+        if self._state_std == 0.0:
+            state = self._zeros(len(entering.lane), self._config.n_embd)
+        else:
+            key, position = self._on_device(entering.noise_key), self._on_device(entering.position)
+            noise = initial_noise(key, position, self._config.n_embd, self._state_std)
+            state = (noise * self._config.embedding_scale).to(self._dtype)
+        if entering.carries.any():
+            carries = torch.from_numpy(entering.carries).to(self._device)[:, None]
+            state = torch.where(carries, self._carried[self._on_device(entering.row)], state)
+        return state
+
+    def _leave(self, leaving: Int64, exits: TickExits, in_flight: int, entropies: bool) -> TickResult:
+        """Coda, head and sampling for lanes that leave, as far as the exit tests have not computed them already."""
+        lanes, count = self._lanes, len(leaving)
+        wanted = np.array([lanes.sampling[lane] is not None for lane in leaving], np.bool_)
+        has_logits = [tested for tested in exits.tested if tested.logits is not None]
+        done = np.concatenate([tested.lane for tested in has_logits] or [np.empty(0, np.int64)])
+        missing = ~lanes.in_groups(leaving, done)
+        token, logprob = np.full(count, -1, np.int32), np.full(count, np.nan, np.float32)
+        top: list[dict[int, float]] = [{}] * count
+        entropy = np.full(count, np.nan, np.float32)
+        logits = [self._logits(leaving[missing], wanted[missing])]
+        source = [leaving[missing & wanted]]
+        for tested in has_logits:
+            picked = np.isin(tested.lane, leaving[wanted])
+            assert tested.logits is not None
+            logits.append(tested.logits[self._on_device(np.flatnonzero(picked))])
+            source.append(tested.lane[picked])
+        place = np.zeros(self._cache.lanes, np.int64)
+        place[leaving] = np.arange(count)
+        order = place[np.concatenate(source)]
+        if len(order):
+            chosen = self._sample(leaving[order], torch.cat(logits), entropies)
+            token[order] = chosen.token.cpu().numpy()
+            logprob[order] = chosen.logprob.cpu().numpy()
+            if chosen.entropy is not None:
+                entropy[order] = chosen.entropy.cpu().numpy()
+            for place, likeliest in zip(order.tolist(), chosen.top, strict=False):
+                top[place] = likeliest
+        self._carry(leaving)
+        return TickResult(
+            lane=leaving.astype(np.int32),
+            depth=np.minimum(lanes.age[leaving], lanes.bound[leaving]),
+            token=token,
+            logprob=logprob,
+            entropy=entropy,
+            top=tuple(top),
+            tested=np.concatenate([tested.lane for tested in exits.tested] or [leaving[:0]]).astype(np.int32),
+            exit_value=torch.cat([tested.value for tested in exits.tested] or [torch.empty(0)]).float().cpu().numpy(),
+            failures=exits.failures,
+            in_flight=in_flight,
+        )
+
+    def _sample(self, lane: Int64, logits: Tensor, entropies: bool) -> Sampled:
+        lanes = self._lanes
+        distinct: dict[Sampling, int] = {}
+        which = np.empty(len(lane), np.int32)
+        contexts: dict[int, Int32] = {}
+        for row, seat in enumerate(lane.tolist()):
+            sampling = lanes.sampling[seat]
+            assert sampling is not None
+            which[row] = distinct.setdefault(sampling, len(distinct))
+            if sampling.repetition_penalty != 1.0:
+                contexts[row] = self._contexts[seat]
+        draws = None
+        if not all(sampling.is_greedy for sampling in distinct):
+            key, position = self._on_device(lanes.sampling_key[lane]), self._on_device(lanes.position[lane])
+            draws = uniforms(key, position, 1, SAMPLING_STREAM)[:, 0]
+        return sample(logits, which, tuple(distinct), draws, contexts, entropies)
+
+    def _carry(self, leaving: Int64) -> None:
+        """Keeps the last latent state of each thread whose group leaves, for its next token."""
+        last = leaving[self._lanes.group[leaving] == leaving]
+        if len(last):
+            state = self._normed(self._state[self._on_device(last)])
+            self._carried[self._on_device(self._lanes.row[last])] = state
+
+    # ---- small parts ------------------------------------------------------------------------------------------------
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtype, device=self._device)
+
+    def _on_device(self, numbers: Int32 | Int64) -> Tensor:
+        return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(self._device)
