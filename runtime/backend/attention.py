@@ -14,7 +14,7 @@ class PagedMemory(NamedTuple):
     """
 
     keys: Tensor
-    """[columns, pages, page_size, heads, head_dim] in the model's dtype."""
+    """[columns, pages, page_size, kv_heads, head_dim] in the model's dtype."""
     values: Tensor
     """Like `keys`."""
     depths: Tensor
@@ -56,11 +56,13 @@ class PagedAttention(Protocol):
     ) -> Tensor:
         """Attended values [n, heads, head_dim] in the dtype of `query`.
 
-        `column` is the layer's first column, `slots` how many it owns (1 outside the core block). `query`, `key`
-        and `value` are [n, heads, head_dim], rotated; row i's key and value go to column `column + slot[i]` at its
-        position. Then query i attends over positions p = 0 .. position[i] of its row, reading column
-        `column + min(slot[i], depths[p] - 1)`, never before `column` (just `column` where slots is 1); all writes of
-        the call come first. `depths` counts the iteration under way, so that a query sees what it has just written.
-        Softmax in float32, scaled by 1 / sqrt(head_dim). `key` and `value` are rounded to the memory's dtype.
+        `column` is the layer's first column, `slots` how many it owns (1 outside the core block). `query` is
+        [n, heads, head_dim], `key` and `value` are [n, kv_heads, head_dim], all rotated; `heads` is a multiple of
+        `kv_heads`, and query head h attends over key and value head h // (heads / kv_heads). Row i's key and value
+        go to column `column + slot[i]` at its position. Then query i attends over positions p = 0 .. position[i] of
+        its row, reading column `column + min(slot[i], depths[p] - 1)`, never before `column` (just `column` where
+        slots is 1); all writes of the call come first. `depths` counts the iteration under way, so that a query sees
+        what it has just written. Softmax in float32, scaled by 1 / sqrt(head_dim). `key` and `value` are rounded to
+        the memory's dtype.
         """
         ...

@@ -139,11 +139,13 @@ def _power_of_two(count: NDArray[np.int64]) -> NDArray[np.int64]:
 def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
     """Attended values [groups, queries, heads, head_dim] in float32.
 
-    `query` is [groups, queries, heads, head_dim], `key` and `value` [groups, length, heads, head_dim], `visible`
+    `query` is [groups, queries, heads, head_dim], `key` and `value` [groups, length, kv_heads, head_dim], `visible`
     [groups, queries, length] bool.
     """
+    grouped = query.shape[-2] != key.shape[-2]
     query, key, value = (tensor.float().transpose(1, 2) for tensor in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None]).transpose(1, 2)
+    mask = visible[:, None]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
 
 
 def _attend_each(query: Tensor, keys: Tensor, values: Tensor, index: Tensor, visible: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from runtime.errors import CheckpointError
-from runtime.model.config import RavenConfig, config_as_published, read_config
-from runtime.model.raven import Raven
+from runtime.model.architecture import Model, ModelConfig, build_model, config_as_published, read_config
+from runtime.model.config import RavenConfig
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import (
     INDEX,
@@ -42,10 +42,14 @@ TOKENIZER = "tokenizer.json"
 BRAID = "braid.json"
 
 HUGINN_STOPS = (65504, 65505, 65508)
-"""begin_text, end_text and end_turn: the reference stops at them whatever generation_config.json says."""
+"""begin_text, end_text and end_turn: Huginn's reference stops at them whatever generation_config.json says."""
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_HEAD, _TABLE, _ROTARY = "lm_head.weight", "transformer.wte.weight", "freqs_cis"
+_HEAD, _ROTARY = "lm_head.weight", "freqs_cis"
+_RAVEN_TABLE, _LLAMA_TABLE = "transformer.wte.weight", "model.embed_tokens.weight"
+
+_IGNORED = "rotary_emb.inv_freq"
+"""Older versions of transformers stored it for every Llama layer; it follows from the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,11 +57,11 @@ class Description:
     """What a checkpoint directory holds beside its weights."""
 
     path: Path
-    config: RavenConfig
+    config: ModelConfig
     tokenizer: Tokenizer | None
     """None without tokenizer.json; prompts are token ids then."""
     stop_tokens: tuple[int, ...]
-    """Ascending ids that end a text: eos_token_id, and those of `HUGINN_STOPS` inside the vocabulary."""
+    """Ascending ids that end a text: eos_token_id, and for a Raven those of `HUGINN_STOPS` inside the vocabulary."""
     braid: bytes | None
     """Content of braid.json as it is: the protocol and the default policy."""
 
@@ -66,8 +70,8 @@ class Description:
 class Checkpoint(Description):
     """What a checkpoint directory holds."""
 
-    model: Raven
-    """In evaluation mode; parameters in the dtype and on the device asked for, the rotary table in float32."""
+    model: Model
+    """In evaluation mode; parameters in the dtype and on the device asked for, a rotary table in float32."""
 
 
 class _Generation(msgspec.Struct):
@@ -111,9 +115,9 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Loads a checkpoint by shipped name or directory, with weights converted to `dtype` on `device`.
 
-    The rotary table stays float32 and is computed where the file has none. Raises `CheckpointError`, naming the
-    file, the key and what was expected, for anything that is not a complete checkpoint of this architecture, and
-    `ValueError` for a dtype other than float32 and bfloat16.
+    A Raven's rotary table stays float32 and is computed where the file has none. Raises `CheckpointError`, naming the
+    file, the key and what was expected, for anything that is not a complete checkpoint of a supported architecture,
+    and `ValueError` for a dtype other than float32 and bfloat16.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype}; supported are {', '.join(map(str, _DTYPES))}.")
@@ -144,7 +148,7 @@ def describe(name_or_path: str | Path) -> Description:
 
 def save_checkpoint(
     directory: Path,
-    model: Raven,
+    model: Model,
     *,
     tokenizer: Tokenizer | None = None,
     eos: Collection[int] = (),
@@ -156,14 +160,15 @@ def save_checkpoint(
     the call (a tokenizer.json where none is given) stay as they are. Raises `ValueError` for a model whose dtype is
     neither float32 nor bfloat16.
     """
-    dtype = _embedding(model).weight.dtype
+    dtype = model.lm_head.weight.dtype
     if dtype not in _DTYPES:
         raise ValueError(f"the model's dtype is {dtype}; supported are {', '.join(map(str, _DTYPES))}.")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in _own_tensors(model).items()}
-    tensors[_ROTARY] = tensors[_ROTARY].float()
+    if _ROTARY in tensors:
+        tensors[_ROTARY] = tensors[_ROTARY].float()
     generation = {"_from_model_config": True, **({"eos_token_id": sorted(eos)} if eos else {})}
     directory.mkdir(parents=True, exist_ok=True)
-    # The reference's loader wants the format in the metadata.
+    # The references' loaders want the format in the metadata.
     with _replacing(directory / WEIGHTS) as partial:
         save_file(tensors, partial, {"format": "pt"})
     contents = {
@@ -178,7 +183,7 @@ def save_checkpoint(
                 partial.write_bytes(content)
 
 
-def fingerprint(model: Raven) -> str:
+def fingerprint(model: Model) -> str:
     """32 hexadecimal digits that tell models apart: a digest of configuration, tensor names, dtypes and weights.
 
     The same for equal models on any device and after saving and loading; another dtype gives another fingerprint.
@@ -206,32 +211,34 @@ class _Unallocated(TorchFunctionMode):
         return None if func is nn.init.normal_ else func(*args, **kwargs)
 
 
-def _load_model(directory: Path, config: RavenConfig, dtype: torch.dtype, device: torch.device) -> Raven:
+def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Model:
     with _Unallocated():
-        model = Raven(config)
-    stored = find_tensors(directory)
+        model = build_model(config)
+    stored = {name: tensor for name, tensor in find_tensors(directory).items() if not name.endswith(_IGNORED)}
     _check_names_and_shapes(directory, config, stored, model)
     tensors = {
         name: tensor.to(device, torch.float32 if name == _ROTARY else dtype, copy=True)
         for name, tensor in read_tensors(stored)
     }
-    if _ROTARY not in tensors:
-        tensors[_ROTARY] = model.freqs_cis.to(device)
+    if isinstance(config, RavenConfig) and _ROTARY not in tensors:
+        tensors[_ROTARY] = model.get_buffer(_ROTARY).to(device)
     if config.tie_embeddings:
-        head = tensors.setdefault(_HEAD, tensors[_TABLE])
-        if not torch.equal(head, tensors[_TABLE]):
+        table = _table(config)
+        head = tensors.setdefault(_HEAD, tensors[table])
+        if not torch.equal(head, tensors[table]):
             raise CheckpointError(
-                f"{stored[_HEAD].file}: {_HEAD} differs from {_TABLE}; expected equal tensors, or no {_HEAD}, because "
-                f"tie_embeddings is true in {directory / CONFIG}."
+                f"{stored[_HEAD].file}: {_HEAD} differs from {table}; expected equal tensors, or no {_HEAD}, because "
+                f"{'tie_embeddings' if isinstance(config, RavenConfig) else 'tie_word_embeddings'} is true in "
+                f"{directory / CONFIG}."
             )
     model.load_state_dict(tensors, assign=True)
     if config.tie_embeddings:
-        model.lm_head.weight = _embedding(model).weight
+        model.lm_head.weight = model.get_parameter(_table(config))
     return model.eval()
 
 
 def _check_names_and_shapes(
-    directory: Path, config: RavenConfig, stored: dict[str, StoredTensor], model: Raven
+    directory: Path, config: ModelConfig, stored: dict[str, StoredTensor], model: Model
 ) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     optional = {_ROTARY, _HEAD} if config.tie_embeddings else {_ROTARY}
@@ -253,7 +260,7 @@ def _check_names_and_shapes(
             )
 
 
-def _stop_tokens(directory: Path, config: RavenConfig) -> tuple[int, ...]:
+def _stop_tokens(directory: Path, config: ModelConfig) -> tuple[int, ...]:
     path = directory / GENERATION_CONFIG
     if not path.is_file():
         path = directory / CONFIG
@@ -268,10 +275,11 @@ def _stop_tokens(directory: Path, config: RavenConfig) -> tuple[int, ...]:
                 f"{path}: eos_token_id has {token}; expected ids from 0 to {config.vocab_size - 1}, the vocabulary of "
                 f"{directory / CONFIG}."
             )
-    return tuple(sorted({*declared, *(token for token in HUGINN_STOPS if token < config.vocab_size)}))
+    always = HUGINN_STOPS if isinstance(config, RavenConfig) else ()
+    return tuple(sorted({*declared, *(token for token in always if token < config.vocab_size)}))
 
 
-def _own_tensors(model: Raven) -> dict[str, Tensor]:
+def _own_tensors(model: Model) -> dict[str, Tensor]:
     """Parameters and buffers by published name; a tied head is not a tensor of its own."""
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
@@ -279,10 +287,9 @@ def _own_tensors(model: Raven) -> dict[str, Tensor]:
     return tensors
 
 
-def _embedding(model: Raven) -> nn.Embedding:
-    embedding = model.transformer.wte
-    assert isinstance(embedding, nn.Embedding)
-    return embedding
+def _table(config: ModelConfig) -> str:
+    """Name of the embedding table."""
+    return _RAVEN_TABLE if isinstance(config, RavenConfig) else _LLAMA_TABLE
 
 
 def _json(content: object) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from runtime.errors import CheckpointError
+from runtime.model.published import expect
 
 MODEL_TYPE = "huginn_raven"
 
@@ -89,26 +90,14 @@ class RavenConfig(msgspec.Struct, frozen=True, kw_only=True):
         return 0.0 if self.state_init == "zero" else self.init_std
 
 
-def read_config(path: Path) -> RavenConfig:
-    """Reads a published `config.json`.
+def raven_config(path: Path, raw: dict[str, Any]) -> RavenConfig:
+    """The configuration in the object of a published `config.json`; `path` is named in errors.
 
-    Raises `CheckpointError`, naming the file and the key, if the file is missing, is no JSON object, describes
-    another architecture, or holds a value this implementation does not support.
+    Raises `CheckpointError`, naming the file and the key, for a value that this implementation does not support.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs config.json and model.safetensors.")
-    try:
-        raw = msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}).") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(raw).__name__}.")
-    model_type = raw.get("model_type")
-    if model_type != MODEL_TYPE:
-        raise CheckpointError(f"{path}: model_type is {model_type!r}; supported is {MODEL_TYPE!r}.")
     for key, supported in _SUPPORTED.items():
-        _expect(path, raw, key, supported)
-    _expect(path, raw, "test_time_noise", 0)
+        expect(path, raw, key, supported)
+    expect(path, raw, "test_time_noise", 0)
     fields = {name: raw[name] for name in RavenConfig.__struct_fields__ if name in raw}
     # The reference keeps one logit column per padded row of the table.
     if raw.get("padded_vocab_size") is not None:
@@ -124,11 +113,6 @@ def read_config(path: Path) -> RavenConfig:
     _check(path, config)
     _check_derived(path, raw, config)
     return config
-
-
-def _expect(path: Path, raw: dict[str, Any], key: str, supported: object) -> None:
-    if raw.get(key, supported) != supported:
-        raise CheckpointError(f"{path}: {key} is {raw[key]!r}; supported is {supported!r}.")
 
 
 def _check(path: Path, config: RavenConfig) -> None:
@@ -161,9 +145,9 @@ def _check(path: Path, config: RavenConfig) -> None:
 
 def _check_derived(path: Path, raw: dict[str, Any], config: RavenConfig) -> None:
     """Values that the reference lets a file override, but that only make sense as derived from the others."""
-    _expect(path, raw, "num_key_value_heads", config.n_heads)
-    _expect(path, raw, "head_dim", config.head_dim)
-    _expect(path, raw, "tie_word_embeddings", config.tie_embeddings)
+    expect(path, raw, "num_key_value_heads", config.n_heads)
+    expect(path, raw, "head_dim", config.head_dim)
+    expect(path, raw, "tie_word_embeddings", config.tie_embeddings)
     init_values = raw.get("init_values") or {}
     if not isinstance(init_values, dict):
         raise CheckpointError(f"{path}: init_values is {init_values!r}; expected a JSON object.")
@@ -175,7 +159,7 @@ def _check_derived(path: Path, raw: dict[str, Any], config: RavenConfig) -> None
             raise CheckpointError(f"{path}: init_values.{key} is {value!r}; supported is {expected!r}.")
 
 
-def config_as_published(config: RavenConfig, dtype: str) -> dict[str, Any]:
+def raven_as_published(config: RavenConfig, dtype: str) -> dict[str, Any]:
     """The `config.json` object that the reference implementation reads back as the same model.
 
     A zero initial state is published as `init_values.std` 0 as well: the reference knows it by that alone.

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from runtime.model.config import RavenConfig
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""`attend(layer, query, key, value)`: all [..., heads, head_dim], rotated; returns the attended values, same shape.
+"""`attend(layer, query, key, value)`: attended values of the shape of `query`, [..., heads, head_dim].
 
-`layer` counts layers with parameters of their own: prelude, then core block, then coda.
+`key` and `value` are [..., kv_heads, head_dim]; `query` and `key` are rotated. Key head i serves the query heads from
+i * heads / kv_heads on. `layer` counts layers with parameters of their own: prelude, then core block, then coda.
 """
 
 
@@ -183,7 +184,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 
 def attend_causally(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Dense causal attention over [batch, length, heads, head_dim], for training."""
-    attended = F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True
-    )
+    grouped = query.shape[-2] != key.shape[-2]
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
     return attended.transpose(1, 2)

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import CheckpointError
-from runtime.model.config import RavenConfig, config_as_published, read_config
+from runtime.model.architecture import config_as_published, read_config
+from runtime.model.config import RavenConfig
 
 DELETED = object()
 
@@ -98,8 +99,8 @@ def test_state_scale_of_zero_means_a_zero_state_as_for_the_reference(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model_type": "llama"}, ["model_type", "'llama'", "'huginn_raven'"]),
-        ({"model_type": DELETED}, ["model_type", "None", "'huginn_raven'"]),
+        ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "'huginn_raven'", "'llama'", "LlamaForCausalLM"]),
+        ({"model_type": DELETED}, ["model_type", "None", "'huginn_raven'", "'llama'"]),
         ({"injection_type": "add"}, ["injection_type", "'add'", "'linear'"]),
         ({"nonlin_name": "ReLU"}, ["nonlin_name", "'ReLU'", "'SiLU'"]),
         ({"norm_class_name": "LayerNorm"}, ["norm_class_name", "'LayerNorm'", "'RMSNorm_llama'"]),
