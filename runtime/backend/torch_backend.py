@@ -58,15 +58,18 @@ class TorchBackend(LaneBackend):
             keys=self._zeros(*shape),
             values=self._zeros(*shape),
             depths=torch.zeros(cache.pages, cache.page_size, dtype=torch.int32, device=self._device),
-            page_table=torch.from_numpy(self._table),
+            page_table=torch.from_numpy(self._table).to(self._device),
         )
         self._embedded = self._zeros(cache.lanes, config.n_embd)
+
+    def close(self) -> None:
+        """Nothing runs beside the device thread."""
 
     # ---- what a tick computes ---------------------------------------------------------------------------------------
 
     def _begin(self, copies: Int32) -> None:
         if self._device.type != "cpu":
-            self._memory = self._memory._replace(page_table=torch.from_numpy(self._table).to(self._device))
+            self._memory.page_table.copy_(torch.from_numpy(self._table), non_blocking=True)
         if len(copies):
             source, destination = self._on_device(copies[:, 0]), self._on_device(copies[:, 1])
             for stored in (self._memory.keys, self._memory.values):
@@ -133,13 +136,15 @@ class TorchBackend(LaneBackend):
             torch.from_numpy(slot),
         )
         padding = len(tile.index) - count
-        model = self._model
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            column = layer
-            if layer >= model.core_start:
-                column += min(layer - model.core_start, model.coda_start - model.core_start) * (self._cache.slots - 1)
+            column = self._column(layer)
             attended = self._attention(self._memory, queries, column, slots, query[:count], key[:count], value[:count])
             return torch.nn.functional.pad(attended, (0, 0, 0, 0, 0, padding)) if padding else attended
 
         return attend
+
+    def _column(self, layer: int) -> int:
+        """The first column of a layer; see `CacheShape`."""
+        core_layers_before = min(layer, self._model.coda_start) - self._model.core_start
+        return layer + max(core_layers_before, 0) * (self._cache.slots - 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass, replace
 
@@ -14,15 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.backend.attention import PagedAttention, PagedMemory, Queries
-from runtime.backend.numba_attention import NumbaAttention, numba_attention
 from runtime.backend.torch_attention import TorchAttention
 
 FIRST_COLUMN = 1
 """Every case has a column before and one after the layer's own, which must stay as they were."""
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="Numba is not installed")
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,7 @@ def make_case(
     seed: int,
     *,
     heads: int,
+    shared: int = 1,
     head_dim: int,
     slots: int = 1,
     page_size: int = 4,
@@ -74,7 +71,8 @@ def make_case(
 ) -> Case:
     """Threads with (tokens of the past, tokens that query now) in a memory that holds NaN where nobody has written.
 
-    Pages are shuffled and page-table entries beyond a thread's end are -1. With `forked`, every thread after the
+    `heads` is those of keys and values; each serves `shared` heads of queries. Pages are shuffled and page-table
+    entries beyond a thread's end are -1. With `forked`, every thread after the
     first shares the full pages that the first had in common with it.
     """
     draw = np.random.default_rng(seed)
@@ -105,7 +103,8 @@ def make_case(
                 keys[FIRST_COLUMN + slot, page, offset] = values[FIRST_COLUMN + slot, page, offset] = np.nan
                 asked.append((row, position, slot))
     indices = draw.permutation(np.array(asked, np.int32).reshape(-1, 3))
-    query, key, value = draw.normal(size=(3, len(asked), heads, head_dim))
+    query = draw.normal(size=(len(asked), heads * shared, head_dim))
+    key, value = draw.normal(size=(2, len(asked), heads, head_dim))
     return Case(
         PagedMemory(
             *(torch.from_numpy(array).to(dtype) for array in (keys, values)),
@@ -128,6 +127,7 @@ def expected(case: Case) -> tuple[Tensor, Tensor, Tensor]:
         place = FIRST_COLUMN + slot, table[row][position // page_size], position % page_size
         keys[place], values[place] = case.key[i].to(keys.dtype), case.value[i].to(values.dtype)
     attended = torch.empty(case.query.shape, dtype=torch.float64)
+    shared = case.query.shape[1] // case.key.shape[1]
     for i, (row, position, slot) in enumerate(asked):
         places = []
         for p in range(position + 1):
@@ -135,9 +135,9 @@ def expected(case: Case) -> tuple[Tensor, Tensor, Tensor]:
             read = min(slot, depths[page][offset] - 1) if case.slots > 1 else 0
             places.append((FIRST_COLUMN + read, page, offset))
         for h in range(case.query.shape[1]):
-            seen = torch.stack([keys[place][h] for place in places]).double()
+            seen = torch.stack([keys[place][h // shared] for place in places]).double()
             weights = (seen @ case.query[i, h].double() / math.sqrt(case.query.shape[2])).softmax(0)
-            attended[i, h] = weights @ torch.stack([values[place][h] for place in places]).double()
+            attended[i, h] = weights @ torch.stack([values[place][h // shared] for place in places]).double()
     return attended, keys, values
 
 
@@ -158,6 +158,7 @@ def cases(draw: st.DrawFn, head_dims: dict[torch.dtype, list[int]]) -> Case:
     return make_case(
         draw(st.integers(0, 2**32 - 1)),
         heads=draw(st.sampled_from([1, 2, 3, 5])),
+        shared=draw(st.sampled_from([1, 1, 2, 3])),
         head_dim=draw(st.sampled_from(head_dims[dtype])),
         slots=draw(st.integers(1, 4)),
         page_size=draw(st.sampled_from([1, 4, 5, 16])),
@@ -178,22 +179,6 @@ def test_the_reference_is_what_the_interface_says(case: Case, fixed_shape: bool)
     check(case, TorchAttention(fixed_shape))
 
 
-@needs_numba
-@settings(max_examples=80)
-@given(case=cases(COMPILED_HEAD_DIM))
-def test_numba_is_what_the_interface_says(case: Case) -> None:
-    check(case, NumbaAttention())
-
-
-@needs_numba
-@settings(max_examples=60)
-@given(case=cases(COMPILED_HEAD_DIM))
-def test_numba_agrees_with_the_reference(case: Case) -> None:
-    tolerance = TOLERANCE[case.memory.keys.dtype]
-    reference = case.copied().run(TorchAttention())
-    torch.testing.assert_close(case.run(NumbaAttention()), reference, atol=tolerance, rtol=tolerance)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fixed_shape", [False, True])
@@ -203,15 +188,16 @@ def test_the_reference_agrees_with_itself_on_cuda(dtype: torch.dtype, fixed_shap
     torch.testing.assert_close(there, case.run(TorchAttention()), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
-KERNELS = [TorchAttention(), TorchAttention(fixed_shape=True), pytest.param(NumbaAttention(), marks=needs_numba)]
+KERNELS = [TorchAttention(), TorchAttention(fixed_shape=True)]
 INDEPENDENT = KERNELS[1:]
 """Kernels that promise the same bits whatever else is in a call."""
 
 
 @pytest.mark.parametrize("attention", KERNELS)
-def test_chunks_of_hundreds_of_queries_and_long_contexts(attention: PagedAttention) -> None:
+@pytest.mark.parametrize("shared", [1, 4])
+def test_chunks_of_hundreds_of_queries_and_long_contexts(attention: PagedAttention, shared: int) -> None:
     contexts = [(0, 300), (130, 1), (5, 33), (700, 1), (3, 1), (64, 40)]
-    case = make_case(1, heads=2, head_dim=8, slots=2, page_size=16, contexts=contexts)
+    case = make_case(1, heads=2, shared=shared, head_dim=8, slots=2, page_size=16, contexts=contexts)
     check(case, attention)
 
 
@@ -230,11 +216,14 @@ def test_a_query_is_bitwise_independent_of_the_batch(attention: PagedAttention, 
 
 
 @pytest.mark.parametrize("attention", INDEPENDENT)
-@pytest.mark.parametrize("page_size", [1, 16])
-def test_a_query_is_bitwise_independent_of_a_large_batch(attention: PagedAttention, page_size: int) -> None:
+@pytest.mark.parametrize(("page_size", "heads", "shared"), [(1, 3, 1), (16, 3, 1), (16, 1, 3)])
+def test_a_query_is_bitwise_independent_of_a_large_batch(
+    attention: PagedAttention, page_size: int, heads: int, shared: int
+) -> None:
     draw = np.random.default_rng(page_size)
     contexts = [(int(past), 1) for past in draw.integers(0, 200, 40)] + [(0, 60), (150, 40)]
-    case = make_case(2, heads=3, head_dim=32, slots=3, page_size=page_size, contexts=contexts, forked=True)
+    sizes = {"heads": heads, "shared": shared, "head_dim": 32, "slots": 3, "page_size": page_size}
+    case = make_case(2, **sizes, contexts=contexts, forked=True)
     together = case.run(attention)
     for size in (1, 2, 3, 17, 64):
         for _ in range(3):
@@ -267,54 +256,3 @@ def test_one_kernel_serves_several_memories_and_sees_them_change(attention: Page
     first.memory.keys.normal_()
     first.memory.values.normal_()
     check(first.only([i for i, position in enumerate(first.queries.position.tolist()) if position == 3]), attention)
-
-
-@needs_numba
-@pytest.mark.parametrize(
-    ("name", "wrong"), [("row", 2), ("row", -1), ("position", 12), ("position", -1), ("slot", 2), ("slot", -1)]
-)
-def test_numba_refuses_what_is_out_of_range(name: str, wrong: int) -> None:
-    case = make_case(7, heads=2, head_dim=8, slots=2, contexts=[(6, 1), (3, 1)])
-    assert case.memory.page_table.shape == (2, 3)
-    indices = case.queries._replace(**{name: torch.full((2,), wrong, dtype=torch.int32)})
-    with pytest.raises(IndexError, match="does not exist"):
-        replace(case, queries=indices).run(NumbaAttention())
-
-
-@needs_numba
-@pytest.mark.parametrize("block", [0, 1])
-def test_numba_refuses_a_page_that_does_not_exist(block: int) -> None:
-    case = make_case(8, heads=2, head_dim=8, contexts=[(6, 1)])
-    case.memory.page_table[0, block] = case.memory.depths.shape[0]
-    with pytest.raises(IndexError, match="page"):
-        case.run(NumbaAttention())
-
-
-@needs_numba
-def test_numba_refuses_a_column_that_does_not_exist() -> None:
-    case = make_case(9, heads=2, head_dim=8, contexts=[(6, 1)])
-    with pytest.raises(IndexError, match="column 3 with 1 slots"):
-        NumbaAttention()(case.memory, case.queries, 3, 1, case.query, case.key, case.value)
-
-
-@needs_numba
-def test_numba_says_which_arrays_it_takes() -> None:
-    case = make_case(10, heads=2, head_dim=8, contexts=[(6, 1)])
-    long = Queries(*(tensor.long() for tensor in case.queries))
-    with pytest.raises(TypeError, match=r"torch.int64 and contiguous; expected torch.int32"):
-        replace(case, queries=long).run(NumbaAttention())
-    half = case.memory._replace(keys=case.memory.keys.half())
-    with pytest.raises(TypeError, match=r"memory.keys is torch.float16 .* TorchAttention"):
-        replace(case, memory=half).run(NumbaAttention())
-    turned = case.memory._replace(values=case.memory.values.transpose(0, 1))
-    with pytest.raises(TypeError, match=r"memory.values is not contiguous"):
-        replace(case, memory=turned).run(NumbaAttention())
-    with pytest.raises(ValueError, match=r"key and value are \(1, 2, 8\), \(1, 2, 4\)"):
-        replace(case, key=case.key[..., :4]).run(NumbaAttention())
-
-
-def test_the_factory_answers_none_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("numba"):
-        assert isinstance(numba_attention(), NumbaAttention)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert numba_attention() is None

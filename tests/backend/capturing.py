@@ -1,0 +1,104 @@
+"""What CUDA graphs need, on a CPU: attention without a plan, and a capture that repeats operators, not Python."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from runtime.backend.attention import PagedMemory, Queries
+from runtime.backend.cuda_graphs import Step
+
+aten = torch.ops.aten
+WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default}
+"""Operators whose results the host has to wait for on a CUDA device, so that a graph cannot hold them."""
+
+
+class PlanlessAttention:
+    """`PagedAttention` of one shape whatever the queries are: each reads its whole row of the page table."""
+
+    capturable: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        memory: PagedMemory,
+        queries: Queries,
+        column: int,
+        slots: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+    ) -> Tensor:
+        keys, values = (stored.view(-1, *stored.shape[3:]) for stored in (memory.keys, memory.values))
+        pages, page_size = memory.keys.shape[1:3]
+        row, position, slot = (tensor.long()[:, None] for tensor in queries)
+        every = torch.arange(memory.page_table.shape[1] * page_size).minimum(position)
+
+        def cell(at: Tensor) -> Tensor:
+            return memory.page_table[row, at // page_size].long() * page_size + at % page_size
+
+        own = ((column + slot) * pages * page_size + cell(position))[:, 0]
+        keys[own], values[own] = key.to(keys.dtype), value.to(values.dtype)
+        read = slot.minimum(memory.depths.view(-1)[cell(every)] - 1).clamp(min=0) if slots > 1 else 0
+        index = (column + read) * pages * page_size + cell(every)
+        seen, given = (
+            stored[index].float().repeat_interleave(query.shape[1] // key.shape[1], 2) for stored in (keys, values)
+        )
+        scores = torch.einsum("nhd,nlhd->nhl", query.float(), seen) / query.shape[2] ** 0.5
+        beyond = torch.arange(every.shape[1]) > position
+        weights = scores.masked_fill(beyond[:, None], -torch.inf).softmax(-1)
+        return torch.einsum("nhl,nlhd->nhd", weights, given).to(query.dtype)
+
+
+class Tape(TorchDispatchMode):
+    """Records every operator with the tensors it was given and made, and refuses what a CUDA graph would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        by_mask = func in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default) and any(
+            index is not None and index.dtype is torch.bool for index in args[1]
+        )
+        if func in WAITS or by_mask:
+            raise RuntimeError(f"{func} makes the host wait for the device: a CUDA graph cannot hold it")
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def play(self) -> None:
+        """Computes everything again, from what the same tensors hold now and into the same tensors."""
+        for func, args, kwargs, result in self.calls:
+            for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                # Views and changes in place have already reached the tensors recorded.
+                if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    old.copy_(new)
+
+
+class TapeCapture:
+    """`Capture` by recording. As in a shared pool of graphs, a replay spoils the results of all others."""
+
+    def __init__(self) -> None:
+        self.results: list[Tensor] = []
+        self.replays = 0
+
+    def __call__(self, step: Step) -> Step:
+        step()
+        with Tape() as tape:
+            result = step()
+        self.results.append(result)
+
+        def replay() -> Tensor:
+            for other in self.results:
+                other.fill_(torch.nan)
+            tape.play()
+            self.replays += 1
+            return result
+
+        return replay
