@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from benchmarks import attention, depthwise, fork, overhead, parked
+from benchmarks import backends, depthwise, fork, overhead, parked
 from benchmarks.result import Environment, Report, Result, as_table
 
 BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "depthwise": partial(depthwise.measure, depthwise.Size()),
     "overhead": partial(overhead.measure, overhead.Size()),
-    "attention": partial(attention.measure, attention.Size()),
+    "backends": partial(backends.measure, backends.Size()),
     "parked": partial(parked.measure, parked.Size()),
     "fork": partial(fork.measure, fork.Size()),
 }

@@ -33,6 +33,24 @@ def embedded_shape(context: int = 512) -> Raven:
     )
 
 
+def wider(context: int = 512) -> Raven:
+    """Width 256, with a layer before and after a core of two."""
+    return _drawn(
+        RavenConfig(
+            n_embd=256,
+            n_heads=8,
+            intermediate_size=1024,
+            vocab_size=VOCABULARY,
+            block_size=context,
+            n_layers_in_prelude=1,
+            n_layers_in_recurrent_block=2,
+            n_layers_in_coda=1,
+            mean_recurrence=6,
+            state_init="zero",
+        )
+    )
+
+
 def smallest(context: int = 128) -> Raven:
     """So small that everything but arithmetic shows."""
     return _drawn(
@@ -76,6 +94,41 @@ def uneven(width: int, most: int, context: int = 512) -> Raven:
         rows = torch.rand(model.config.vocab_size, 1, generator=torch.Generator().manual_seed(1))
         model.transformer.wte.weight.mul_(0.3 * torch.exp(rows * math.log(100)))
         model.transformer.adapter.weight[:, :width].mul_(0.5)
+    return model
+
+
+def uneven_with_prelude(most: int = 16, context: int = 256) -> Raven:
+    """17.6M parameters in the layout of the published Huginn, two prelude layers, four core layers and two of coda,
+    whose latent state settles at very different speeds, by token.
+
+    The prelude norms its output, so the strength of a token's input lies in its direction: the adapter sees one half
+    of the width a hundred times as strongly as the other, and tokens divide themselves unevenly between the two.
+    """
+    model = _drawn(
+        RavenConfig(
+            n_embd=384,
+            n_heads=6,
+            intermediate_size=1344,
+            vocab_size=256,
+            block_size=context,
+            n_layers_in_prelude=2,
+            n_layers_in_recurrent_block=4,
+            n_layers_in_coda=2,
+            mean_recurrence=most,
+            tie_embeddings=False,
+            state_init="zero",
+        )
+    )
+    width, half = model.config.n_embd, model.config.n_embd // 2
+    with torch.no_grad():
+        angles = torch.rand(model.config.vocab_size, 1, generator=torch.Generator().manual_seed(1)) * math.pi / 2
+        model.transformer.wte.weight[:, :half].mul_(torch.sin(angles))
+        model.transformer.wte.weight[:, half:].mul_(torch.cos(angles))
+        for name, parameter in model.transformer.prelude.named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.mul_(0.1)
+        model.transformer.adapter.weight[:, :width].mul_(0.5)
+        model.transformer.adapter.weight[:, width + half :].mul_(0.01)
     return model
 
 

@@ -9,7 +9,7 @@ Commands are handled between ticks, in the order in which they were sent. A thre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -49,6 +49,24 @@ class Watcher(Protocol):
 
         What it raises ends its thread with a `ProtocolError`.
         """
+        ...
+
+
+class Foresight(NamedTuple):
+    """What a watcher knows of the tokens to come."""
+
+    tokens: frozenset[int]
+    """Tokens at which something may happen."""
+    quiet: int
+    """How many other tokens are fed, at least, before anything happens at one of those."""
+
+
+@runtime_checkable
+class ForeseeingWatcher(Watcher, Protocol):
+    """A watcher that need not see every token at once, so that threads go on faster: it is fed them later, in order."""
+
+    def foresee(self) -> Foresight | None:
+        """What it knows before the next token; None for nothing."""
         ...
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from runtime.commands import Signal, Watcher
+from runtime.commands import ForeseeingWatcher, Foresight, Signal, Watcher
 
 LIMIT_REACHED = Signal("stop", stops=True)
 
@@ -12,11 +12,13 @@ LIMIT_REACHED = Signal("stop", stops=True)
 class Meter:
     """Tokens emitted under one limit. Only the device thread adds to it; the event loop reads it."""
 
-    __slots__ = ("fed", "most")
+    __slots__ = ("fed", "most", "users")
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.fed = 0
+        self.users = 0
+        """Watchers that have been made for it."""
 
 
 class MeteredWatcher:
@@ -30,8 +32,24 @@ class MeteredWatcher:
     def __init__(self, inner: Watcher | None, meters: Sequence[Meter]) -> None:
         self._inner = inner
         self._meters = meters
+        for meter in meters:
+            meter.users += 1
         self.exhausted = False
         """Whether a meter, and not what it wraps, stopped the thread."""
+
+    def foresee(self) -> Foresight | None:
+        """What is left on a meter is shared out, so that threads that go on by themselves do not overshoot it."""
+        if self._inner is None:
+            inner = Foresight(frozenset(), 2**31)
+        elif isinstance(self._inner, ForeseeingWatcher):
+            foreseen = self._inner.foresee()
+            if foreseen is None:
+                return None
+            inner = foreseen
+        else:
+            return None
+        shares = [max(0, (meter.most - meter.fed) // meter.users - 1) for meter in self._meters]
+        return Foresight(inner.tokens, min([inner.quiet, *shares]))
 
     def feed(self, token: int) -> tuple[Signal, ...]:
         signals = () if self._inner is None else self._inner.feed(token)

@@ -35,10 +35,19 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     lockstep: bool = False
     """Whether tokens enter only when none is in flight, so that all wait for the deepest (for comparison)."""
     deterministic: bool = False
-    """Whether results are bitwise independent of what else is in the batch; slower."""
+    """Whether results are bitwise independent of what else is in the batch. Slower in the PyTorch backend; in the fused
+    one they always are."""
     reuse_prefixes: bool = True
     """Whether threads share the pages of equal leading tokens."""
-    attention: Literal["auto", "torch", "numba"] = "auto"
+    backend: Literal["auto", "torch", "fused"] = "auto"
+    """What computes ticks: plain PyTorch, or native code for whole ticks, on CPUs. "auto" is native where it runs."""
+    threads: int | None = None
+    """Threads that share a tick on a CPU; None is as many as there are cores, but not more than the model is worth."""
+    attention: Literal["auto", "torch"] = "auto"
+    """What attends in the PyTorch backend: "auto" is the Triton kernel on CUDA where Triton is installed."""
+    cuda_graphs: bool = False
+    """Whether ticks are captured in CUDA graphs, for some batch sizes, when the engine opens; needs Triton and a CUDA
+    device."""
     queue_size: int = 4096
     """Most generates accepted at a time; further callers wait."""
 
@@ -46,9 +55,19 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("lanes", "chunk", "page_size", "memory", "queue_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EngineSettings.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("pages", "most_iterations", "slots"):
+        for name in ("pages", "most_iterations", "slots", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"EngineSettings.{name} is {value}; it must be at least 1, or None.")
         if self.chunk > self.lanes:
             raise ValueError(f"EngineSettings.chunk ({self.chunk}) must not exceed lanes ({self.lanes}).")
+        if self.cuda_graphs and self.deterministic:
+            raise ValueError(
+                "EngineSettings.cuda_graphs and deterministic exclude each other: graphs are of several batch sizes, "
+                "and results depend on which. Set one of them to False."
+            )
+        if self.cuda_graphs and self.attention != "auto":
+            raise ValueError(
+                f"EngineSettings.cuda_graphs needs attention 'auto'; it is {self.attention!r}, which plans every call "
+                "on the host and so cannot be captured."
+            )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import attention, depthwise, fork, overhead, parked
+from benchmarks import backends, depthwise, fork, overhead, parked
 from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
 
@@ -58,11 +58,9 @@ def test_bare_loop_says_when_it_did_other_work() -> None:
         overhead.replay(prepared)
 
 
-def test_attention_kernels_agree() -> None:
-    result = sound(attention.measure(attention.Size(queries=(1, 3), context=(5, 40), calls=2), rounds=1))
-    for difference in column(result, "greatest difference"):
-        assert isinstance(difference, float)
-        assert difference < 1e-5
+def test_backends_give_equal_answers() -> None:
+    result = sound(backends.measure(backends.Size(threads=(1, 3), prompt=5, tokens=4, depth=2), rounds=1))
+    assert column(result, "equal answers") == ["1 of 1", "3 of 3"] * 2
 
 
 def test_parked_threads_hold_memory() -> None:
@@ -106,16 +104,16 @@ def test_spread_and_aim() -> None:
 def test_command_prints_tables_and_writes_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    size = attention.Size(queries=(2,), context=(5, 20), calls=1)
-    monkeypatch.setitem(command.BENCHMARKS, "attention", lambda rounds: attention.measure(size, rounds))
-    command.main(["attention", "--rounds", "1", "--json", str(tmp_path / "found.json")])
-    assert "reference / kernel" in capsys.readouterr().out
+    size = backends.Size(threads=(2,), prompt=5, tokens=3, wide=False)
+    monkeypatch.setitem(command.BENCHMARKS, "backends", lambda rounds: backends.measure(size, rounds))
+    command.main(["backends", "--rounds", "1", "--json", str(tmp_path / "found.json")])
+    assert "fused / PyTorch" in capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_bytes())
     assert found["rounds"] == 1
     assert found["environment"]["torch_threads"] >= 1
     (result,) = found["results"]
-    assert result["name"] == "attention"
-    assert result["rows"][0][1]["median"] > 0
+    assert result["name"] == "backends"
+    assert result["rows"][0][2]["median"] > 0
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,7 @@ class ExitTests:
     def register(self, policy: DepthPolicy) -> int:
         index = self._index.get(policy)
         if index is None:
-            width = policy.memory_width(self._width, self._vocab) if policy.reads != "nothing" else 0
-            memory = torch.zeros(self._lanes, width, device=self._device)
+            memory = self._memory_for(policy)
             if len(self._unused) > KEPT:
                 index = next(iter(self._unused))
                 del self._index[self._policies[index]]
@@ -80,6 +79,11 @@ class ExitTests:
         self._users[index] += 1
         self._unused.pop(index, None)
         return index
+
+    def _memory_for(self, policy: DepthPolicy) -> Tensor:
+        """[lanes, memory_width] float32."""
+        width = policy.memory_width(self._width, self._vocab) if policy.reads != "nothing" else 0
+        return torch.zeros(self._lanes, width, device=self._device)
 
     def release(self, index: int) -> None:
         self._users[index] -= 1
@@ -164,7 +168,7 @@ class ExitTests:
         rows = due[is_last] if policy.reads == "logits" else due
         at = torch.from_numpy(rows).to(self._device)
         age = torch.from_numpy(lanes.age[rows].astype(np.int64)).to(self._device)
-        values, remembered = policy.measure(DepthView(age, state[at].float(), logits, memory[at]))
+        values, remembered = self._values(policy, rows, DepthView(age, state[at].float(), logits, memory[at]))
         if values.shape != (len(rows),):
             raise ValueError(f"measure() answered values of shape {tuple(values.shape)} for {len(rows)} rows")
         if remembered.shape != (len(rows), memory.shape[1]):
@@ -183,6 +187,10 @@ class ExitTests:
             )
         exits.tested.append(Tested(last, values, done.cpu().numpy(), logits))
         exits.remembered.append((memory, at, remembered))
+
+    def _values(self, policy: DepthPolicy, lanes: Int64, view: DepthView) -> tuple[Tensor, Tensor]:
+        """What a policy measures of lanes; a backend may know a faster way."""
+        return policy.measure(view)
 
     def _mean_by_group(self, values: Tensor, group: np.ndarray, last: Int64) -> Tensor:
         number_of = np.zeros(self._lanes, np.int64)

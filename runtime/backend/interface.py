@@ -8,7 +8,7 @@ exit tests; coda, head and sampling for the tokens that leave.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -79,6 +79,22 @@ class Entering(msgspec.Struct, frozen=True, kw_only=True):
     """Whether its latent state starts from the one its predecessor ended with (continuous thought)."""
     sample: Int32
     """Index into `samplings` of the token's sampling, or -1: the logits of this token are not needed."""
+    entropy: Bool
+    """Whether the entropy of the token's distribution is wanted."""
+    run: Int32
+    """Sampled tokens that the lane may go on with by itself, each in the tick after the one before it has left, with
+    this token's bound, policy and sampling. Their pages are in the page table. Only for sampled tokens, alone in their
+    group; a backend may do with fewer, or without."""
+    halts: Int32
+    """Index into `halting` of the tokens at which it must stop; of no meaning without a run."""
+
+
+class Run(NamedTuple):
+    """Tokens that one lane sampled since it was entered, in order; arrays [n]."""
+
+    token: Int32
+    logprob: Float32
+    depth: Int32
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,12 +109,15 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     """The distinct samplings that entering tokens refer to."""
     contexts: dict[int, Int32]
     """For lanes whose sampling has a repetition penalty: the thread's token ids so far."""
-    entropies: bool
-    """Whether any leaving token's entropy is wanted."""
+    halting: tuple[frozenset[int], ...] = ()
+    """The distinct sets of tokens that entering lanes stop at."""
+    most_ticks: int = 1
+    """A backend may go on, up to so many ticks in all, while no lane stops."""
 
 
 class TickResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What left in one tick. Rows of `lane` and `depth` are all tokens that left, in lane order of no meaning."""
+    """What left in the last tick of a call. Rows of `lane` and `depth` are all tokens that left and whose lanes do not
+    go on, in an order of no meaning."""
 
     lane: Int32
     depth: Int32
@@ -117,7 +136,12 @@ class TickResult(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[int, Exception]
     """Lanes (a group's last) whose policy raised; those tokens were dropped, the others are unharmed."""
     in_flight: int
-    """Tokens that took part in the core iteration."""
+    """Tokens that took part in the last core iteration."""
+    iterations: int
+    """Token-iterations of all ticks."""
+    runs: dict[int, Run] = {}
+    """By lane, what it sampled since it was entered, this tick's token last; for lanes that sampled more than one."""
+    ticks: int = 1
 
 
 class Backend(Protocol):
@@ -137,6 +161,14 @@ class Backend(Protocol):
 
     def release(self, index: int) -> None:
         """Undoes one `register`. The index may become another policy's once it was released as often."""
+        ...
+
+    def close(self) -> None:
+        """Ends what the backend runs beside the device thread. No tick may follow."""
+        ...
+
+    def run_of(self, lane: int) -> Run | None:
+        """What a lane in flight has sampled since it was entered; None for nothing."""
         ...
 
     def tick(self, tick: Tick) -> TickResult:

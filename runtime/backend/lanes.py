@@ -25,6 +25,7 @@ class Lanes:
         self.sampling_key: Int64 = np.zeros(count, np.int64)
         self.cell: Int64 = np.zeros(count, np.int64)
         """Where in paged memory the token is: page * page_size + offset."""
+        self.entropy: Bool = np.zeros(count, np.bool_)
         self.sampling: list[Sampling | None] = [None] * count
         """How the token's successor is sampled; None where its logits are not wanted."""
 
@@ -34,7 +35,7 @@ class Lanes:
         self.occupied[lane] = True
         self.age[lane] = 0
         self.cell[lane] = cell
-        for name in ("bound", "until", "tests", "policy", "group", "row", "position", "sampling_key"):
+        for name in ("bound", "until", "tests", "policy", "group", "row", "position", "sampling_key", "entropy"):
             getattr(self, name)[lane] = getattr(entering, name)
         for seat, index in zip(lane.tolist(), entering.sample.tolist(), strict=True):
             self.sampling[seat] = samplings[index] if index >= 0 else None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from policies.depth.base import DepthPolicy
 from runtime.backend.exits import ExitTests, TickExits
-from runtime.backend.interface import Bool, CacheShape, Entering, Int32, Int64, Tick, TickResult
+from runtime.backend.interface import Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.lanes import Lanes
 from runtime.backend.sampler import Sampled, sample
 from runtime.model.architecture import ModelConfig
@@ -63,6 +63,14 @@ class LaneBackend(ABC):
     def policies_known(self) -> int:
         """Policies that memory is kept for, for looking in."""
         return len(self._exits)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends what runs beside the device thread."""
+
+    def run_of(self, lane: int) -> Run | None:
+        """None: lanes stop at every token."""
+        return None
 
     def latents(self, lanes: list[int]) -> Tensor:
         """Latent states [n, n_embd] after the last tick, for looking in."""
@@ -132,7 +140,7 @@ class LaneBackend(ABC):
         leaves = (lanes.age[occupied] >= lanes.until[occupied]) | lanes.in_groups(occupied, exits.done())
         leaving = occupied[leaves & ~dropped]
         self._settle(occupied[(leaves & ~dropped) | (lanes.age[occupied] == lanes.bound[occupied])])
-        result = self._leave(leaving, exits, len(active), tick.entropies)
+        result = self._leave(leaving, exits, len(active))
         self._exits.remember(exits)
         for lane in leaving.tolist() if self._contexts else ():
             self._contexts.pop(lane, None)
@@ -145,10 +153,8 @@ class LaneBackend(ABC):
 
         Returns what policies raised at it, by the last lane of the group to blame.
         """
-        entering, size = tick.entering, self._cache.page_size
-        page = self._table[entering.row, entering.position // size].astype(np.int64)
-        self._lanes.enter(entering, tick.samplings, page * size + entering.position % size)
-        self._contexts |= tick.contexts
+        entering = tick.entering
+        self._seat(tick)
         lane = entering.lane.astype(np.int64)
         self._prelude(lane, entering.token.astype(np.int64))
         state = self._initial_state(entering)
@@ -156,6 +162,13 @@ class LaneBackend(ABC):
         failures = self._exits.begin(entering, state)
         self._lanes.tests[lane[np.isin(entering.group, list(failures))]] = False
         return failures
+
+    def _seat(self, tick: Tick) -> None:
+        """Puts the entering tokens into their lanes."""
+        entering, size = tick.entering, self._cache.page_size
+        page = self._table[entering.row, entering.position // size].astype(np.int64)
+        self._lanes.enter(entering, tick.samplings, page * size + entering.position % size)
+        self._contexts |= tick.contexts
 
     def _initial_state(self, entering: Entering) -> Tensor:
         if self._state_std == 0.0:
@@ -169,7 +182,7 @@ class LaneBackend(ABC):
             state = torch.where(carries, self._carried[self._on_device(entering.row)], state)
         return state
 
-    def _leave(self, leaving: Int64, exits: TickExits, in_flight: int, entropies: bool) -> TickResult:
+    def _leave(self, leaving: Int64, exits: TickExits, in_flight: int) -> TickResult:
         """Coda, head and sampling for lanes that leave, as far as the exit tests have not computed them already."""
         lanes, count = self._lanes, len(leaving)
         wanted = np.array([lanes.sampling[lane] is not None for lane in leaving], np.bool_)
@@ -190,11 +203,13 @@ class LaneBackend(ABC):
         place[leaving] = np.arange(count)
         order = place[np.concatenate(source)]
         if len(order):
-            chosen = self._sample(leaving[order], torch.cat(logits), entropies)
+            chosen = self._sample(leaving[order], torch.cat(logits))
             token[order] = chosen.token.cpu().numpy()
             logprob[order] = chosen.logprob.cpu().numpy()
             if chosen.entropy is not None:
-                entropy[order] = chosen.entropy.cpu().numpy()
+                entropy[order] = np.where(
+                    lanes.entropy[leaving[order]], chosen.entropy.cpu().numpy(), np.float32(np.nan)
+                )
             for place, likeliest in zip(order.tolist(), chosen.top, strict=False):
                 top[place] = likeliest
         self._carry(leaving)
@@ -209,9 +224,10 @@ class LaneBackend(ABC):
             exit_value=torch.cat([tested.value for tested in exits.tested] or [torch.empty(0)]).float().cpu().numpy(),
             failures=exits.failures,
             in_flight=in_flight,
+            iterations=in_flight,
         )
 
-    def _sample(self, lane: Int64, logits: Tensor, entropies: bool) -> Sampled:
+    def _sample(self, lane: Int64, logits: Tensor) -> Sampled:
         lanes = self._lanes
         distinct: dict[Sampling, int] = {}
         which = np.empty(len(lane), np.int32)
@@ -226,7 +242,7 @@ class LaneBackend(ABC):
         if not all(sampling.is_greedy for sampling in distinct):
             key, position = self._on_device(lanes.sampling_key[lane]), self._on_device(lanes.position[lane])
             draws = uniforms(key, position, 1, SAMPLING_STREAM)[:, 0]
-        return sample(logits, which, tuple(distinct), draws, contexts, entropies)
+        return sample(logits, which, tuple(distinct), draws, contexts, bool(lanes.entropy[lane].any()))
 
     def _carry(self, leaving: Int64) -> None:
         """Keeps the last latent state of each thread whose group leaves, for its next token."""

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import sys
 from collections.abc import Callable
 
 import msgspec
 
 from policies.depth.base import DepthPolicy
 from runtime.backend.attention import PagedAttention
-from runtime.backend.interface import CacheShape, TickResult
-from runtime.backend.numba_attention import numba_attention
+from runtime.backend.cuda_graphs import CudaCapture, GraphedBackend, batch_buckets
+from runtime.backend.interface import Backend, CacheShape, TickResult
 from runtime.backend.torch_attention import TorchAttention
 from runtime.backend.torch_backend import TorchBackend
+from runtime.backend.triton_attention import triton_attention
 from runtime.device.core import DeviceCore
 from runtime.device.ledger import Recorder
 from runtime.device.scheduler import ModelLimits, Scheduler
 from runtime.errors import CapacityError
+from runtime.logs import logger
 from runtime.model.architecture import Model
 from runtime.settings import EngineSettings
+
+PARAMETERS_PER_THREAD = 100_000
+"""Below, threads wait for each other longer than they work."""
+
+_log = logger("runtime.device")
 
 
 def most_iterations(model: Model, settings: EngineSettings, policy: DepthPolicy) -> int:
@@ -58,17 +68,10 @@ def build_core(
     recorder: Recorder | None = None,
     observe: Callable[[Scheduler, TickResult], None] | None = None,
 ) -> DeviceCore:
-    """A core over the PyTorch backend, on the model's device. `policy` is the engine's default depth policy."""
+    """A core on the model's device. `policy` is the engine's default depth policy."""
     most = most_iterations(model, settings, policy)
     state_std = 0.0 if settings.initial_state == "zero" else model.config.state_std
-    backend = TorchBackend(
-        model,
-        cache_shape(model, settings, most),
-        choose_attention(settings, model.lm_head.weight.device.type),
-        state_std=state_std,
-        carry_normed=settings.carry == "normed",
-        deterministic=settings.deterministic,
-    )
+    backend = build_backend(model, settings, cache_shape(model, settings, most), state_std)
     limits = ModelLimits(
         context=model.config.block_size,
         vocab=model.config.vocab_size,
@@ -79,9 +82,60 @@ def build_core(
     return DeviceCore(backend, settings, limits, recorder, observe)
 
 
+def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:
+    """The backend that the settings ask for, or that suits the model's device.
+
+    Raises `ValueError` where the one asked for does not run.
+    """
+    device = model.lm_head.weight.device.type
+    if settings.cuda_graphs:
+        return GraphedBackend(
+            model,
+            cache,
+            choose_attention(settings, device),
+            CudaCapture(model.lm_head.weight.device),
+            batch_buckets(cache.lanes),
+            state_std=state_std,
+            carry_normed=settings.carry == "normed",
+        )
+    reason = "the device is not a CPU" if device != "cpu" else why_not_fused()
+    if settings.backend == "fused" and reason is not None:
+        raise ValueError(f"EngineSettings.backend is 'fused', but {reason}. Use 'auto' or 'torch'.")
+    if settings.backend == "torch" or reason is not None:
+        if settings.backend == "auto" and device == "cpu":
+            _log.warning("no_fused_backend", reason=reason)
+        return TorchBackend(
+            model,
+            cache,
+            choose_attention(settings, device),
+            state_std=state_std,
+            carry_normed=settings.carry == "normed",
+            deterministic=settings.deterministic,
+        )
+    from runtime.backend.fused.backend import FusedBackend
+
+    threads = settings.threads or worthwhile_threads(model)
+    return FusedBackend(model, cache, state_std=state_std, carry=settings.carry, threads=threads)
+
+
+def why_not_fused() -> str | None:
+    """Why whole ticks cannot be computed natively on this machine; None if they can."""
+    if importlib.util.find_spec("numba") is None:
+        return "the numba package is not installed"
+    if sys.byteorder != "little" or sys.maxsize < 2**32:
+        return "the processor is not a 64-bit one of little-endian order"
+    return None
+
+
+def worthwhile_threads(model: Model) -> int:
+    """As many as there are cores for this process, but one for each so many parameters."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, parameters // PARAMETERS_PER_THREAD))
+
+
 def choose_attention(settings: EngineSettings, device_type: str) -> PagedAttention:
-    """Numba in place on CPUs, gathering PyTorch elsewhere, or as the settings say."""
-    kernel = numba_attention() if settings.attention != "torch" and device_type == "cpu" else None
-    if kernel is None and settings.attention == "numba":
-        raise ValueError("EngineSettings.attention is 'numba': that needs the numba package and a CPU device.")
-    return kernel or TorchAttention(fixed_shape=settings.deterministic)
+    """Attention of the PyTorch backend: the Triton kernel on CUDA where it is installed, else plain PyTorch."""
+    if device_type == "cuda" and settings.attention == "auto" and not settings.deterministic:
+        return triton_attention() or TorchAttention()
+    return TorchAttention(fixed_shape=settings.deterministic)

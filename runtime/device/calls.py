@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from runtime.backend.interface import TickResult
+from runtime.backend.interface import Run, TickResult
 from runtime.commands import Emitted, Failed, Finished, FinishReason, Signalled, ThreadPath, Watcher
 from runtime.device.admission import Admission
 from runtime.device.entering import Group, fly
@@ -18,8 +19,18 @@ from traces import events
 class Calls:
     """Follows each call from its first flight to its end; `flying` and `dropped` are shared with the scheduler."""
 
-    def __init__(self, ledger: Ledger, memory: ThreadMemory, admission: Admission, *, context: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        memory: ThreadMemory,
+        admission: Admission,
+        *,
+        context: int,
+        run_of: Callable[[int], Run | None],
+    ) -> None:
+        """`run_of` tells what a lane in flight has sampled since it was entered."""
         self._ledger = ledger
+        self._run_of = run_of
         self._memory = memory
         self._admission = admission
         self._context = context
@@ -44,11 +55,52 @@ class Calls:
         self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int, logprob: float
     ) -> None:
         """Takes in a flight that left with row `index` of a tick's result; the thread goes on if its call does."""
-        self._take_in(sequence, depth)
-        if token >= 0:
+        run = result.runs.get(int(result.lane[index])) if result.runs else None
+        self._take_in(sequence, depth if run is None else int(run.depth[0]))
+        if run is not None:
+            self._take_run(sequence, run, len(run.token) - 1)
+        if token >= 0 and sequence.call is not None:
             self._sample(sequence, result, index, depth, token, logprob)
         if sequence.call is not None:
             self._admission.make_ready(sequence)
+
+    def _take_run(self, sequence: Sequence, run: Run, count: int) -> None:
+        """Takes in the first `count` tokens of a lane's run, and that all but its last are computed.
+
+        The token that entered is counted already.
+        """
+        call = sequence.call
+        assert call is not None
+        tokens, depths = run.token[:count].tolist(), run.depth.tolist()
+        if tokens:
+            sequence.append_run(tokens)
+        computed = len(depths) - 1
+        sequence.computed += computed
+        sequence.depths.extend(depths[1:])
+        self._ledger.computed += computed
+        self._ledger.sampled += count
+        call.computed += computed
+        call.sampled += count
+        call.logprobs.extend(run.logprob[:count].tolist())
+        call.depths.extend(depths[:count])
+        watcher = call.request.watcher
+        if watcher is None:
+            return
+        for token in tokens:
+            try:
+                signals = watcher.feed(token)
+            except Exception as cause:
+                self._blame(sequence, watcher, token, cause)
+                return
+            if signals:
+                broken = RuntimeError(f"it signals {signals[0].kind!r}, which foresee() did not announce")
+                self._blame(sequence, watcher, token, broken)
+                return
+
+    def _blame(self, sequence: Sequence, watcher: Watcher, token: int, cause: Exception) -> None:
+        error = ProtocolError(f"watcher {type(watcher).__name__} raised at token {token}: {cause!r}")
+        error.__cause__ = cause
+        self.fail(sequence, error)
 
     def _take_in(self, sequence: Sequence, depth: int) -> None:
         flight, call = sequence.flight, sequence.call
@@ -57,6 +109,10 @@ class Calls:
         del self.flying[flight.lanes[-1]]
         self._admission.free_lanes.extend(flight.lanes)
         sequence.flight = None
+        self._take_computed(sequence, call, flight, depth)
+
+    def _take_computed(self, sequence: Sequence, call: Call, flight: Flight, depth: int) -> None:
+        """Counts what a flight has computed; its tokens have `depth`, unless that was known."""
         count = flight.end - flight.start
         call.iterations += flight.iterations(self._ledger.ticks)
         call.computed += count
@@ -105,9 +161,7 @@ class Calls:
             try:
                 stops |= self._watch(sequence, call, request.watcher, token)
             except Exception as cause:
-                error = ProtocolError(f"watcher {type(request.watcher).__name__} raised at token {token}: {cause!r}")
-                error.__cause__ = cause
-                self.fail(sequence, error)
+                self._blame(sequence, request.watcher, token, cause)
                 return
         if stops:
             self.finish(sequence, "stop")
@@ -173,18 +227,29 @@ class Calls:
             reused=call.reused,
         )
         sequence.call = None
+        # Pages taken ahead are not for a context that others may come to share.
+        self._memory.release(sequence.cut_pages(self._memory.page_size))
         self._admission.park(sequence)
 
     def land(self, sequence: Sequence) -> None:
-        """Takes a thread's tokens out of flight, their work lost but counted; the thread is ready again."""
+        """Takes a thread's tokens out of flight, their work lost but counted; the thread is ready again.
+
+        What its lane has sampled and fed back by itself is not lost.
+        """
         flight, call = sequence.flight, sequence.call
         if flight is None or call is None:
             return
         del self.flying[flight.lanes[-1]]
         self.dropped.extend(flight.lanes)
         sequence.flight = None
-        call.iterations += flight.iterations(self._ledger.ticks)
-        self._admission.make_ready(sequence)
+        run = self._run_of(flight.lanes[-1])
+        if run is None:
+            call.iterations += flight.iterations(self._ledger.ticks)
+        else:
+            self._take_computed(sequence, call, flight, int(run.depth[0]))
+            self._take_run(sequence, run, len(run.token))
+        if sequence.call is not None:
+            self._admission.make_ready(sequence)
 
     def _record_computed(self, sequence: Sequence, flight: Flight) -> None:
         """One event a run of equal depths."""

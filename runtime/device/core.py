@@ -38,6 +38,11 @@ from traces.events import TickDone
 _log = logger("runtime.device")
 
 
+PATIENCE = 0.001
+"""Seconds that a call of the backend may take where it does several ticks: commands wait so long."""
+MOST_TICKS = 64
+
+
 class DeviceCore:
     """Commands in, ticks, reports out; no thread of its own, so that tests can step it."""
 
@@ -54,7 +59,9 @@ class DeviceCore:
         self._recorder = recorder
         self._observe = observe
         self.ledger = Ledger(recorder)
-        self.scheduler = Scheduler(backend, settings, model, self.ledger)
+        self._stepwise = recorder is not None or observe is not None or settings.lockstep
+        self.scheduler = Scheduler(backend, settings, model, self.ledger, stepwise=self._stepwise)
+        self._most_ticks = 1
 
     def handle(self, command: Command) -> None:
         """Executes one command; never touches a tensor."""
@@ -76,12 +83,18 @@ class DeviceCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
+    def close(self) -> None:
+        """Ends what the backend runs; no step may follow."""
+        self.backend.close()
+
     def step(self) -> None:
-        """One tick. A tick that does not fit the device's memory is retried with fewer entering tokens."""
+        """One tick, or several in which nothing is to be decided.
+
+        A tick that does not fit the device's memory is retried with fewer entering tokens."""
         groups = self.scheduler.plan()
         started = time.perf_counter()
         while True:
-            tick = self.scheduler.build(groups)
+            tick = self.scheduler.build(groups, self._most_ticks)
             try:
                 result = self.backend.tick(tick)
                 break
@@ -93,6 +106,8 @@ class DeviceCore:
                 self.scheduler.retract(groups[kept:])
                 groups = groups[:kept]
         seconds = time.perf_counter() - started
+        if not self._stepwise:
+            self._most_ticks = max(1, min(MOST_TICKS, int(PATIENCE * result.ticks / seconds)))
         if self._observe is not None:
             self._observe(self.scheduler, result)
         self.scheduler.commit(tick, result)
@@ -141,20 +156,26 @@ class ModelDevice:
     def _run(self, deliver: Deliver) -> None:
         try:
             core = self._open_core()
-            while self._take_commands(core):
-                if core.has_work:
-                    core.step()
-                core.ledger.flush()
-                self._load = core.scheduler.load()
-                reports = core.ledger.take_reports()
-                if reports:
-                    deliver(reports)
-            core.ledger.flush()
-            self._load = core.scheduler.load()
+            try:
+                self._serve(core, deliver)
+            finally:
+                core.close()
         except BaseException as error:
             self._stopped.set()
             _log.error("device_failed", error=repr(error))
             deliver([DeviceFailed(error)])
+
+    def _serve(self, core: DeviceCore, deliver: Deliver) -> None:
+        while self._take_commands(core):
+            if core.has_work:
+                core.step()
+            core.ledger.flush()
+            self._load = core.scheduler.load()
+            reports = core.ledger.take_reports()
+            if reports:
+                deliver(reports)
+        core.ledger.flush()
+        self._load = core.scheduler.load()
 
     def _take_commands(self, core: DeviceCore) -> bool:
         """Handles the commands that have come, waiting for one if there is no work; False at the end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,10 @@ class Group:
     known: bool
     """Whether their depths are known from an earlier computation: they are forced to them."""
     lanes: list[int]
+    run: int = 0
+    """Sampled tokens that its lane may go on with by itself."""
+    halts: frozenset[int] = frozenset()
+    """Tokens at which the lane then stops."""
 
     @property
     def last(self) -> int:
@@ -34,19 +39,29 @@ class Group:
         return self.end == len(self.sequence.tokens)
 
 
+class Built(NamedTuple):
+    """Arrays of a tick for the groups that enter."""
+
+    entering: Entering
+    samplings: tuple[Sampling, ...]
+    halting: tuple[frozenset[int], ...]
+    contexts: dict[int, Int32]
+
+
 def fly(group: Group, bounds: list[int], tick: int) -> None:
     """Marks a group as in flight from `tick` on."""
     recomputed = group.end - group.start if group.known else 0
     group.sequence.flight = Flight(group.start, group.end, group.lanes, bounds, tick, recomputed)
 
 
-def build_entering(groups: list[Group], carry: bool) -> tuple[Entering, tuple[Sampling, ...], dict[int, Int32], bool]:
-    """Arrays for groups in flight; the distinct samplings; contexts for repetition penalties; entropies wanted."""
+def build_entering(groups: list[Group], carry: bool) -> Built:
+    """Arrays for groups that are in flight from this tick on."""
     columns: list[list[int]] = [[] for _ in range(13)]
     lane, row, position, token, bound, until, tests, policy, last, noise, draws, carries, sample = columns
+    entropy, run, halts = list[int](), list[int](), list[int]()
     samplings: dict[Sampling, int] = {}
+    halting: dict[frozenset[int], int] = {}
     contexts: dict[int, Int32] = {}
-    entropies = False
     for group in groups:
         sequence, count, flight = group.sequence, group.end - group.start, group.sequence.flight
         assert flight is not None
@@ -65,10 +80,13 @@ def build_entering(groups: list[Group], carry: bool) -> tuple[Entering, tuple[Sa
         draws += [sequence.key] * count
         carries += [carry and span.sampled] * count
         sample += [-1] * count
+        entropy += [False] * count
+        run += [group.run] * count
+        halts += [halting.setdefault(group.halts, len(halting)) if group.run else 0] * count
         if group.samples:
             sampling = group.call.request.sampling
             sample[-1] = samplings.setdefault(sampling, len(samplings))
-            entropies |= group.call.request.entropies
+            entropy[-1] = group.call.request.entropies
             if sampling.repetition_penalty != 1.0:
                 contexts[group.last] = np.array(sequence.tokens, np.int32)
     entering = Entering(
@@ -85,5 +103,8 @@ def build_entering(groups: list[Group], carry: bool) -> tuple[Entering, tuple[Sa
         sampling_key=np.array(draws, np.int64),
         carries=np.array(carries, np.bool_),
         sample=np.array(sample, np.int32),
+        entropy=np.array(entropy, np.bool_),
+        run=np.array(run, np.int32),
+        halts=np.array(halts, np.int32),
     )
-    return entering, tuple(samplings), contexts, entropies
+    return Built(entering, tuple(samplings), tuple(halting), contexts)

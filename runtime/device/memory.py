@@ -67,6 +67,13 @@ class ThreadMemory:
             self._table[sequence.row, len(sequence.pages)] = page
             sequence.pages.append(page)
 
+    def grow_ahead(self, sequence: Sequence, end: int) -> None:
+        """Adds pages for positions up to `end` behind those that are writable, as far as the pool has any."""
+        while len(sequence.pages) * self.page_size < end and self.pool.free:
+            page = self.pool.allocate()
+            self._table[sequence.row, len(sequence.pages)] = page
+            sequence.pages.append(page)
+
     def is_writable(self, sequence: Sequence, end: int) -> bool:
         """Whether one page, which is the sequence's own, holds positions `sequence.computed .. end`."""
         size, pages = self.page_size, sequence.pages

@@ -1,7 +1,8 @@
 """The pool of pages that hold keys and values: who refers to which, and which can be found again by content.
 
-A page is **used** while threads refer to it, else **free**. A free page keeps its content, and can be found again
-by its key, until it is allocated for something else; the longest free are allocated first.
+A page is **used** while threads refer to it, else **free**. A free page that was stored keeps its content, and can be
+found again by its key, until it is allocated for something else. Pages that nobody can find are allocated first, the
+last freed of them first, because it is still in the processor's caches; then stored ones, the longest free first.
 """
 
 from __future__ import annotations
@@ -26,26 +27,32 @@ class PagePool:
     def __init__(self, size: int) -> None:
         self.size = size
         self._references = [0] * size
-        self._free: dict[int, None] = dict.fromkeys(range(size))
+        self._blank = list(range(size - 1, -1, -1))
+        """Free pages that cannot be found; the last freed at the end."""
+        self._kept: dict[int, None] = {}
+        """Free pages that can be found; the longest free first."""
         self._stored: dict[bytes, StoredPage] = {}
         self._key_of: dict[int, bytes] = {}
 
     @property
     def free(self) -> int:
-        return len(self._free)
+        return len(self._blank) + len(self._kept)
 
     @property
     def used(self) -> int:
-        return self.size - len(self._free)
+        return self.size - self.free
 
     def allocate(self) -> int:
         """A free page, now referred to once; its former content can no longer be found. Raises `IndexError` if none."""
-        if not self._free:
+        if self._blank:
+            page = self._blank.pop()
+        elif self._kept:
+            page = next(iter(self._kept))
+            del self._kept[page]
+            self._forget(page)
+        else:
             raise IndexError("no free page")
-        page = next(iter(self._free))
-        del self._free[page]
         self._references[page] = 1
-        self._forget(page)
         return page
 
     def share(self, page: int) -> None:
@@ -58,7 +65,10 @@ class PagePool:
         self._references[page] -= 1
         assert self._references[page] >= 0
         if self._references[page] == 0:
-            self._free[page] = None
+            if page in self._key_of:
+                self._kept[page] = None
+            else:
+                self._blank.append(page)
 
     def is_shared(self, page: int) -> bool:
         return self._references[page] > 1
@@ -78,7 +88,7 @@ class PagePool:
         stored = self._stored.get(key)
         if stored is not None:
             self._references[stored.page] += 1
-            self._free.pop(stored.page, None)
+            self._kept.pop(stored.page, None)
         return stored
 
     def _forget(self, page: int) -> None:
@@ -88,9 +98,11 @@ class PagePool:
 
     def check_integrity(self, references: Iterable[int]) -> None:
         """Raises `AssertionError` unless `references`, one entry a reference held by a thread, is what is counted."""
-        held = Counter(references)
+        held, blank = Counter(references), set(self._blank)
         for page, count in enumerate(self._references):
             assert count == held[page], f"page {page} counts {count} references, threads hold {held[page]}"
-            assert (page in self._free) == (count == 0), f"page {page} with {count} references is in the wrong list"
+            is_free = (page in blank) + (page in self._kept)
+            assert is_free == (count == 0), f"page {page} with {count} references is in the wrong list"
+        assert not blank & self._key_of.keys(), "a page that can be found is taken for one that cannot"
         assert all(self._key_of[stored.page] == key for key, stored in self._stored.items())
         assert len(self._stored) == len(self._key_of)

@@ -31,6 +31,7 @@ from runtime.device.entering import Group, build_entering
 from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
 from runtime.device.prefixes import prefix_rule
+from runtime.device.runs import freedom_of
 from runtime.device.sequence import Call, Sequence
 from runtime.errors import CapacityError, PolicyError, PromptError, ThreadStateError
 from runtime.settings import EngineSettings
@@ -53,7 +54,16 @@ class ModelLimits(Struct, frozen=True, kw_only=True):
 class Scheduler:
     """Owns the threads, their memory and the lanes; `ledger` keeps the counts and takes reports and trace events."""
 
-    def __init__(self, backend: Backend, settings: EngineSettings, model: ModelLimits, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: EngineSettings,
+        model: ModelLimits,
+        ledger: Ledger,
+        *,
+        stepwise: bool = False,
+    ) -> None:
+        """`stepwise` where every token is to be seen when its tick is done: lanes then never go on by themselves."""
         cache = backend.cache
         self.ledger = ledger
         self._carry = settings.carry != "none"
@@ -74,7 +84,8 @@ class Scheduler:
             evict=self._evict,
             unseat=self._unseat,
         )
-        self._calls = Calls(ledger, self.memory, self._admission, context=model.context)
+        self._calls = Calls(ledger, self.memory, self._admission, context=model.context, run_of=backend.run_of)
+        self._runs = not (self._lockstep or self._carry or stepwise)
         self._nothing = build_entering([], self._carry)
         self._threads: dict[ThreadPath, Sequence] = {}
 
@@ -178,8 +189,8 @@ class Scheduler:
         sequence = self._threads.get(command.thread)
         if sequence is None:
             return
-        length = min(len(sequence.tokens), sequence.call_start + command.keep)
         self._calls.land(sequence)
+        length = min(len(sequence.tokens), sequence.call_start + command.keep)
         self.memory.release(sequence.truncate(length, self.memory.page_size))
         if sequence.call is not None:
             sequence.call.keep(command.keep)
@@ -195,6 +206,7 @@ class Scheduler:
             return
         if sequence.call is not None:
             self._calls.land(sequence)
+        if sequence.call is not None:
             self._calls.finish(sequence, "interrupted")
         self._admission.leave_queues(sequence)
         self.memory.clear(sequence)
@@ -259,21 +271,27 @@ class Scheduler:
                 self._calls.finish(group.sequence, "iterations")
             else:
                 self._calls.take_off(group, bounds[group.last])
+                if self._runs:
+                    model = self._model
+                    freedom = freedom_of(
+                        group, bounds[group.last][0], model.context, model.mean_recurrence, self.memory
+                    )
+                    group.run, group.halts = freedom
                 entering.append(group)
         return entering
 
-    def build(self, groups: list[Group]) -> Tick:
+    def build(self, groups: list[Group], most_ticks: int = 1) -> Tick:
         """Arrays for groups that enter, with the copies and drops that are due."""
         # In most ticks nothing enters, and a dozen empty arrays would have to be made again.
         built = build_entering(groups, self._carry) if groups else self._nothing
-        entering, samplings, contexts, entropies = built
         return Tick(
             copies=np.array(self.memory.copies, np.int32).reshape(-1, 2),
             dropped=np.array(self._calls.dropped, np.int32),
-            entering=entering,
-            samplings=samplings,
-            contexts=contexts,
-            entropies=entropies,
+            entering=built.entering,
+            samplings=built.samplings,
+            halting=built.halting,
+            contexts=built.contexts,
+            most_ticks=most_ticks,
         )
 
     def retract(self, groups: list[Group]) -> None:
@@ -325,16 +343,17 @@ class Scheduler:
         self._calls.land(victim)
         self._admission.leave_queues(victim)
         self.memory.unseat(victim)
-        self._admission.enqueue(victim)
+        if victim.call is not None:
+            self._admission.enqueue(victim)
 
     # ---- what left --------------------------------------------------------------------------------------------------
 
     def commit(self, tick: Tick, result: TickResult) -> None:
         """Takes in what a tick did."""
         ledger = self.ledger
-        ledger.ticks += 1
+        ledger.ticks += result.ticks
         ledger.in_flight = result.in_flight
-        ledger.iterations += result.in_flight
+        ledger.iterations += result.iterations
         self.memory.copies.clear()
         self._admission.free_lanes.extend(self._calls.dropped)
         self._calls.dropped.clear()

@@ -72,6 +72,9 @@ class Flight:
     def iterations(self, tick: int) -> int:
         """Token-iterations done before `tick`."""
         age = tick - self.entered_tick
+        if len(self.bounds) == 1:
+            # A token alone never rests, and the next follows at once where its lane goes on by itself.
+            return age
         return sum([min(age, bound) for bound in self.bounds])
 
 
@@ -143,6 +146,12 @@ class Sequence:
             last.end = position + 1
         else:
             self.spans.append(Span(position, position + 1, True, self.key))
+
+    def append_run(self, tokens: list[int]) -> None:
+        """Appends sampled tokens, at least one."""
+        self.append_sampled(tokens[0])
+        self.tokens.extend(tokens[1:])
+        self.spans[-1].end = len(self.tokens)
 
     def inherit(self, parent: Sequence) -> None:
         """Takes over a parent's context; sharing its pages is up to the caller."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtime.commands import Signal
+from runtime.commands import Foresight, Signal
 from runtime.protocol.declaration import TagProtocol
 from runtime.protocol.grammar import State, Table, Tag
 from runtime.protocol.templates import IdTemplate, fill
@@ -24,6 +24,7 @@ class TokenWatcher(TagWatcher):
     ) -> None:
         super().__init__(protocol, table, lenient)
         self._tags = tags
+        self._tag_tokens = frozenset(tags)
         self._child = child
         self._emitted: list[int] = []
 
@@ -40,6 +41,14 @@ class TokenWatcher(TagWatcher):
                 self._state = self._around_spawn if self._state is State.SPAWN else State.OUTSIDE
                 return self._malformed(str(unusable), self._opened.token)
         return ()
+
+    def foresee(self) -> Foresight:
+        """Anything happens at tags alone, but for a message that becomes too long."""
+        longest = self._protocol.longest_message
+        quiet = 2**31 if longest is None else longest
+        if longest is not None and (self._state is State.SPAWN or self._state is State.RETURN):
+            quiet = max(0, longest - (len(self._emitted) - self._opened.end))
+        return Foresight(self._tag_tokens, quiet)
 
     def returned(self) -> Tokens:
         return () if self._returned is None else self._returned[0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from policies.depth.base import DepthPolicy
 from runtime.backend.interface import TickResult
-from runtime.backend.torch_backend import TorchBackend
+from runtime.backend.ticking import LaneBackend
 from runtime.commands import CloseThread, Command, Extend, Failed, Finished, Generate, OpenThread, Report, ThreadPath
 from runtime.device.build import build_core
 from runtime.device.core import DeviceCore
@@ -38,8 +38,8 @@ class Solo:
         return cls(build_core(model, settings, policy, observe=observe), tests=tests)
 
     @property
-    def backend(self) -> TorchBackend:
-        assert isinstance(self.core.backend, TorchBackend)
+    def backend(self) -> LaneBackend:
+        assert isinstance(self.core.backend, LaneBackend)
         return self.core.backend
 
     def flight_lanes(self, path: ThreadPath) -> list[int]:

@@ -133,9 +133,9 @@ def test_sampling_does_not_depend_on_company(model: Raven) -> None:
         assert finished(alone)[number,].tokens == together[number,].tokens
 
 
-@pytest.mark.parametrize("attention", ["torch", "numba"])
-def test_deterministic_mode_is_bitwise(model: Raven, attention: str) -> None:
-    modes = settings(deterministic=True, attention=attention)
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_deterministic_mode_is_bitwise(model: Raven, backend: str) -> None:
+    modes = settings(deterministic=True, backend=backend)
     crowd = Solo.over(model, modes, POLICY)
     for number in range(9):
         start(crowd, (number,), prompt_for(number, 3 + 4 * number), 8)

@@ -154,7 +154,7 @@ async def test_a_dead_device_wakes_every_waiter(tiny_checkpoint: Path, monkeypat
         raise RuntimeError("the device is on fire")
 
     errors: list[BaseException] = []
-    async with Engine.open(tiny_checkpoint, **SIZES) as engine:
+    async with Engine.open(tiny_checkpoint, backend="torch", **SIZES) as engine:
         monkeypatch.setattr(TorchBackend, "tick", die)
 
         async def work(number: int) -> None:

@@ -42,14 +42,14 @@ def golden() -> dict[str, Tensor]:
     return load_file(GOLDEN / "golden.safetensors")
 
 
-def settings(attention: str = "torch", **changes: object) -> EngineSettings:
+def settings(backend: str = "torch", **changes: object) -> EngineSettings:
     return EngineSettings(
-        initial_state="zero", pages=16, lanes=64, chunk=64, most_iterations=MOST, attention=attention, **changes
+        initial_state="zero", pages=16, lanes=64, chunk=64, most_iterations=MOST, backend=backend, **changes
     )
 
 
-@pytest.fixture(params=["torch", "numba"])
-def attention(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["torch", "fused"])
+def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -80,8 +80,8 @@ def test_first_logits(model: Raven, golden: dict[str, Tensor], prompt: str, dept
 
 
 @pytest.mark.parametrize("prompt", ["p0", "p1", "p2"])
-def test_latents_after_every_iteration(model: Raven, golden: dict[str, Tensor], prompt: str, attention: str) -> None:
-    solo = Solo.over(model, settings(attention), Fixed(MOST))
+def test_latents_after_every_iteration(model: Raven, golden: dict[str, Tensor], prompt: str, backend: str) -> None:
+    solo = Solo.over(model, settings(backend), Fixed(MOST))
     ids = prompt_of(golden, prompt)
     solo.send(
         OpenThread(thread=(0,), seed=0, depth=Fixed(MOST)),
@@ -107,11 +107,9 @@ def test_latents_after_every_iteration(model: Raven, golden: dict[str, Tensor], 
         ("greedy.p0.n8.latest-m4-compress-s8", 8, 2),
     ],
 )
-def test_greedy(
-    model: Raven, golden: dict[str, Tensor], attention: str, tag: str, depth: int, slots: int | None
-) -> None:
+def test_greedy(model: Raven, golden: dict[str, Tensor], backend: str, tag: str, depth: int, slots: int | None) -> None:
     prompt = prompt_of(golden, tag.split(".")[1])
-    solo = Solo.over(model, settings(attention, slots=slots), Fixed(depth))
+    solo = Solo.over(model, settings(backend, slots=slots), Fixed(depth))
     sampling = Sampling(logprobs=model.config.vocab_size)
     finished = solo.generate(prompt, Fixed(depth), NEW_TOKENS, sampling=sampling)
     assert [*prompt, *finished.tokens] == golden[f"{tag}.tokens"].tolist()
@@ -144,9 +142,9 @@ def assert_adaptive(solo: Solo, policy: DepthPolicy, golden: dict[str, Tensor], 
 
 @pytest.mark.parametrize("prompt", ["p0", "p2"])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_adaptive_depth(model: Raven, golden: dict[str, Tensor], attention: str, criterion: str, prompt: str) -> None:
+def test_adaptive_depth(model: Raven, golden: dict[str, Tensor], backend: str, criterion: str, prompt: str) -> None:
     policy = CRITERIA[criterion]
-    solo = Solo.over(model, settings(attention), policy)
+    solo = Solo.over(model, settings(backend), policy)
     assert_adaptive(solo, policy, golden, prompt_of(golden, prompt), f"adaptive.{criterion}.{prompt}.latest-m4")
 
 
@@ -176,11 +174,11 @@ def test_stop_token_is_kept(model: Raven, golden: dict[str, Tensor]) -> None:
     assert finished.reason == "stop"
 
 
-def test_batched_rows_equal_rows_alone(model: Raven, golden: dict[str, Tensor], attention: str) -> None:
+def test_batched_rows_equal_rows_alone(model: Raven, golden: dict[str, Tensor], backend: str) -> None:
     """Rows of the reference's batch of three share its depths only where it made all wait; ours never wait."""
     policy = CRITERIA["latent-diff"]
     rows = golden["prompt.batch3"].tolist()
-    together = Solo.over(model, settings(attention), policy)
+    together = Solo.over(model, settings(backend), policy)
     for number, row in enumerate(rows):
         together.send(
             OpenThread(thread=(number,), seed=0, depth=policy),
@@ -190,7 +188,7 @@ def test_batched_rows_equal_rows_alone(model: Raven, golden: dict[str, Tensor], 
     results = {report.thread: report for report in together.run() if isinstance(report, Finished)}
     for number, row in enumerate(rows):
         together.send(CloseThread((number,)))
-        alone = Solo.over(model, settings(attention), policy).generate(row, policy, NEW_TOKENS)
+        alone = Solo.over(model, settings(backend), policy).generate(row, policy, NEW_TOKENS)
         assert results[number,].tokens == alone.tokens
         assert results[number,].depths == alone.depths
     assert together.core.scheduler.load().pages_used == 0

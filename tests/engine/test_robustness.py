@@ -389,7 +389,8 @@ def test_a_thread_of_priority_does_not_wait_for_a_row(model: Raven) -> None:
 def test_memory_that_runs_out_in_the_middle_of_a_tick_changes_nothing(
     model: Raven, monkeypatch: pytest.MonkeyPatch, where: str, deterministic: bool
 ) -> None:
-    expected, solo = (Solo.over(model, settings(deterministic=deterministic), POLICY) for _ in range(2))
+    sizes = settings(backend="torch", deterministic=deterministic)
+    expected, solo = (Solo.over(model, sizes, POLICY) for _ in range(2))
     for number in range(8):
         for each in (expected, solo):
             each.send(*beginning((number,), prompt_for(number, 9), 5, sampling=Sampling(repetition_penalty=1.2)))

@@ -1,0 +1,75 @@
+"""The fused CPU backend against the plain PyTorch one: the same threads on the same core, with as many threads."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+
+from benchmarks import driving, models
+from benchmarks.result import Cell, Result, Spread
+from benchmarks.timing import in_turn, ratios
+from policies.depth.fixed import Fixed
+from runtime.commands import Finished, ThreadPath
+from runtime.device.build import build_core
+from runtime.device.core import DeviceCore
+from runtime.model.raven import Raven
+from runtime.sampling import Sampling
+from runtime.settings import EngineSettings
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    threads: tuple[int, ...] = (1, 8, 32, 128)
+    prompt: int = 32
+    tokens: int = 64
+    """Sampled by each thread."""
+    depth: int = 4
+    wide: bool = True
+    """Whether a wider model is measured too."""
+
+
+def measure(size: Size, rounds: int) -> Result:
+    shapes = {"countdown": models.embedded_shape(), **({"d 256, 1/2/1": models.wider()} if size.wide else {})}
+    return Result(
+        name="backends",
+        title="fused CPU backend against plain PyTorch",
+        columns=(
+            "model",
+            "threads",
+            "fused / PyTorch, tokens/s",
+            "fused, tokens/s",
+            "PyTorch, tokens/s",
+            "equal answers",
+        ),
+        rows=tuple(
+            _compare(name, model, size, threads, rounds) for name, model in shapes.items() for threads in size.threads
+        ),
+    )
+
+
+def _compare(name: str, model: Raven, size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
+    depth, given = Fixed(most=size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
+    settings = EngineSettings(device="cpu", backend="fused", memory=2**28)
+    cores = {
+        "fused": build_core(model, settings, depth),
+        "torch": build_core(model, msgspec.structs.replace(settings, backend="torch"), depth),
+    }
+    answers: dict[str, dict[ThreadPath, Finished]] = {}
+
+    def side(which: str, core: DeviceCore) -> float:
+        seconds, answers[which] = driving.answer_all(core, given, depth, size.tokens, Sampling())
+        return seconds
+
+    seconds = in_turn({which: partial(side, which, core) for which, core in cores.items()}, rounds)
+    for core in cores.values():
+        core.close()
+    equal = sum(answers["fused"][path].tokens == answers["torch"][path].tokens for path in answers["torch"])
+    count = threads * size.tokens
+    return (
+        name,
+        threads,
+        Spread.of(ratios(seconds["torch"], seconds["fused"])),
+        Spread.of(count / taken for taken in seconds["fused"]),
+        Spread.of(count / taken for taken in seconds["torch"]),
+        f"{equal} of {threads}",
+    )

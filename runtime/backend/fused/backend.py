@@ -1,0 +1,319 @@
+"""The CPU backend that computes whole ticks natively: one call of Numba's code, for many tokens and several ticks.
+
+Where every lane in flight is of a kind that the native code knows (greedy or plain temperature, exit tests by
+`LatentDiff`, `Cosine` or none), a call runs ticks until a lane stops. Otherwise the steps of one tick are native and
+their order is `LaneBackend`'s. Both ways give bitwise the same results, whatever else is in the batch.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.depth.base import DepthPolicy, DepthView
+from policies.depth.bounding import Bounding
+from policies.depth.cosine import Cosine
+from policies.depth.latent_diff import LatentDiff
+from runtime.backend.exits import ExitTests
+from runtime.backend.fused.context import as_record
+from runtime.backend.fused.crew import Crew
+from runtime.backend.fused.entries import CODA, HEAD, ITERATE, MEASURE, PRELUDE, SAMPLE, SETTLE, load_entries
+from runtime.backend.fused.memory import LONGEST_RUN, make_context
+from runtime.backend.interface import Bool, CacheShape, Int32, Int64, Run, Tick, TickResult
+from runtime.backend.sampler import Sampled
+from runtime.backend.ticking import LaneBackend
+from runtime.model.architecture import Model, ModelConfig
+from runtime.sampling import Sampling
+
+_CRITERIA: dict[type[DepthPolicy], int] = {LatentDiff: 1, Cosine: 2}
+_UNKNOWN = -1
+"""The criterion of policies whose exit is tested by themselves."""
+_MOST_HALTING = 64
+"""Sets of tokens to stop at that are known at a time; lanes with others do not go on by themselves."""
+
+
+class FusedBackend(LaneBackend):
+    """Weights are copied and packed; memory is in the model's dtype, latent states are float32.
+
+    `carry` says whether and how the last latent state of a token starts the next one; `threads` share each tick.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: CacheShape,
+        *,
+        state_std: float,
+        carry: Literal["none", "raw", "normed"],
+        threads: int,
+    ) -> None:
+        super().__init__(model.config, cache, torch.device("cpu"), torch.float32, state_std)
+        self._final_norm = model.final_norm
+        self._carry_kind = carry
+        crew = Crew(threads - 1)
+        self._context = context = make_context(model, cache, self._lanes, self._table, crew)
+        self._record = record = as_record(context)
+        self._entries = entries = load_entries(record)
+        self._state = torch.from_numpy(context.state)
+        self._exits = _NativeExits(
+            cache.lanes, model.config, self._measured, remembered=torch.from_numpy(context.remembered)
+        )
+        self._criteria: list[tuple[int, float, int, int]] = []
+        """By policy: criterion, threshold, minimum, every."""
+        self._halting: dict[frozenset[int], int] = {}
+        self._counts = np.zeros(8, np.int64)
+        self._plain = np.zeros(cache.lanes, np.bool_)
+        """Lanes that the native loop can bring to their end."""
+        self._always_plain = state_std == 0.0 and carry == "none"
+        crew.start(lambda number: entries.help_out(record, number, np.zeros(8, np.int64)))
+        self._stop_crew = weakref.finalize(self, crew.stop)
+
+    def close(self) -> None:
+        self._stop_crew()
+
+    def register(self, policy: DepthPolicy) -> int:
+        index = super().register(policy)
+        self._criteria[index : index + 1] = [(criterion_of(policy), policy.threshold, policy.minimum, policy.every)]
+        return index
+
+    def run_of(self, lane: int) -> Run | None:
+        c = self._context
+        count = int(c.run_count[lane])
+        if not count:
+            return None
+        return Run(
+            c.run_token[lane, :count].copy(), c.run_logprob[lane, :count].copy(), c.run_depth[lane, :count].copy()
+        )
+
+    def compile(self) -> None:
+        """Compiles, or loads from disk, what ticks need, by ticks in which nothing is in flight."""
+        self._perform(PRELUDE, np.zeros(0, np.int64))
+        self._entries.advance(self._record, 0, 1, self._counts)
+
+    # ---- what a tick computes ---------------------------------------------------------------------------------------
+
+    def tick(self, tick: Tick) -> TickResult:
+        lanes, entering = self._lanes, tick.entering
+        plain = self._are_plain(tick)
+        self._begin(tick.copies)
+        lanes.leave(tick.dropped)
+        if plain.all() and self._plain[lanes.occupied].all():
+            return self._advance(tick)
+        with torch.inference_mode():
+            result = self._tick(msgspec.structs.replace(tick, copies=tick.copies[:0], dropped=tick.dropped[:0]))
+        self._plain[entering.lane] = plain
+        return self._with_runs(result)
+
+    def _advance(self, tick: Tick) -> TickResult:
+        """Ticks natively until a lane stops."""
+        c, lanes, counts, entering = self._context, self._lanes, self._counts, tick.entering
+        if len(entering.lane):
+            self._seat(tick)
+            lane = entering.lane.astype(np.int64)
+            self._plain[lane] = True
+            c.batch[: len(lane)] = lane
+            c.state[lane] = 0.0
+            c.remembered[lane] = 0.0
+        flight = lanes.in_flight()
+        flight = flight[np.lexsort((lanes.position[flight], lanes.row[flight]))]
+        c.flight[: len(flight)] = flight
+        c.flight[-1] = len(flight)
+        self._entries.advance(self._record, len(entering.lane), tick.most_ticks, counts)
+        ticks, iterations, in_flight, _, stopped, tested = counts[:6].tolist()
+        left = c.stopped[:stopped]
+        last = np.maximum(c.run_count[left] - 1, 0)
+        sampled = c.run_count[left] > 0
+        result = TickResult(
+            lane=left.astype(np.int32),
+            depth=np.minimum(lanes.age[left], lanes.bound[left]),
+            token=np.where(sampled, c.run_token[left, last], np.int32(-1)),
+            logprob=np.where(sampled, c.run_logprob[left, last], np.float32(np.nan)),
+            entropy=np.full(stopped, np.nan, np.float32),
+            top=({},) * stopped,
+            tested=c.tested[:tested].astype(np.int32),
+            exit_value=c.exit_sum[c.tested[:tested]],
+            failures={},
+            in_flight=in_flight,
+            iterations=iterations,
+            runs={lane: run for lane in left[c.run_count[left] > 1].tolist() if (run := self.run_of(lane))},
+            ticks=ticks,
+        )
+        return result
+
+    def _with_runs(self, result: TickResult) -> TickResult:
+        """Adds what lanes had sampled in native ticks before they left in this one."""
+        runs = {}
+        for lane, token, logprob, depth in zip(result.lane, result.token, result.logprob, result.depth, strict=True):
+            earlier = self.run_of(int(lane))
+            if earlier is not None:
+                runs[int(lane)] = Run(
+                    np.append(earlier.token, token),
+                    np.append(earlier.logprob, logprob),
+                    np.append(earlier.depth, depth),
+                )
+        return msgspec.structs.replace(result, runs=runs)
+
+    def _seat(self, tick: Tick) -> None:
+        super()._seat(tick)
+        c, entering = self._context, tick.entering
+        lane = entering.lane
+        c.token[lane] = entering.token
+        c.wanted[lane] = entering.sample >= 0
+        temperatures = np.array([*(sampling.temperature for sampling in tick.samplings), 0.0], np.float32)
+        c.temperature[lane] = temperatures[entering.sample]
+        for index in np.unique(entering.policy).tolist():
+            own = lane[entering.policy == index]
+            c.criterion[own], c.threshold[own], c.minimum[own], c.every[own] = self._criteria[index]
+        c.run_count[lane] = 0
+        c.run[lane] = np.minimum(entering.run, LONGEST_RUN - 1)
+        if entering.run.any():
+            self._set_halts(tick)
+
+    def _set_halts(self, tick: Tick) -> None:
+        c, entering = self._context, tick.entering
+        rows = np.array([self._halting_row(tokens) for tokens in tick.halting], np.int32)
+        goes_on = entering.run > 0
+        row = rows[entering.halts[goes_on]]
+        lane = entering.lane[goes_on]
+        self._context.halts[lane] = np.maximum(row, 0)
+        c.run[lane[row < 0]] = 0
+
+    def _halting_row(self, tokens: frozenset[int]) -> int:
+        """The row of `halting` for these tokens; -1 if all are taken by lanes in flight."""
+        row = self._halting.get(tokens)
+        if row is not None:
+            return row
+        c = self._context
+        row = len(self._halting)
+        if row == _MOST_HALTING:
+            used = set(c.halts[self._lanes.occupied & (c.run > 0)].tolist())
+            unused = next((old for old, at in self._halting.items() if at not in used), None)
+            if unused is None:
+                return -1
+            row = self._halting.pop(unused)
+        elif row == len(c.halting):
+            more = np.zeros((max(4, 2 * row), c.vocab), np.bool_)
+            more[:row] = c.halting
+            # Only the leading thread reads it, between whose calls this is.
+            self._context = c = c._replace(halting=more)
+            self._record["halting"] = more.ctypes.data
+        c.halting[row] = False
+        c.halting[row, [token for token in tokens if 0 <= token < c.vocab]] = True
+        self._halting[tokens] = row
+        return row
+
+    def _are_plain(self, tick: Tick) -> Bool:
+        """Which entering tokens the native loop can bring to their end."""
+        entering = tick.entering
+        if not len(entering.lane):
+            return np.ones(0, np.bool_)
+        if not self._always_plain:
+            return np.zeros(len(entering.lane), np.bool_)
+        simple = np.array([*(is_plain(sampling) for sampling in tick.samplings), True], np.bool_)
+        known = np.array([described[0] != _UNKNOWN for described in self._criteria], np.bool_)
+        return simple[entering.sample] & known[entering.policy] & ~entering.entropy
+
+    def _begin(self, copies: Int32) -> None:
+        if len(copies):
+            c, cache = self._context, self._cache
+            for stored in (c.keys, c.values):
+                pages = stored.reshape(cache.columns(self._config), cache.pages, -1)
+                pages[:, copies[:, 1]] = pages[:, copies[:, 0]]
+
+    def _perform(self, which: int, lanes: Int64) -> None:
+        """A pass over lanes."""
+        self._context.batch[: len(lanes)] = lanes
+        self._entries.perform(self._record, which, len(lanes), self._counts)
+
+    def _prelude(self, lanes: Int64, tokens: Int64) -> None:
+        self._perform(PRELUDE, lanes)
+
+    def _iterate(self, active: Int64) -> None:
+        self._perform(ITERATE, active)
+
+    def _logits(self, lanes: Int64, wanted: Bool) -> Tensor:
+        c = self._context
+        if not self._config.n_layers_in_coda:
+            lanes, wanted = lanes[wanted], wanted[wanted]
+        self._perform(CODA, lanes)
+        chosen = np.flatnonzero(wanted)
+        c.chosen[: len(chosen)] = chosen
+        self._entries.perform(self._record, HEAD, len(chosen), self._counts)
+        return torch.from_numpy(c.logits[: len(chosen), : c.vocab].copy())
+
+    def _settle(self, lanes: Int64) -> None:
+        self._perform(SETTLE, lanes)
+
+    def _normed(self, state: Tensor) -> Tensor:
+        return self._final_norm(state) if self._carry_kind == "normed" else state
+
+    def _measured(self, lanes: Int64) -> Tensor:
+        """Exit values of lanes by their native criteria."""
+        self._perform(MEASURE, lanes)
+        return torch.from_numpy(self._context.exit_value[lanes])
+
+    def _sample(self, lane: Int64, logits: Tensor) -> Sampled:
+        """Rows that the native loop could sample are sampled as it would, so that company changes nothing."""
+        plain = np.array([is_plain(sampling) for seat in lane if (sampling := self._lanes.sampling[seat])], np.bool_)
+        if not plain.any():
+            return super()._sample(lane, logits)
+        drawn = super()._sample(lane, logits)
+        c, rows = self._context, np.flatnonzero(plain)
+        count = len(rows)
+        c.logits[:count, : c.vocab] = logits.numpy()[rows]
+        c.batch[:count] = lane[rows]
+        c.chosen[:count] = np.arange(count)
+        self._entries.perform(self._record, SAMPLE, count, self._counts)
+        drawn.token[rows] = torch.from_numpy(c.drawn_token[:count].astype(np.int64))
+        drawn.logprob[rows] = torch.from_numpy(c.drawn_logprob[:count])
+        return drawn
+
+
+class _NativeExits(ExitTests):
+    """Exit tests whose native criteria are measured as the native loop does."""
+
+    def __init__(
+        self, lanes: int, config: ModelConfig, measured: Callable[[Int64], Tensor], *, remembered: Tensor
+    ) -> None:
+        super().__init__(lanes, config.n_embd, config.vocab_size, remembered.device)
+        self._measured = measured
+        self._remembered = remembered
+
+    def _memory_for(self, policy: DepthPolicy) -> Tensor:
+        # A lane has one policy, so those that remember a latent state can all keep it in the same place.
+        return self._remembered if criterion_of(policy) > 0 else super()._memory_for(policy)
+
+    def _values(self, policy: DepthPolicy, lanes: Int64, view: DepthView) -> tuple[Tensor, Tensor]:
+        if criterion_of(policy) <= 0:
+            return super()._values(policy, lanes, view)
+        values = self._measured(lanes)
+        return values, self._remembered[torch.from_numpy(lanes)]
+
+
+def criterion_of(policy: DepthPolicy) -> int:
+    """The native criterion of a policy; 0 where nothing is tested, `_UNKNOWN` where only the policy can."""
+    if isinstance(policy, Bounding):
+        return criterion_of(policy.criterion) if leaves_test(policy) else _UNKNOWN
+    if policy.reads == "nothing":
+        return 0
+    return _CRITERIA.get(type(policy), _UNKNOWN)
+
+
+def leaves_test(policy: Bounding) -> bool:
+    """Whether a bounding policy leaves the test to its criterion."""
+    kind = type(policy)
+    return all(getattr(kind, name) is getattr(Bounding, name) for name in ("measure", "begin", "is_done"))
+
+
+def is_plain(sampling: Sampling | None) -> bool:
+    """Whether the native code samples so: greedy or by temperature alone, and nothing else is asked for."""
+    if sampling is None:
+        return True
+    filters = (sampling.top_k, sampling.top_p, sampling.min_p)
+    return filters == (None, None, None) and sampling.repetition_penalty == 1.0 and not sampling.logprobs

@@ -1,0 +1,120 @@
+"""The native functions that Python calls, compiled at the first call for a type of weights and kept on disk."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import cfunc, from_dtype, njit, types
+from numpy.typing import NDArray
+
+from runtime.backend.fused import loop, passes, tasks
+from runtime.backend.fused.vectors import FLAGS, longs
+
+carray: Any = numba.carray  # type: ignore[attr-defined]
+pointer: Any = types.CPointer
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": set(FLAGS), "error_model": "numpy"}
+
+PRELUDE, ITERATE, CODA, HEAD, SAMPLE, MEASURE, SETTLE = range(7)
+"""Passes over a batch: see `runtime.backend.fused.passes`."""
+
+
+class Entries(NamedTuple):
+    """Native functions that run without the GIL."""
+
+    advance: Callable[..., None]
+    """advance(record, entering, most_ticks, counts): see `runtime.backend.fused.loop`."""
+    perform: Callable[..., None]
+    """perform(record, which pass, rows, counts)."""
+    help_out: Callable[..., None]
+    """help_out(record, worker, counts): see `runtime.backend.fused.tasks`."""
+    do_task: Any
+    """A C function (record, task, worker); its `address` is what counts."""
+
+
+def load_entries(record: NDArray[np.void]) -> Entries:
+    """For records like this one, whose `do_task` is set to the one that is loaded."""
+    entries = _entries(types.Array(from_dtype(record.dtype), 1, "C"))
+    record["do_task"] = entries.do_task.address
+    return entries
+
+
+@functools.cache
+def _entries(kind: Any) -> Entries:
+    source = _fingerprint()
+
+    def advance(context: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
+        counts[7] = source
+        loop.advance(context[0], entering, most_ticks, counts)
+
+    def perform(context: Any, which: Any, n: Any, counts: Any) -> None:
+        counts[7] = source
+        c = context[0]
+        if which == PRELUDE:
+            passes.prelude(c, n)
+        elif which == ITERATE:
+            passes.iterate(c, n)
+        elif which == CODA:
+            passes.coda(c, n)
+        elif which == HEAD:
+            passes.head(c, n)
+        elif which == SAMPLE:
+            passes.sample(c, n)
+        elif which == MEASURE:
+            passes.measure(c, n)
+        elif which == SETTLE:
+            passes.settle(c, n)
+
+    def help_out(context: Any, worker: Any, counts: Any) -> None:
+        counts[7] = source
+        tasks.help_out(context[0], worker)
+
+    def do_task(context: Any, task: Any, worker: Any) -> None:
+        c = carray(context, 1)[0]
+        if task < 0:
+            longs(c.shared)[0] = source
+        tasks.do_task(c, task, worker)
+
+    counts = types.Array(types.int64, 1, "C")
+    return Entries(
+        advance=_compiled(types.void(kind, types.int64, types.int64, counts), advance),
+        perform=_compiled(types.void(kind, types.int64, types.int64, counts), perform),
+        help_out=_compiled(types.void(kind, types.int64, counts), help_out),
+        do_task=_c_function(types.void(pointer(kind.dtype), types.int64, types.int64), do_task),
+    )
+
+
+def _compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
+    entry: Callable[..., None]
+    try:
+        entry = njit(signature, cache=True, **_OPTIONS)(function)
+    except RuntimeError:
+        # Numba finds no place it may write to, so every process compiles for itself.
+        entry = njit(signature, **_OPTIONS)(function)
+    return entry
+
+
+def _c_function(signature: Any, function: Callable[..., None]) -> Any:
+    options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
+    try:
+        return cfunc(signature, cache=True, **options)(function)
+    except RuntimeError:
+        return cfunc(signature, **options)(function)
+
+
+def _fingerprint() -> int:
+    """Of this package's source, as 62 bits.
+
+    Numba looks at the file of the function that it has on disk, not at those of the functions it calls; as the entries
+    write this number, it does see when any of them has changed.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return int.from_bytes(digest.digest(), "little") >> 2
