@@ -16,6 +16,7 @@ import numpy as np
 from runtime.backend.fused.vectors import (
     LANES,
     compiled,
+    fetch,
     floats,
     ints,
     longs,
@@ -74,8 +75,18 @@ def rotate_and_write(c: Any, i: Any, lane: Any, layer: Any, column: Any, slots: 
 
 
 @compiled
-def attend(c: Any, item: Any, worker: Any, column: Any, slots: Any) -> None:
-    """Attention of one row of the batch over one head of keys and values: all query heads that share it."""
+def pages_of(c: Any, lane: Any) -> Any:
+    """Pages that a lane's token sees."""
+    return ints(c.position)[lane] // c.page_size + 1
+
+
+@compiled
+def attend(c: Any, item: Any, items: Any, worker: Any, column: Any, slots: Any) -> None:
+    """Attention of one row of the batch over one head of keys and values: all query heads that share it.
+
+    While one pass computes, what the next one reads is on its way: the values, then the keys of the next item.
+    """
+    rows = items // c.kv_heads
     i, kv_head = item // c.kv_heads, item % c.kv_heads
     lane = longs(c.batch)[i]
     column += ints(c.age)[lane] % slots
@@ -85,7 +96,11 @@ def attend(c: Any, item: Any, worker: Any, column: Any, slots: Any) -> None:
     keys, values, attended = stored(c.keys, c.kind), stored(c.values, c.kind), stored(c.attended, c.kind)
     qkv, scores, sums = floats(c.qkv), floats(c.scores), floats(c.sums)
     scores_at, sums_at = worker * c.scores_stride, worker * c.head_room
-    pages = (length + c.page_size - 1) // c.page_size
+    pages = pages_of(c, lane)
+    next_pages, next_at, next_head = pages, pages_at, kv_head + 1
+    if next_head == c.kv_heads:
+        follower = longs(c.batch)[min(i + 1, rows - 1)]
+        next_pages, next_at, next_head = pages_of(c, follower), ints(c.row)[follower] * c.pages_per_row, 0
     for head in range(kv_head * group, (kv_head + 1) * group):
         query = i * c.qkv_stride + head * c.head_dim
         largest = np.float32(-np.inf)
@@ -95,6 +110,7 @@ def attend(c: Any, item: Any, worker: Any, column: Any, slots: Any) -> None:
             block = _block(c, column, table[pages_at + number], kv_head)
             for strip in range((left + LANES - 1) // LANES):
                 k = (block + strip) * c.head_dim * LANES
+                fetch(values, (block + strip) * LANES * c.head_room, LANES * c.head_room)
                 strip_scores(qkv, query, keys, k, c.head_dim, scores, at)
                 for p in range(left - strip * LANES, LANES):
                     scores[at + p] = -np.inf
@@ -109,6 +125,9 @@ def attend(c: Any, item: Any, worker: Any, column: Any, slots: Any) -> None:
         for number in range(pages):
             left = min(c.page_size, length - number * c.page_size)
             block = _block(c, column, table[pages_at + number], kv_head)
+            if number < next_pages:
+                start = _block(c, column, table[next_at + number], next_head) * c.head_dim * LANES
+                fetch(keys, start, c.strips * c.head_dim * LANES)
             for strip in range((left + LANES - 1) // LANES):
                 v = (block + strip) * LANES * c.head_room
                 count = left - strip * LANES

@@ -176,7 +176,7 @@ def do_task(c: Any, task: Any, worker: Any) -> None:
     first = task * block
     for i in range(first, min(n, first + block)):
         if kind == ATTEND:
-            attend(c, i, worker, job[JOB + 3], job[JOB + 4])
+            attend(c, i, n, worker, job[JOB + 3], job[JOB + 4])
         elif kind == SAMPLE:
             sample_row(c, i)
         else:

@@ -373,6 +373,31 @@ def strip_exp(typing: Any, scores: Any, start: Any, largest: Any) -> Any:
     return types.float32(scores, types.intp, types.float32), generate
 
 
+@_vectorised
+def fetch(typing: Any, array: Any, start: Any, count: Any) -> Any:
+    """Has `count` numbers of an array from `start` on (at least 1) brought into the cache, without waiting."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        per_line = 32 if _is_narrow(array) else 16
+        octet = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [octet, _INT, _INT, _INT])
+        prefetch = _declare(builder.module, kind, "llvm.prefetch.p0")
+        how = [ir.Constant(_INT, value) for value in (0, 3, 1)]
+        lines = builder.sdiv(
+            builder.add(args[2], ir.Constant(args[2].type, per_line - 1)), ir.Constant(args[2].type, per_line)
+        )
+
+        def body(k: Any, carried: list[Any]) -> list[Any]:
+            at = builder.add(args[1], builder.mul(k, ir.Constant(k.type, per_line)))
+            builder.call(prefetch, [builder.bitcast(builder.gep(args[0], [at]), octet), *how])
+            return []
+
+        _loop(builder, lines, [], body)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp), generate
+
+
 # ---- single numbers -------------------------------------------------------------------------------------------------
 
 
