@@ -63,20 +63,22 @@ def open_device(
     seed: int,
     overwrite: bool = False,
 ) -> Opened:
-    """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread.
+    """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
+    first time on a machine, native code is compiled, for about a quarter of a minute.
 
     Raises `CheckpointError` for what cannot be loaded and `TraceError` for a trace that cannot be written.
     """
     # An engine over another device does without the model and its kernels.
     import torch
 
-    from runtime.device.build import build_core
+    from runtime.device.build import build_core, load_native_code
     from runtime.device.core import ModelDevice
     from runtime.model.checkpoint import load_checkpoint
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
     loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
+    load_native_code(loaded.model, settings)
     protocol, own_policy = _read_braid(loaded)
     default = policy or own_policy or Policy()
     config = loaded.model.config

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
@@ -20,6 +21,8 @@ from examples.countdown.problems import LARGEST_VALUE, Problem, read_problems
 from examples.countdown.solve import evaluate, solve
 from policies import AsAsked, ChildBudget, Fixed, Policy
 from runtime import BraidError, Engine
+
+OPENING = "Opening the engine (at its first start it compiles native code, which takes about a quarter of a minute)"
 
 
 def arguments() -> argparse.Namespace:
@@ -57,8 +60,10 @@ def engine_for(given: argparse.Namespace, tree: LiveTree) -> Engine:
 
 
 async def solve_one(given: argparse.Namespace, problem: Problem) -> bool:
-    console, tree = Console(), LiveTree()
-    async with engine_for(given, tree) as engine:
+    console, tree = Console(stderr=given.json), LiveTree()
+    async with AsyncExitStack() as stack:
+        with console.status(OPENING):
+            engine = await stack.enter_async_context(engine_for(given, tree))
         if given.json:
             solution = await solve(engine, problem)
             sys.stdout.buffer.write(msgspec.json.encode(solution) + b"\n")

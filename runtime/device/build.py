@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import msgspec
+import torch
 
 from policies.depth.base import DepthPolicy
 from runtime.backend.attention import PagedAttention
@@ -98,7 +99,7 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
             state_std=state_std,
             carry_normed=settings.carry == "normed",
         )
-    reason = "the device is not a CPU" if device != "cpu" else why_not_fused()
+    reason = why_not_fused(model)
     if settings.backend == "fused" and reason is not None:
         raise ValueError(f"EngineSettings.backend is 'fused', but {reason}. Use 'auto' or 'torch'.")
     if settings.backend == "torch" or reason is not None:
@@ -118,8 +119,18 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
     return FusedBackend(model, cache, state_std=state_std, carry=settings.carry, threads=threads)
 
 
-def why_not_fused() -> str | None:
-    """Why whole ticks cannot be computed natively on this machine; None if they can."""
+def load_native_code(model: Model, settings: EngineSettings) -> None:
+    """Loads what the backend will call, if that is native; where it is not on disk yet, it is compiled."""
+    if settings.backend != "torch" and not settings.cuda_graphs and why_not_fused(model) is None:
+        from runtime.backend.fused.entries import load_entries
+
+        load_entries(model.lm_head.weight.dtype is torch.bfloat16)
+
+
+def why_not_fused(model: Model) -> str | None:
+    """Why ticks of a model cannot be computed natively where it is; None if they can."""
+    if model.lm_head.weight.device.type != "cpu":
+        return "the device is not a CPU"
     if importlib.util.find_spec("numba") is None:
         return "the numba package is not installed"
     if sys.byteorder != "little" or sys.maxsize < 2**32:

@@ -58,8 +58,8 @@ class FusedBackend(LaneBackend):
         self._carry_kind = carry
         crew = Crew(threads - 1)
         self._context = context = make_context(model, cache, self._lanes, self._table, crew)
-        self._record = record = as_record(context)
-        self._entries = entries = load_entries(record)
+        self._entries = entries = load_entries(context.weights.dtype == np.uint16)
+        self._record = record = as_record(context, entries.do_task.address)
         self._state = torch.from_numpy(context.state)
         self._exits = _NativeExits(
             cache.lanes, model.config, self._measured, remembered=torch.from_numpy(context.remembered)
@@ -90,11 +90,6 @@ class FusedBackend(LaneBackend):
         return Run(
             c.run_token[lane, :count].copy(), c.run_logprob[lane, :count].copy(), c.run_depth[lane, :count].copy()
         )
-
-    def compile(self) -> None:
-        """Compiles, or loads from disk, what ticks need, by ticks in which nothing is in flight."""
-        self._perform(PRELUDE, np.zeros(0, np.int64))
-        self._entries.advance(self._record, 0, 1, self._counts)
 
     # ---- what a tick computes ---------------------------------------------------------------------------------------
 

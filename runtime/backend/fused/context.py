@@ -159,19 +159,15 @@ class Context(NamedTuple):
     semaphore: NDArray[np.uint8]
 
 
-def as_record(context: Context) -> NDArray[np.void]:
-    """[1] a record of what the context has: numbers as they are, arrays as addresses, which are good as long as the
-    context is kept. `kind` is of the type of weights and memory; `do_task` is to be set to the address of the
-    function that does one task."""
-    fields: list[tuple[str, str]] = []
-    values: list[int | float] = []
-    for name, value in zip(context._fields, context, strict=True):
-        if isinstance(value, np.ndarray):
-            fields.append((name, "u8"))
-            values.append(value.ctypes.data)
-        else:
-            fields.append((name, "f8" if isinstance(value, float) else "i8"))
-            values.append(value)
-    fields.append(("do_task", "u8"))
-    fields.append(("kind", "u2" if context.weights.dtype == np.uint16 else "f4"))
-    return np.array([(*values, 0, 0)], dtype=fields)
+def record_type(narrow: bool) -> np.dtype[np.void]:
+    """Of the record of a context: numbers as they are, arrays as addresses; `do_task` is the address of the function
+    that does one task, and `kind` is of the type of weights and memory, bfloat16 if `narrow`."""
+    types = {"float": "f8", "int": "i8", "bool": "i8"}
+    fields = [(name, types.get(annotation, "u8")) for name, annotation in Context.__annotations__.items()]
+    return np.dtype([*fields, ("do_task", "u8"), ("kind", "u2" if narrow else "f4")])
+
+
+def as_record(context: Context, do_task: int) -> NDArray[np.void]:
+    """[1] of `record_type`; good as long as the context is kept."""
+    values = [value.ctypes.data if isinstance(value, np.ndarray) else value for value in context]
+    return np.array([(*values, do_task, 0)], dtype=record_type(context.weights.dtype == np.uint16))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
-import numpy as np
 from numba import cfunc, from_dtype, njit, types
-from numpy.typing import NDArray
 
 from runtime.backend.fused import loop, passes, tasks
+from runtime.backend.fused.context import record_type
 from runtime.backend.fused.vectors import FLAGS, longs
+from runtime.logs import logger
 
-carray: Any = numba.carray  # type: ignore[attr-defined]
-pointer: Any = types.CPointer
+_SLOW = 1.5
+"""Seconds after which it is not just loading."""
+
+_log = logger("runtime.device")
+
+_carray: Any = numba.carray  # type: ignore[attr-defined]
+_pointer: Any = types.CPointer
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": set(FLAGS), "error_model": "numpy"}
 
@@ -38,15 +44,10 @@ class Entries(NamedTuple):
     """A C function (record, task, worker); its `address` is what counts."""
 
 
-def load_entries(record: NDArray[np.void]) -> Entries:
-    """For records like this one, whose `do_task` is set to the one that is loaded."""
-    entries = _entries(types.Array(from_dtype(record.dtype), 1, "C"))
-    record["do_task"] = entries.do_task.address
-    return entries
-
-
 @functools.cache
-def _entries(kind: Any) -> Entries:
+def load_entries(narrow: bool) -> Entries:
+    """For bfloat16 weights or float32 ones. Compiles for a quarter of a minute where this machine has not yet."""
+    kind = types.Array(from_dtype(record_type(narrow)), 1, "C")
     source = _fingerprint()
 
     def advance(context: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
@@ -76,18 +77,23 @@ def _entries(kind: Any) -> Entries:
         tasks.help_out(context[0], worker)
 
     def do_task(context: Any, task: Any, worker: Any) -> None:
-        c = carray(context, 1)[0]
+        c = _carray(context, 1)[0]
         if task < 0:
             longs(c.shared)[0] = source
         tasks.do_task(c, task, worker)
 
     counts = types.Array(types.int64, 1, "C")
-    return Entries(
-        advance=_compiled(types.void(kind, types.int64, types.int64, counts), advance),
-        perform=_compiled(types.void(kind, types.int64, types.int64, counts), perform),
-        help_out=_compiled(types.void(kind, types.int64, counts), help_out),
-        do_task=_c_function(types.void(pointer(kind.dtype), types.int64, types.int64), do_task),
-    )
+    slow = threading.Timer(_SLOW, _log.warning, ["compiling_native_code"], {"once": "on this machine", "seconds": 15})
+    slow.start()
+    try:
+        return Entries(
+            advance=_compiled(types.void(kind, types.int64, types.int64, counts), advance),
+            perform=_compiled(types.void(kind, types.int64, types.int64, counts), perform),
+            help_out=_compiled(types.void(kind, types.int64, counts), help_out),
+            do_task=_c_function(types.void(_pointer(kind.dtype), types.int64, types.int64), do_task),
+        )
+    finally:
+        slow.cancel()
 
 
 def _compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
