@@ -7,7 +7,7 @@ inputs of matrix products: float32, or bfloat16 in uint16 where the weights are.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +131,8 @@ class Context(NamedTuple):
     """[N] lanes that go on with another token."""
     stopped: Int64
     """[N] lanes that stopped."""
+    stopped_at: Int64
+    """[N] at which tick of the call each of them did, from 1."""
     tested: Int64
     """[N] last lanes of groups that were tested in the last tick."""
     chosen: Int64
@@ -162,8 +164,8 @@ class Context(NamedTuple):
 def record_type(narrow: bool) -> np.dtype[np.void]:
     """Of the record of a context: numbers as they are, arrays as addresses; `do_task` is the address of the function
     that does one task, and `kind` is of the type of weights and memory, bfloat16 if `narrow`."""
-    types = {"float": "f8", "int": "i8", "bool": "i8"}
-    fields = [(name, types.get(annotation, "u8")) for name, annotation in Context.__annotations__.items()]
+    types = {float: "f8", int: "i8", bool: "i8"}
+    fields = [(name, types.get(annotation, "u8")) for name, annotation in get_type_hints(Context).items()]
     return np.dtype([*fields, ("do_task", "u8"), ("kind", "u2" if narrow else "f4")])
 
 

@@ -2,8 +2,9 @@
 
     enter -> [ core iteration -> exit tests -> leave: coda, head, sample -> go on with the next token ] until one stops
 
-A lane whose token leaves goes on with the sampled one by itself, as long as its run allows. The call returns when a
-lane has stopped, because then there is something to decide, or after so many ticks.
+A lane whose token leaves goes on with the sampled one by itself, as long as its run allows. The call returns after so
+many ticks, or when one in eight lanes has stopped, because then there is something to decide. (On a CPU an idle lane
+costs nothing, but asking about every single one does.)
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import numpy as np
 from runtime.backend.fused import passes
 from runtime.backend.fused.vectors import compiled, floats, ints, longs, octets
 
+_PART = 8
+"""The part of the lanes in flight that is enough to return for."""
+
 
 @compiled
 def advance(c: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
@@ -25,9 +29,12 @@ def advance(c: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
     """
     for i in range(6):
         counts[i] = 0
-    batch, fresh = longs(c.batch), longs(c.fresh)
+    batch, fresh, flight = longs(c.batch), longs(c.fresh), longs(c.flight)
+    flying = flight[c.lanes]
     passes.prelude(c, entering)
-    while counts[0] < most_ticks and counts[4] == 0:
+    # With fewer lanes than that the first stop ends the call: there is latency to lose and little work to share.
+    enough = max(1, flying // _PART)
+    while counts[0] < most_ticks and counts[4] < enough:
         iterated = _iterate(c)
         counts[0] += 1
         counts[1] += iterated
@@ -35,7 +42,8 @@ def advance(c: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
         counts[5] = _test(c)
         leaving, sampled = _leave(c)
         counts[3] += sampled
-        going_on, counts[4] = _go_on(c, leaving)
+        going_on, stopped = _go_on(c, leaving, counts[4], counts[0])
+        counts[4] += stopped
         for i in range(going_on):
             batch[i] = fresh[i]
         passes.prelude(c, going_on)
@@ -131,9 +139,11 @@ def _leave(c: Any) -> Any:
 
 
 @compiled
-def _go_on(c: Any, leaving: Any) -> Any:
-    """Notes what was sampled, and lets each leaving lane go on or stop. How many go on (in `fresh`), and how many
-    stopped (in `stopped`)."""
+def _go_on(c: Any, leaving: Any, before: Any, tick: Any) -> Any:
+    """Notes what was sampled, and lets each leaving lane go on or stop.
+
+    How many go on (in `fresh`), and how many stopped (in `stopped`, behind those that had `before`).
+    """
     batch, fresh, stopped = longs(c.batch), longs(c.fresh), longs(c.stopped)
     wanted, occupied, halting = octets(c.wanted), octets(c.occupied), octets(c.halting)
     age, bound, run, halts, count = ints(c.age), ints(c.bound), ints(c.run), ints(c.halts), ints(c.run_count)
@@ -154,10 +164,25 @@ def _go_on(c: Any, leaving: Any) -> Any:
             fresh[going_on] = lane
             going_on += 1
         else:
-            stopped[stopping] = lane
+            stopped[before + stopping] = lane
+            longs(c.stopped_at)[before + stopping] = tick
             occupied[lane] = 0
             stopping += 1
+    if stopping > 0:
+        _compact(c)
     return going_on, stopping
+
+
+@compiled
+def _compact(c: Any) -> None:
+    """Takes lanes that stopped out of `flight`."""
+    flight, occupied = longs(c.flight), octets(c.occupied)
+    kept = 0
+    for i in range(flight[c.lanes]):
+        if occupied[flight[i]] != 0:
+            flight[kept] = flight[i]
+            kept += 1
+    flight[c.lanes] = kept
 
 
 @compiled

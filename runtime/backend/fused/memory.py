@@ -113,6 +113,7 @@ def make_context(model: Model, cache: CacheShape, lanes: Lanes, page_table: Int3
         batch=longs(n),
         fresh=longs(n),
         stopped=longs(n),
+        stopped_at=longs(n),
         tested=longs(n),
         chosen=longs(n),
         drawn_token=integers(n),
