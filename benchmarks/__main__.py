@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from benchmarks import backends, depthwise, fork, overhead, parked
+from benchmarks import backends, continuous, depthwise, fork, overhead, parked, speculation
 from benchmarks.result import Environment, Report, Result, as_table
 
 BENCHMARKS: dict[str, Callable[[int], Result]] = {
@@ -19,6 +19,8 @@ BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "backends": partial(backends.measure, backends.Size()),
     "parked": partial(parked.measure, parked.Size()),
     "fork": partial(fork.measure, fork.Size()),
+    "continuous": partial(continuous.measure, continuous.Size()),
+    "speculation": partial(speculation.measure, speculation.Size()),
 }
 
 

@@ -14,6 +14,7 @@ from policies.depth.even_budget import EvenBudget
 from policies.depth.fixed import Fixed
 from policies.depth.kl import KL, MinPKL
 from policies.depth.latent_diff import LatentDiff
+from policies.depth.speculative import Speculative
 from policies.limits import Limits
 from policies.policy import Policy
 from policies.registry import from_builtins, from_json, to_builtins, to_json
@@ -53,6 +54,7 @@ __all__ = [
     "SpawnDecision",
     "SpawnPolicy",
     "SpawnRequest",
+    "Speculative",
     "TreeView",
     "from_builtins",
     "from_json",

@@ -23,6 +23,13 @@ def check_threshold(policy: msgspec.Struct, value: float) -> None:
         )
 
 
+def check_choice(policy: msgspec.Struct, name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises `ValueError` unless the field is one of the choices."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"{type(policy).__name__}: {name} is {value!r}; give one of {listed}.")
+
+
 def check_policy(owner: msgspec.Struct, name: str, value: object, kind: type[msgspec.Struct]) -> None:
     """Raises `ValueError` unless the field holds a policy of the given kind."""
     if isinstance(value, kind):

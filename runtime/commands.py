@@ -177,6 +177,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """Of `computed`, tokens computed again because their pages had been evicted."""
     reused: int
     """Received tokens whose pages were shared instead of computed."""
+    received: int = 0
+    """Received tokens that were needed: computed, again included, or reused."""
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -192,6 +194,7 @@ class Failed(msgspec.Struct, frozen=True):
     iterations: int = 0
     recomputed: int = 0
     reused: int = 0
+    received: int = 0
 
 
 class DeviceFailed(msgspec.Struct, frozen=True):
@@ -217,6 +220,7 @@ class Load(msgspec.Struct, frozen=True):
     iterations: int = 0
     recomputed: int = 0
     reused: int = 0
+    received: int = 0
 
 
 class Device(Protocol):

@@ -25,10 +25,21 @@ NO_LIMITS = Limits()
 class Counts:
     """Running sums of one thread, or of one subtree."""
 
-    __slots__ = ("asked", "computed", "granted", "iterations", "longest", "recomputed", "reused", "sampled", "threads")
+    __slots__ = (
+        "asked",
+        "computed",
+        "granted",
+        "iterations",
+        "longest",
+        "received",
+        "recomputed",
+        "reused",
+        "sampled",
+        "threads",
+    )
 
     def __init__(self) -> None:
-        self.sampled = self.computed = self.iterations = self.recomputed = self.reused = 0
+        self.sampled = self.computed = self.iterations = self.recomputed = self.reused = self.received = 0
         self.threads = self.longest = self.asked = self.granted = 0
 
     def add(self, report: Finished | Failed) -> None:
@@ -37,6 +48,7 @@ class Counts:
         self.iterations += report.iterations
         self.recomputed += report.recomputed
         self.reused += report.reused
+        self.received += report.received
 
 
 class Account:
@@ -209,6 +221,7 @@ class Account:
             iterations=counts.iterations,
             recomputed=counts.recomputed,
             reused=counts.reused,
+            received=counts.received,
             threads=counts.threads,
             longest=counts.longest,
             asked=counts.asked,

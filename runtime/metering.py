@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from runtime.commands import ForeseeingWatcher, Foresight, Signal, Watcher
+from runtime.commands import Foresight, Signal, Watcher
 
 LIMIT_REACHED = Signal("stop", stops=True)
 
@@ -41,13 +41,12 @@ class MeteredWatcher:
         """What is left on a meter is shared out, so that threads that go on by themselves do not overshoot it."""
         if self._inner is None:
             inner = Foresight(frozenset(), 2**31)
-        elif isinstance(self._inner, ForeseeingWatcher):
-            foreseen = self._inner.foresee()
+        else:
+            foresee: Callable[[], Foresight | None] | None = getattr(self._inner, "foresee", None)
+            foreseen = None if foresee is None else foresee()
             if foreseen is None:
                 return None
             inner = foreseen
-        else:
-            return None
         shares = [max(0, (meter.most - meter.fed) // meter.users - 1) for meter in self._meters]
         return Foresight(inner.tokens, min([inner.quiet, *shares]))
 

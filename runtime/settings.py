@@ -29,9 +29,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Iteration slots each core layer keeps per token; None keeps every iteration, fewer share memory among them."""
     initial_state: Literal["model", "zero"] = "model"
     """Latent state that a token starts from: as the model's configuration says, or zero."""
-    carry: Literal["none", "raw", "normed"] = "none"
-    """Continuous thought: a sampled token starts from its predecessor's last latent state, before or after the final
-    norm (the reference does the one in adaptive, the other in plain generation)."""
     lockstep: bool = False
     """Whether tokens enter only when none is in flight, so that all wait for the deepest (for comparison)."""
     deterministic: bool = False

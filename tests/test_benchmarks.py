@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import backends, depthwise, fork, overhead, parked
+from benchmarks import backends, continuous, depthwise, fork, overhead, parked, speculation
 from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
 
@@ -74,9 +74,32 @@ def test_forks_say_what_fresh_prompts_say_and_compute_less() -> None:
     size = fork.Size(children=4, context=40, depth=2)
     result = sound(fork.measure(size, rounds=1))
     assert column(result, "first tokens as the forks'") == ["4 of 4"] * 4
-    forks, no_reuse, _, known = column(result, "tokens computed")
+    forks, no_reuse, reuse, known = column(result, "tokens computed")
     assert (forks, no_reuse) == (4, 4 * 40)
+    assert reuse == 40 + 3 * 8, "the first computes what the others wait for"
     assert known == 4 * 8, "two full pages of the prompt are known, and eight tokens are left"
+
+
+def test_continuous_thought_is_compared_with_full_depth() -> None:
+    size = continuous.Size(thresholds=(0.1,), problems=1, threads=4, tokens=24)
+    result = sound(continuous.measure(size, rounds=1))
+    assert column(result, "carry") == ["full depth", "none", "raw", "normed"]
+    depths = column(result, "threshold 0.1: mean depth of sampled tokens, single threads")
+    assert depths[0] == 6
+    assert all(isinstance(depth, float) and depth < 6 for depth in depths[1:])
+    alike = column(result, "threshold 0.1: tokens as at full depth up to the first other one, share")
+    assert alike[0] == 1
+    assert len(set(alike)) > 2, "carrying is to change what is said"
+
+
+def test_speculation_says_the_same_in_fewer_ticks() -> None:
+    size = speculation.Size(threads=(2,), drafts=(2, 4), tokens=12)
+    result = sound(speculation.measure(size, rounds=1))
+    for draft in size.drafts:
+        assert column(result, f"draft {draft}: equal answers") == ["2 of 2"] * 2
+        for figure, least in (("tokens a full-depth pass", 1.2), ("drafts accepted, share", 0.5)):
+            found = column(result, f"draft {draft}: {figure}")
+            assert all(isinstance(value, float) and value > least for value in found), found
 
 
 def test_sides_are_timed_in_turn() -> None:

@@ -23,17 +23,25 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that left the device, recomputation included."""
     recomputed: int
     reused: int
+    """Of `received`, tokens whose pages were shared instead of computed."""
+    received: int
+    """Received tokens that were needed: computed, again included, or reused."""
     iterations: int
     """Token-iterations: tokens in flight, summed over ticks."""
     ticks: int
     seconds: float
     """Time of the last event."""
 
+    @property
+    def hit_rate(self) -> float:
+        """The share of received tokens that were reused, 0 to 1; 0 where none was received."""
+        return self.reused / self.received if self.received else 0.0
+
 
 def usage_of(events: Iterable[AnyEvent]) -> Usage:
     """Totals over a trace's events, from what the device recorded token by token and tick by tick."""
     threads: set[ThreadPath] = set()
-    sampled = computed = recomputed = reused = iterations = ticks = 0
+    sampled = computed = recomputed = reused = received = iterations = ticks = 0
     seconds = 0.0
     for event in events:
         seconds = max(seconds, event.time)
@@ -45,11 +53,13 @@ def usage_of(events: Iterable[AnyEvent]) -> Usage:
             case ev.Computed():
                 computed += event.count
                 recomputed += event.count if event.recomputed else 0
+                received += event.received
             case ev.TickDone():
                 iterations += event.in_flight
                 ticks += 1
             case ev.GenerateFinished():
                 reused += event.reused
+                received += event.reused
             case _:
                 pass
     return Usage(
@@ -58,6 +68,7 @@ def usage_of(events: Iterable[AnyEvent]) -> Usage:
         computed=computed,
         recomputed=recomputed,
         reused=reused,
+        received=received,
         iterations=iterations,
         ticks=ticks,
         seconds=seconds,
@@ -90,6 +101,14 @@ def imbalances(events: Iterable[AnyEvent]) -> list[str]:
         said, recorded = sum(call.computed or 0 for call in story.calls), sum(done.count for done in story.computed)
         if said != recorded:
             found.append(f"thread {name}: its generates say they computed {said} tokens; {recorded} are recorded")
+        said = sum(call.received or 0 for call in story.calls)
+        reused = sum(call.reused or 0 for call in story.calls)
+        recorded = reused + sum(done.received for done in story.computed)
+        # Traces of engines that did not count received tokens say that there were none.
+        if said and said != recorded:
+            found.append(
+                f"thread {name}: its generates say they needed {said} received tokens; {recorded} are recorded"
+            )
     ticked = usage_of(events).iterations
     if spent != ticked if not unfinished else spent > ticked:
         found.append(f"all generates say they spent {spent} iterations; all ticks did {ticked}")
@@ -103,9 +122,14 @@ def load_after(load: Load, event: AnyEvent) -> Load:
             return replace(load, sampled=load.sampled + 1)
         case ev.Computed():
             again = event.count if event.recomputed else 0
-            return replace(load, computed=load.computed + event.count, recomputed=load.recomputed + again)
+            return replace(
+                load,
+                computed=load.computed + event.count,
+                recomputed=load.recomputed + again,
+                received=load.received + event.received,
+            )
         case ev.GenerateFinished():
-            return replace(load, reused=load.reused + event.reused)
+            return replace(load, reused=load.reused + event.reused, received=load.received + event.reused)
         case ev.ThreadOpened():
             return replace(load, open_threads=load.open_threads + 1)
         case ev.ThreadClosed():

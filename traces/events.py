@@ -85,6 +85,8 @@ class Computed(Event, frozen=True, kw_only=True):
     depth: int
     recomputed: bool
     """Whether they had been computed before and were evicted."""
+    received: int = 0
+    """How many of them were received rather than sampled."""
 
 
 class Sampled(Event, frozen=True, kw_only=True):
@@ -113,6 +115,12 @@ class GenerateFinished(Event, frozen=True, kw_only=True):
     iterations: int
     recomputed: int
     reused: int
+    drafted: int = 0
+    """Tokens that entered before it was sure that they would be said; their iterations count."""
+    accepted: int = 0
+    """Those of them that were said."""
+    received: int = 0
+    """Received tokens that were needed: computed, again included, or reused."""
 
 
 class ThreadFailed(Event, frozen=True, kw_only=True):

@@ -127,6 +127,7 @@ class _Track:
                 "computed": call.computed,
                 "recomputed": call.recomputed,
                 "reused": call.reused,
+                "received": call.received,
                 "iterations": call.iterations,
             },
         )

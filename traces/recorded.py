@@ -158,6 +158,7 @@ class RecordedThread:
             iterations=call.iterations or 0,
             recomputed=call.recomputed or 0,
             reused=call.reused or 0,
+            received=call.received or 0,
         )
 
     def has_come(self, index: int, event: AnyEvent) -> bool:

@@ -31,7 +31,8 @@ def show(trace: Trace, console: Console, decode: Decode | None = None) -> None:
     console.print(Text(f"{header.checkpoint}, seed {header.seed}, policy {_policy_text(header.policy)}", style="bold"))
     console.print(
         f"{usage.threads} threads, {usage.sampled} tokens sampled, {usage.computed} computed "
-        f"({usage.recomputed} again, {usage.reused} reused), {usage.iterations} iterations in {usage.ticks} ticks, "
+        f"({usage.recomputed} again), {usage.reused} of {usage.received} prompt and message tokens reused "
+        f"({usage.hit_rate:.0%}), {usage.iterations} iterations in {usage.ticks} ticks, "
         f"{usage.seconds:.3f} s",
         highlight=False,
     )

@@ -51,6 +51,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     iterations: int | None = None
     recomputed: int | None = None
     reused: int | None = None
+    received: int | None = None
 
     @property
     def kept(self) -> tuple[ev.Sampled, ...]:
@@ -308,4 +309,5 @@ def _with_counts(call: Call, end: ev.GenerateFinished) -> Call:
         iterations=end.iterations,
         recomputed=end.recomputed,
         reused=end.reused,
+        received=end.received,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.printing import as_written
-from policies.validation import check_count, check_threshold
+from policies.validation import check_choice, check_count, check_threshold
 
 IntArray = NDArray[np.int32]
 Reads = Literal["nothing", "latent", "logits"]
 Role = Literal["root", "parent", "child"]
+Carry = Literal["none", "raw", "normed"]
 
 
 class EntryView(NamedTuple):
@@ -74,6 +75,10 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     exit_received: bool = True
     """Whether received tokens (prompts, messages) may exit before their bound."""
     threshold: float = 0.0
+    carry: Carry = "none"
+    """Continuous thought: whether a token sampled under this policy starts from the last latent state of the one before
+    it, as that was ("raw") or after the model's final norm ("normed"), instead of an initial state of its own. Received
+    tokens never do."""
 
     reads: ClassVar[Reads] = "nothing"
     """What `measure` needs; "nothing" means that every token runs to its bound."""
@@ -82,6 +87,7 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         check_count(self, "minimum", self.minimum, 0)
         check_count(self, "every", self.every, 1)
         check_threshold(self, self.threshold)
+        check_choice(self, "carry", self.carry, get_args(Carry))
         if self.most is not None:
             check_count(self, "most", self.most, 1)
             if self.minimum >= self.most:

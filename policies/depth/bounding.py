@@ -12,7 +12,7 @@ from policies.depth.fixed import Fixed
 from policies.printing import as_written
 from policies.validation import check_policy, field_defaults
 
-_SHARED = ("minimum", "most", "every", "exit_received", "threshold")
+_SHARED = ("minimum", "most", "every", "exit_received", "threshold", "carry")
 
 
 class CriterionReads:
@@ -25,7 +25,7 @@ class CriterionReads:
 class Bounding(DepthPolicy, frozen=True):
     """Exits as `criterion` does. A subclass overrides `bound`, starting from `self.criterion.bound(entering)`.
 
-    Minimum, most, every, exit_received and threshold are the criterion's and are given to it; `most` may also be
+    Minimum, most, every, exit_received, threshold and carry are the criterion's and are given to it; `most` may also be
     given here if the criterion has none.
     """
 

@@ -144,7 +144,6 @@ class GraphedBackend(TorchBackend):
         buckets: tuple[int, ...],
         *,
         state_std: float,
-        carry_normed: bool,
     ) -> None:
         if not getattr(attention, "capturable", False):
             raise ValueError(
@@ -154,7 +153,7 @@ class GraphedBackend(TorchBackend):
             )
         # One more of each, for the rows of a bucket that hold no token: what they write, nobody reads.
         larger = msgspec.structs.replace(cache, lanes=cache.lanes + 1, rows=cache.rows + 1, pages=cache.pages + 1)
-        super().__init__(model, larger, attention, state_std=state_std, carry_normed=carry_normed, deterministic=False)
+        super().__init__(model, larger, attention, state_std=state_std, deterministic=False)
         self._usable = cache
         self._table[cache.rows] = cache.pages
         scratch = np.zeros(len(Field), np.int64)

@@ -3,7 +3,7 @@
 A token in flight sits in a **lane**; the backend keeps its latent state there from tick to tick. A thread that
 computes has a **row** in the page table. One tick does, in this order: copy pages; drop cancelled lanes; put the
 entering tokens into their lanes and run their prelude; one core iteration over all lanes in flight; the policies'
-exit tests; coda, head and sampling for the tokens that leave.
+exit tests; coda, head and sampling for the tokens that leave, and then for those that draft.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.depth.base import DepthPolicy
+from policies.depth.base import Carry, DepthPolicy
 from runtime.model.architecture import ModelConfig
 from runtime.sampling import Sampling
 
@@ -22,6 +22,9 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
+
+CARRY_KINDS: dict[Carry, int] = {"none": 0, "raw": 1, "normed": 2}
+"""How `Entering.carries` says what a token starts from."""
 
 
 class CacheShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,16 +78,24 @@ class Entering(msgspec.Struct, frozen=True, kw_only=True):
     """With the position it determines the token's initial latent noise: the key of the thread that first had it."""
     sampling_key: Int64
     """With the position it determines what is drawn from the token's logits: the key of the thread that samples."""
-    carries: Bool
-    """Whether its latent state starts from the one its predecessor ended with (continuous thought)."""
+    carries: Int32
+    """How its latent state starts from the one kept in its row (continuous thought); see `CARRY_KINDS`."""
+    keeps: Bool
+    """Whether its last latent state is kept in its row, because the thread's next token starts from it. Only of the
+    last token of a group."""
     sample: Int32
     """Index into `samplings` of the token's sampling, or -1: the logits of this token are not needed."""
     entropy: Bool
     """Whether the entropy of the token's distribution is wanted."""
+    draft: Int32
+    """Iterations after which the token's successor is drafted from its state, less than its bound, while it goes on; 0
+    for no draft. Only for tokens that are sampled from, alone in their group. A drafted token may enter, as a token of
+    the same thread, before those that it depends on have left, as long as every iteration has a slot of its own: each
+    of its iterations reads what theirs have written before."""
     run: Int32
     """Sampled tokens that the lane may go on with by itself, each in the tick after the one before it has left, with
     this token's bound, policy and sampling. Their pages are in the page table. Only for sampled tokens, alone in their
-    group; a backend may do with fewer, or without."""
+    group, that draft nothing; a backend may do with fewer, or without."""
     halts: Int32
     """Index into `halting` of the tokens at which it must stop; of no meaning without a run."""
 
@@ -115,9 +126,12 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     """A backend may go on, up to so many ticks in all, while no lane stops."""
 
 
+_NONE: Int32 = np.empty(0, np.int32)
+
+
 class TickResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What left in the last tick of a call. Rows of `lane` and `depth` are all tokens that left and whose lanes do not
-    go on, in an order of no meaning."""
+    """What left in a call. Rows of `lane` and `depth` are all tokens that left and whose lanes do not go on, in an
+    order of no meaning."""
 
     lane: Int32
     depth: Int32
@@ -142,6 +156,12 @@ class TickResult(msgspec.Struct, frozen=True, kw_only=True):
     runs: dict[int, Run] = {}
     """By lane, what it sampled since it was entered, this tick's token last; for lanes that sampled more than one."""
     ticks: int = 1
+    left_at: list[int] = []
+    """By row, in which tick of the call, from 1; empty where the call did one tick."""
+    drafting: Int32 = _NONE
+    """Lanes whose successors were drafted in the last tick."""
+    drafted: Int32 = _NONE
+    """The tokens: drawn as those of lanes that leave, with the same random numbers."""
 
 
 class Backend(Protocol):

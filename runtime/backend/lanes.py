@@ -7,6 +7,21 @@ import numpy as np
 from runtime.backend.interface import Bool, Entering, Int32, Int64
 from runtime.sampling import Sampling
 
+_ENTERING = (
+    "bound",
+    "until",
+    "draft",
+    "tests",
+    "policy",
+    "group",
+    "row",
+    "position",
+    "sampling_key",
+    "entropy",
+    "keeps",
+)
+"""What lanes keep of what enters as it is."""
+
 
 class Lanes:
     """Bookkeeping of every lane on the host; the latent states are the backend's. All arrays are [lanes]."""
@@ -17,6 +32,8 @@ class Lanes:
         """Ticks since the token entered; it has done min(age, bound) iterations."""
         self.bound: Int32 = np.ones(count, np.int32)
         self.until: Int32 = np.ones(count, np.int32)
+        self.draft: Int32 = np.zeros(count, np.int32)
+        """Iterations after which its successor is drafted; 0 for never."""
         self.tests: Bool = np.zeros(count, np.bool_)
         self.policy: Int32 = np.zeros(count, np.int32)
         self.group: Int32 = np.zeros(count, np.int32)
@@ -26,6 +43,7 @@ class Lanes:
         self.cell: Int64 = np.zeros(count, np.int64)
         """Where in paged memory the token is: page * page_size + offset."""
         self.entropy: Bool = np.zeros(count, np.bool_)
+        self.keeps: Bool = np.zeros(count, np.bool_)
         self.sampling: list[Sampling | None] = [None] * count
         """How the token's successor is sampled; None where its logits are not wanted."""
 
@@ -35,7 +53,7 @@ class Lanes:
         self.occupied[lane] = True
         self.age[lane] = 0
         self.cell[lane] = cell
-        for name in ("bound", "until", "tests", "policy", "group", "row", "position", "sampling_key", "entropy"):
+        for name in _ENTERING:
             getattr(self, name)[lane] = getattr(entering, name)
         for seat, index in zip(lane.tolist(), entering.sample.tolist(), strict=True):
             self.sampling[seat] = samplings[index] if index >= 0 else None

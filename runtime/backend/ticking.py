@@ -1,19 +1,20 @@
 """The order of a tick, which is the same for every backend; how each step is computed is a subclass's.
 
-copies -> drops -> entering: prelude, first states -> one core iteration -> exit tests -> coda, head, sampling
+copies -> drops -> entering: prelude, first states -> one core iteration -> exit tests -> coda, head, sampling -> drafts
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from policies.depth.base import DepthPolicy
 from runtime.backend.exits import ExitTests, TickExits
-from runtime.backend.interface import Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
+from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.lanes import Lanes
 from runtime.backend.sampler import Sampled, sample
 from runtime.model.architecture import ModelConfig
@@ -112,7 +113,7 @@ class LaneBackend(ABC):
 
     @abstractmethod
     def _normed(self, state: Tensor) -> Tensor:
-        """Latent states [n, n_embd] as continuous thought carries them."""
+        """The model's final norm of latent states [n, n_embd]."""
 
     @abstractmethod
     def _settle(self, lanes: Int64) -> None:
@@ -141,7 +142,12 @@ class LaneBackend(ABC):
         leaving = occupied[leaves & ~dropped]
         self._settle(occupied[(leaves & ~dropped) | (lanes.age[occupied] == lanes.bound[occupied])])
         result = self._leave(leaving, exits, len(active))
+        drafting = occupied[(lanes.draft[occupied] > 0) & (lanes.age[occupied] == lanes.draft[occupied]) & ~dropped]
+        if len(drafting):
+            result = self._draft(drafting, result)
         self._exits.remember(exits)
+        # Last, because a tick that fails for want of memory enters the same tokens again.
+        self._keep(leaving)
         for lane in leaving.tolist() if self._contexts else ():
             self._contexts.pop(lane, None)
         lanes.leave(leaving)
@@ -177,9 +183,14 @@ class LaneBackend(ABC):
             key, position = self._on_device(entering.noise_key), self._on_device(entering.position)
             noise = initial_noise(key, position, self._config.n_embd, self._state_std)
             state = (noise * self._config.embedding_scale).to(self._dtype)
-        if entering.carries.any():
-            carries = torch.from_numpy(entering.carries).to(self._device)[:, None]
-            state = torch.where(carries, self._carried[self._on_device(entering.row)], state)
+        carrying = np.flatnonzero(entering.carries)
+        if len(carrying):
+            carried = self._carried[self._on_device(entering.row[carrying])]
+            normed = entering.carries[carrying] == CARRY_KINDS["normed"]
+            if normed.any():
+                is_normed = torch.from_numpy(normed).to(self._device)[:, None]
+                carried = torch.where(is_normed, self._normed(carried), carried)
+            state[self._on_device(carrying)] = carried
         return state
 
     def _leave(self, leaving: Int64, exits: TickExits, in_flight: int) -> TickResult:
@@ -212,7 +223,6 @@ class LaneBackend(ABC):
                 )
             for place, likeliest in zip(order.tolist(), chosen.top, strict=False):
                 top[place] = likeliest
-        self._carry(leaving)
         return TickResult(
             lane=leaving.astype(np.int32),
             depth=np.minimum(lanes.age[leaving], lanes.bound[leaving]),
@@ -226,6 +236,13 @@ class LaneBackend(ABC):
             in_flight=in_flight,
             iterations=in_flight,
         )
+
+    def _draft(self, drafting: Int64, result: TickResult) -> TickResult:
+        """Coda, head and sampling for lanes that go on; what their coda writes is written again when they leave."""
+        everyone = np.ones(len(drafting), np.bool_)
+        chosen = self._sample(drafting, self._logits(drafting, everyone))
+        drafted = chosen.token.cpu().numpy().astype(np.int32)
+        return msgspec.structs.replace(result, drafting=drafting.astype(np.int32), drafted=drafted)
 
     def _sample(self, lane: Int64, logits: Tensor) -> Sampled:
         lanes = self._lanes
@@ -244,12 +261,11 @@ class LaneBackend(ABC):
             draws = uniforms(key, position, 1, SAMPLING_STREAM)[:, 0]
         return sample(logits, which, tuple(distinct), draws, contexts, bool(lanes.entropy[lane].any()))
 
-    def _carry(self, leaving: Int64) -> None:
-        """Keeps the last latent state of each thread whose group leaves, for its next token."""
-        last = leaving[self._lanes.group[leaving] == leaving]
-        if len(last):
-            state = self._normed(self._state[self._on_device(last)])
-            self._carried[self._on_device(self._lanes.row[last])] = state
+    def _keep(self, leaving: Int64) -> None:
+        """Keeps the last latent states of lanes that leave, where the threads' next tokens start from them."""
+        kept = leaving[self._lanes.keeps[leaving]]
+        if len(kept):
+            self._carried[self._on_device(self._lanes.row[kept])] = self._state[self._on_device(kept)]
 
     # ---- small parts ------------------------------------------------------------------------------------------------
 

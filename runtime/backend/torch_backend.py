@@ -35,7 +35,7 @@ class Tile:
 
 
 class TorchBackend(LaneBackend):
-    """Weights and paged memory on one device. `carry_normed` says whether a carried state passes the final norm."""
+    """Weights and paged memory on one device."""
 
     def __init__(
         self,
@@ -44,14 +44,12 @@ class TorchBackend(LaneBackend):
         attention: PagedAttention,
         *,
         state_std: float,
-        carry_normed: bool,
         deterministic: bool,
     ) -> None:
         config = model.config
         super().__init__(config, cache, model.lm_head.weight.device, model.lm_head.weight.dtype, state_std)
         self._model = model
         self._attention = attention
-        self._carry_normed = carry_normed
         self._deterministic = deterministic
         shape = (cache.columns(config), cache.pages, cache.page_size, config.n_kv_heads, config.head_dim)
         self._memory = PagedMemory(
@@ -110,7 +108,8 @@ class TorchBackend(LaneBackend):
         return torch.cat(found)
 
     def _normed(self, state: Tensor) -> Tensor:
-        return self._model.final_norm(state) if self._carry_normed else state
+        normed: Tensor = self._model.final_norm(state)
+        return normed
 
     def _settle(self, lanes: Int64) -> None:
         """Nothing: attention looks up how deep each token went."""

@@ -28,8 +28,9 @@ def _discard(queue: list[Sequence], sequence: Sequence) -> None:
 class Admission:
     """Threads by what they wait for, and the lanes.
 
-    A thread with a call is **waiting** (without a row), **ready** (seated, tokens to enter) or in flight; one without
-    is **parked** while it holds pages or a row, and otherwise known to nobody here.
+    A thread with a call is **waiting** (without a row), **ready** (seated, tokens to enter), in flight, or
+    **following** another one that has the same tokens in flight (seated, to be ready again when those leave); one
+    without a call is **parked** while it holds pages or a row, and otherwise known to nobody here.
     """
 
     def __init__(
@@ -39,13 +40,11 @@ class Admission:
         chunk: int,
         *,
         groups_matter: bool,
-        rows_hold_state: bool,
         evict: Callable[[Sequence], None],
         unseat: Callable[[Sequence], None],
     ) -> None:
-        """`groups_matter` where a token's content depends on what was in flight with it; `rows_hold_state` where a
-        thread that loses its row has to be computed again. `evict` takes a thread's pages and row, `unseat` takes
-        the row of one that has a call; both take its tokens out of flight.
+        """`groups_matter` where a token's content depends on what was in flight with it. `evict` takes a thread's pages
+        and row, `unseat` takes the row of one that has a call; both take its tokens out of flight.
         """
         self.memory = memory
         self.waiting: list[Sequence] = []
@@ -53,6 +52,10 @@ class Admission:
         self.seated: list[Sequence] = []
         self.parked: dict[ThreadPath, Sequence] = {}
         """Longest parked first."""
+        self.following: dict[ThreadPath, dict[ThreadPath, Sequence]] = {}
+        """By leader, those that wait for what it has in flight."""
+        self._leaders: dict[ThreadPath, ThreadPath] = {}
+        """By follower."""
         self.free_lanes = list(range(lanes - 1, -1, -1))
         self._seats_to_take: dict[ThreadPath, Sequence] = {}
         """Parked threads that have a row, longest parked first."""
@@ -60,7 +63,6 @@ class Admission:
         """Waiting threads that hold pages."""
         self._chunk = chunk
         self._groups_matter = groups_matter
-        self._rows_hold_state = rows_hold_state
         self._evict = evict
         self._unseat = unseat
 
@@ -86,7 +88,23 @@ class Admission:
         if sequence.row >= 0:
             self._seats_to_take[sequence.path] = sequence
 
+    def follow(self, sequence: Sequence, leader: Sequence) -> None:
+        """A ready thread waits until the tokens of another one have left."""
+        _discard(self.ready, sequence)
+        self.following.setdefault(leader.path, {})[sequence.path] = sequence
+        self._leaders[sequence.path] = leader.path
+
+    def stop_leading(self, sequence: Sequence) -> None:
+        """The tokens of a thread are no longer in flight: those that waited for them are ready."""
+        if self.memory.stop_leading(sequence):
+            for follower in self.following.pop(sequence.path, {}).values():
+                del self._leaders[follower.path]
+                self.make_ready(follower)
+
     def leave_queues(self, sequence: Sequence) -> None:
+        leader = self._leaders.pop(sequence.path, None)
+        if leader is not None:
+            del self.following[leader][sequence.path]
         _discard(self.ready, sequence)
         _discard(self.waiting, sequence)
         _discard(self.seated, sequence)
@@ -111,9 +129,7 @@ class Admission:
         if not self.memory.has_free_row:
             owner = next(iter(self._seats_to_take.values()), None)
             if owner is None:
-                (self._evict if self._rows_hold_state else self._unseat)(self.seated[-1])
-            elif self._rows_hold_state:
-                self._evict(owner)
+                self._unseat(self.seated[-1])
             else:
                 del self._seats_to_take[owner.path]
                 self.memory.unseat(owner)
@@ -129,21 +145,21 @@ class Admission:
         """Positions of the tokens that enter together next.
 
         Sampled tokens enter alone and received ones in chunks of their span. Tokens whose depths are known go back in
-        larger pieces, except where a token's content depends on what was in flight with it.
+        larger pieces, except where a token's content depends on what was in flight with it or on its predecessor's
+        last latent state.
         """
         start, known = sequence.computed, len(sequence.depths)
         if start < known and not self._groups_matter:
-            return start, min(known, start + self._chunk)
+            return start, sequence.carrying_after(start, min(known, start + self._chunk))
         span = sequence.span_at(start)
         if span.sampled:
             return start, start + 1
         end = min(span.end, start + self._chunk - (start - span.start) % self._chunk)
         return start, min(end, known) if start < known else end
 
-    def step_back(self, sequence: Sequence) -> None:
-        """Makes the last token of a wholly computed context be computed again, with the group that it belongs to
-        where that matters."""
-        position = len(sequence.tokens) - 1
+    def step_back(self, sequence: Sequence, position: int) -> None:
+        """Makes a computed token, and all after it, be computed again, with the group that it belongs to where that
+        matters."""
         span = sequence.span_at(position)
         if self._groups_matter and not span.sampled:
             position -= (position - span.start) % self._chunk
@@ -182,3 +198,4 @@ class Admission:
     def give_back(self, group: Group) -> None:
         """Frees the lanes of a group that did not get into flight."""
         self.free_lanes.extend(group.lanes)
+        self.stop_leading(group.sequence)

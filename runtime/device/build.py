@@ -78,7 +78,7 @@ def build_core(
         vocab=model.config.vocab_size,
         mean_recurrence=model.config.mean_recurrence,
         most_iterations=most,
-        shares_prefixes=settings.reuse_prefixes and state_std == 0.0 and settings.carry == "none",
+        shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
     return DeviceCore(backend, settings, limits, recorder, observe)
 
@@ -97,7 +97,6 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
             CudaCapture(model.lm_head.weight.device),
             batch_buckets(cache.lanes),
             state_std=state_std,
-            carry_normed=settings.carry == "normed",
         )
     reason = why_not_fused(model)
     if settings.backend == "fused" and reason is not None:
@@ -110,13 +109,12 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
             cache,
             choose_attention(settings, device),
             state_std=state_std,
-            carry_normed=settings.carry == "normed",
             deterministic=settings.deterministic,
         )
     from runtime.backend.fused.backend import FusedBackend
 
     threads = settings.threads or worthwhile_threads(model)
-    return FusedBackend(model, cache, state_std=state_std, carry=settings.carry, threads=threads)
+    return FusedBackend(model, cache, state_std=state_std, threads=threads)
 
 
 def load_native_code(model: Model, settings: EngineSettings) -> None:

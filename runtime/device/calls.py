@@ -12,7 +12,9 @@ from runtime.device.entering import Group, fly
 from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
 from runtime.device.sequence import Call, Flight, Sequence
+from runtime.device.speculation import Speculation
 from runtime.errors import ProtocolError
+from runtime.metering import LIMIT_REACHED
 from traces import events
 
 
@@ -25,6 +27,7 @@ class Calls:
         memory: ThreadMemory,
         admission: Admission,
         *,
+        speculation: Speculation,
         context: int,
         run_of: Callable[[int], Run | None],
     ) -> None:
@@ -33,6 +36,7 @@ class Calls:
         self._run_of = run_of
         self._memory = memory
         self._admission = admission
+        self._speculation = speculation
         self._context = context
         self.flying: dict[int, Sequence] = {}
         """By the last lane of their flight."""
@@ -41,11 +45,14 @@ class Calls:
 
     def take_off(self, group: Group, bounds: list[int]) -> None:
         """Puts a group into flight, to enter with the next tick."""
-        fly(group, bounds, self._ledger.ticks)
+        group.sequence.flight = fly(group, bounds, self._ledger.ticks)
         self.flying[group.last] = group.sequence
 
     def take_back(self, group: Group) -> None:
         """Takes a group out of a tick that was not executed; its thread is ready again."""
+        if group.guessed:
+            self._speculation.take_back(group)
+            return
         del self.flying[group.last]
         self._admission.give_back(group)
         group.sequence.flight = None
@@ -56,13 +63,33 @@ class Calls:
     ) -> None:
         """Takes in a flight that left with row `index` of a tick's result; the thread goes on if its call does."""
         run = result.runs.get(int(result.lane[index])) if result.runs else None
-        self._take_in(sequence, depth if run is None else int(run.depth[0]))
+        left = self._ledger.ticks - (result.ticks - result.left_at[index] if result.left_at else 0)
+        self._take_in(sequence, depth if run is None else int(run.depth[0]), left)
         if run is not None:
             self._take_run(sequence, run, len(run.token) - 1)
         if token >= 0 and sequence.call is not None:
+            if sequence.chain is not None and not self._speculation.is_right(sequence, token):
+                self._drop_drafts(sequence, sequence.call)
             self._sample(sequence, result, index, depth, token, logprob)
         if sequence.call is not None:
+            self._go_on(sequence, sequence.call)
+
+    def _go_on(self, sequence: Sequence, call: Call) -> None:
+        """A thread goes on: its next token is in flight already, as a draft that was right, or enters next."""
+        if sequence.chain is None:
             self._admission.make_ready(sequence)
+            return
+        flight = self._speculation.promote(sequence, call)
+        self.flying[flight.lanes[-1]] = sequence
+
+    def hear_draft(self, lane: int, token: int) -> None:
+        """Takes in the token that a lane has drafted; of one that was thrown away meanwhile it is of no interest."""
+        sequence = self.flying.get(lane) or self._speculation.sequence_in(lane)
+        if sequence is not None:
+            self._speculation.hear(sequence, token)
+
+    def _drop_drafts(self, sequence: Sequence, call: Call) -> None:
+        self.dropped.extend(self._speculation.drop(sequence, call))
 
     def _take_run(self, sequence: Sequence, run: Run, count: int) -> None:
         """Takes in the first `count` tokens of a lane's run, and that all but its last are computed.
@@ -86,39 +113,56 @@ class Calls:
         watcher = call.request.watcher
         if watcher is None:
             return
-        for token in tokens:
+        for after, token in zip(range(len(tokens) - 1, -1, -1), tokens, strict=True):
             try:
                 signals = watcher.feed(token)
             except Exception as cause:
                 self._blame(sequence, watcher, token, cause)
+                return
+            if signals == (LIMIT_REACHED,):
+                # Other threads have used up what this one was to share with them.
+                self._cut(sequence, call, after)
                 return
             if signals:
                 broken = RuntimeError(f"it signals {signals[0].kind!r}, which foresee() did not announce")
                 self._blame(sequence, watcher, token, broken)
                 return
 
+    def _cut(self, sequence: Sequence, call: Call, count: int) -> None:
+        """Forgets the last `count` tokens of a run, at a limit before them; the call is over."""
+        length = len(sequence.tokens) - count
+        self._memory.release(sequence.truncate(length, self._memory.page_size))
+        call.keep(length - call.start)
+        self._ledger.reports.append(Signalled(sequence.path, LIMIT_REACHED, math.nan))
+        self.finish(sequence, "stop")
+
     def _blame(self, sequence: Sequence, watcher: Watcher, token: int, cause: Exception) -> None:
         error = ProtocolError(f"watcher {type(watcher).__name__} raised at token {token}: {cause!r}")
         error.__cause__ = cause
         self.fail(sequence, error)
 
-    def _take_in(self, sequence: Sequence, depth: int) -> None:
+    def _take_in(self, sequence: Sequence, depth: int, left: int) -> None:
         flight, call = sequence.flight, sequence.call
         assert flight is not None
         assert call is not None
         del self.flying[flight.lanes[-1]]
         self._admission.free_lanes.extend(flight.lanes)
         sequence.flight = None
-        self._take_computed(sequence, call, flight, depth)
+        self._take_computed(sequence, call, flight, depth, left)
+        self._admission.stop_leading(sequence)
+        sequence.state_at = flight.end - 1
 
-    def _take_computed(self, sequence: Sequence, call: Call, flight: Flight, depth: int) -> None:
-        """Counts what a flight has computed; its tokens have `depth`, unless that was known."""
+    def _take_computed(self, sequence: Sequence, call: Call, flight: Flight, depth: int, left: int) -> None:
+        """Counts what a flight has computed before tick `left`; its tokens have `depth`, unless that was known."""
         count = flight.end - flight.start
-        call.iterations += flight.iterations(self._ledger.ticks)
+        call.iterations += flight.iterations(left)
         call.computed += count
         call.recomputed += flight.recomputed
+        received = sequence.received_in(flight.start, flight.end)
+        call.received += received
         self._ledger.computed += count
         self._ledger.recomputed += flight.recomputed
+        self._ledger.received += received
         sequence.computed = flight.end
         if not flight.recomputed:
             sequence.depths.extend([depth] * count)
@@ -184,6 +228,7 @@ class Calls:
         call = sequence.call
         assert call is not None
         assert sequence.flight is None, "a call ended with tokens in flight"
+        self._drop_drafts(sequence, call)
         self._ledger.reports.append(
             Finished(
                 thread=sequence.path,
@@ -197,6 +242,7 @@ class Calls:
                 iterations=call.iterations,
                 recomputed=call.recomputed,
                 reused=call.reused,
+                received=call.received,
             )
         )
         self._close_call(sequence, call, reason)
@@ -204,7 +250,11 @@ class Calls:
     def fail(self, sequence: Sequence, error: Exception) -> None:
         """Ends a thread's call, if it has one, with an error; nothing of it may be in flight."""
         call = sequence.call
-        counts = () if call is None else (call.sampled, call.computed, call.iterations, call.recomputed, call.reused)
+        if call is not None:
+            self._drop_drafts(sequence, call)
+        counts: tuple[int, ...] = ()
+        if call is not None:
+            counts = (call.sampled, call.computed, call.iterations, call.recomputed, call.reused, call.received)
         self._ledger.reports.append(Failed(sequence.path, error, *counts))
         self._ledger.record(events.ThreadFailed, thread=sequence.path, error=f"{type(error).__name__}: {error}")
         if call is not None:
@@ -225,6 +275,9 @@ class Calls:
             iterations=call.iterations,
             recomputed=call.recomputed,
             reused=call.reused,
+            received=call.received,
+            drafted=call.drafted,
+            accepted=call.accepted,
         )
         sequence.call = None
         # Pages taken ahead are not for a context that others may come to share.
@@ -242,11 +295,13 @@ class Calls:
         del self.flying[flight.lanes[-1]]
         self.dropped.extend(flight.lanes)
         sequence.flight = None
+        self._admission.stop_leading(sequence)
+        self._drop_drafts(sequence, call)
         run = self._run_of(flight.lanes[-1])
         if run is None:
             call.iterations += flight.iterations(self._ledger.ticks)
         else:
-            self._take_computed(sequence, call, flight, int(run.depth[0]))
+            self._take_computed(sequence, call, flight, int(run.depth[0]), self._ledger.ticks)
             self._take_run(sequence, run, len(run.token))
         if sequence.call is not None:
             self._admission.make_ready(sequence)
@@ -264,5 +319,6 @@ class Calls:
                     count=position - start,
                     depth=sequence.depths[start],
                     recomputed=flight.recomputed > 0,
+                    received=sequence.received_in(start, position),
                 )
                 start = position

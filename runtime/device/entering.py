@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from runtime.backend.interface import Entering, Int32
-from runtime.device.sequence import Call, Flight, Sequence
+from runtime.backend.interface import CARRY_KINDS, Entering, Int32
+from runtime.device.sequence import Call, Flight, Sequence, Span
 from runtime.sampling import Sampling
 
 
@@ -27,6 +27,12 @@ class Group:
     """Sampled tokens that its lane may go on with by itself."""
     halts: frozenset[int] = frozenset()
     """Tokens at which the lane then stops."""
+    guessed: tuple[int, ...] = ()
+    """For a drafted token: what was drafted after the sequence's last token, up to this one."""
+    draft: int = 0
+    """Iterations after which its token drafts its successor; 0 for never."""
+    flight: Flight | None = None
+    """Where it is in flight."""
 
     @property
     def last(self) -> int:
@@ -36,7 +42,7 @@ class Group:
     @property
     def samples(self) -> bool:
         """Whether its last token's logits are sampled from."""
-        return self.end == len(self.sequence.tokens)
+        return self.end >= len(self.sequence.tokens)
 
 
 class Built(NamedTuple):
@@ -48,29 +54,31 @@ class Built(NamedTuple):
     contexts: dict[int, Int32]
 
 
-def fly(group: Group, bounds: list[int], tick: int) -> None:
-    """Marks a group as in flight from `tick` on."""
+def fly(group: Group, bounds: list[int], tick: int) -> Flight:
+    """The flight of a group that is in flight from `tick` on."""
     recomputed = group.end - group.start if group.known else 0
-    group.sequence.flight = Flight(group.start, group.end, group.lanes, bounds, tick, recomputed)
+    group.flight = Flight(group.start, group.end, group.lanes, bounds, tick, recomputed)
+    return group.flight
 
 
-def build_entering(groups: list[Group], carry: bool) -> Built:
+def build_entering(groups: list[Group]) -> Built:
     """Arrays for groups that are in flight from this tick on."""
     columns: list[list[int]] = [[] for _ in range(13)]
     lane, row, position, token, bound, until, tests, policy, last, noise, draws, carries, sample = columns
-    entropy, run, halts = list[int](), list[int](), list[int]()
+    entropy, run, halts, keeps, draft = list[int](), list[int](), list[int](), list[bool](), list[int]()
     samplings: dict[Sampling, int] = {}
     halting: dict[frozenset[int], int] = {}
     contexts: dict[int, Int32] = {}
     for group in groups:
-        sequence, count, flight = group.sequence, group.end - group.start, group.sequence.flight
+        sequence, count, flight = group.sequence, group.end - group.start, group.flight
         assert flight is not None
-        span = sequence.span_at(group.end - 1)
+        guessed = group.guessed
+        span = Span(group.start, group.end, True, sequence.key) if guessed else sequence.span_at(group.end - 1)
         one_span = span.start <= group.start
         lane += group.lanes
         row += [sequence.row] * count
         position += range(group.start, group.end)
-        token += sequence.tokens[group.start : group.end]
+        token += guessed[-1:] or sequence.tokens[group.start : group.end]
         bound += flight.bounds
         until += [max(flight.bounds)] * count
         tests += [not group.known and (span.sampled or sequence.depth.exit_received)] * count
@@ -78,9 +86,11 @@ def build_entering(groups: list[Group], carry: bool) -> Built:
         last += [group.last] * count
         noise += [span.key] * count if one_span else [sequence.span_at(p).key for p in range(group.start, group.end)]
         draws += [sequence.key] * count
-        carries += [carry and span.sampled] * count
+        carries += [CARRY_KINDS[span.carry]] * count
+        keeps += [False] * (count - 1) + [not guessed and sequence.carries_at(group.end)]
         sample += [-1] * count
         entropy += [False] * count
+        draft += [group.draft] * count
         run += [group.run] * count
         halts += [halting.setdefault(group.halts, len(halting)) if group.run else 0] * count
         if group.samples:
@@ -88,7 +98,7 @@ def build_entering(groups: list[Group], carry: bool) -> Built:
             sample[-1] = samplings.setdefault(sampling, len(samplings))
             entropy[-1] = group.call.request.entropies
             if sampling.repetition_penalty != 1.0:
-                contexts[group.last] = np.array(sequence.tokens, np.int32)
+                contexts[group.last] = np.array([*sequence.tokens, *guessed], np.int32)
     entering = Entering(
         lane=np.array(lane, np.int32),
         row=np.array(row, np.int32),
@@ -101,9 +111,11 @@ def build_entering(groups: list[Group], carry: bool) -> Built:
         group=np.array(last, np.int32),
         noise_key=np.array(noise, np.int64),
         sampling_key=np.array(draws, np.int64),
-        carries=np.array(carries, np.bool_),
+        carries=np.array(carries, np.int32),
+        keeps=np.array(keeps, np.bool_),
         sample=np.array(sample, np.int32),
         entropy=np.array(entropy, np.bool_),
+        draft=np.array(draft, np.int32),
         run=np.array(run, np.int32),
         halts=np.array(halts, np.int32),
     )

@@ -34,6 +34,11 @@ class Ledger:
         self.iterations = 0
         self.recomputed = 0
         self.reused = 0
+        self.received = 0
+        self.drafted = 0
+        """Tokens that entered before it was sure that they are said."""
+        self.accepted = 0
+        """Those of them that were said."""
 
     def record(self, kind: type[Event], **fields: Any) -> None:
         """Notes an event of `kind`, stamped now, if a recorder is there; `flush` hands it over."""

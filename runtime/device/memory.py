@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import islice, takewhile
 
 from runtime.backend.interface import CacheShape, Int32
+from runtime.commands import ThreadPath
 from runtime.device.pages import PagePool, StoredPage
 from runtime.device.prefixes import page_keys
 from runtime.device.sequence import Sequence
@@ -27,6 +29,10 @@ class ThreadMemory:
         self._chunk = chunk
         self._reuse = reuse and chunk % cache.page_size == 0
         self._whole_groups = whole_groups
+        self._led: dict[bytes, Sequence] = {}
+        """By key, who has a page of its prompt in flight that will be stored."""
+        self._leads: dict[ThreadPath, list[bytes]] = {}
+        """Keys of such pages by thread."""
 
     @property
     def has_free_row(self) -> bool:
@@ -40,7 +46,7 @@ class ThreadMemory:
     def unseat(self, sequence: Sequence) -> None:
         if sequence.row >= 0:
             self._free_rows.append(sequence.row)
-            sequence.row = -1
+            sequence.row = sequence.state_at = -1
 
     def pages_needed(self, sequence: Sequence, end: int) -> int:
         """Pages to allocate before positions `sequence.computed .. end` can be written, a copied page included."""
@@ -103,40 +109,102 @@ class ThreadMemory:
         return count
 
     def reuse_prefix(self, sequence: Sequence) -> int:
-        """Gives a sequence without pages what is stored of its prompt; returns the number of tokens.
+        """Gives a sequence what is stored of its prompt behind what it has; returns the number of tokens.
 
-        The last token of the context is never taken over: its logits are still to be computed.
+        The last token of the context is never taken over: its logits are still to be computed. Nor is one that a
+        carrying token follows: its last latent state is needed, and not stored.
         """
-        if not self._reuse or sequence.pages:
+        first = len(sequence.pages)
+        if not self._reuse or sequence.computed != first * self.page_size:
             return 0
-        is_fresh = not sequence.depths
-        if is_fresh:
+        is_fresh = sequence.computed == len(sequence.depths)
+        if first and not self._is_shareable(sequence):
+            return 0
+        if is_fresh and not first:
             sequence.page_rule = sequence.rule
             sequence.page_keys.clear()
         rule = sequence.page_rule
         if rule is None:
             return 0
         most = len(sequence.tokens) - 1 if is_fresh else min(sequence.shareable, len(sequence.tokens) - 1)
+        if sequence.carries_at(most):
+            most -= 1
         found: list[StoredPage] = []
         for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._chunk)):
+            if number < first:
+                continue
             stored = self.pool.find(key) if (number + 1) * self.page_size <= most else None
             if stored is None:
                 break
             found.append(stored)
-        if self._whole_groups:
-            keep = len(found) * self.page_size // self._chunk * self._chunk // self.page_size
-            self.release(stored.page for stored in found[keep:])
-            del found[keep:]
+        keep = self._reusable(first + len(found)) - first
+        self.release(stored.page for stored in found[keep:])
+        del found[keep:]
         sequence.pages += [stored.page for stored in found]
-        sequence.computed = len(found) * self.page_size
+        sequence.computed += len(found) * self.page_size
+        if sequence.row >= 0:
+            self._table[sequence.row, first : len(sequence.pages)] = sequence.pages[first:]
         if is_fresh:
-            for number, stored in enumerate(found):
+            for number, stored in enumerate(found, first):
                 end = (number + 1) * self.page_size
                 # The rest of the page's group must get the depth that the page's tokens got.
                 known = min(sequence.spans[0].end, -(-end // self._chunk) * self._chunk) if rule.tests else end
                 sequence.depths.extend([stored.depth] * (known - len(sequence.depths)))
             sequence.shareable = len(sequence.depths)
-        return sequence.computed
+        return len(found) * self.page_size
+
+    def _is_shareable(self, sequence: Sequence) -> bool:
+        """Whether a sequence's next tokens are of its prompt and new, and all before them as its rule gives them."""
+        start, prompt = sequence.computed, sequence.spans[0]
+        if not self._reuse or sequence.rule is None or sequence.page_rule != sequence.rule:
+            return False
+        return start == sequence.shareable == len(sequence.depths) and start < prompt.end and not prompt.sampled
+
+    def _reusable(self, pages: int) -> int:
+        """How many of so many leading pages may be taken over."""
+        if not self._whole_groups:
+            return pages
+        return pages * self.page_size // self._chunk * self._chunk // self.page_size
+
+    # ---- prefixes in flight -----------------------------------------------------------------------------------------
+
+    def lead(self, sequence: Sequence, end: int, iterations_left: int | None) -> None:
+        """Lets others know that tokens up to `end` of a sequence's prompt are about to be computed, if they will be
+        stored."""
+        start, rule = sequence.computed, sequence.rule
+        if start >= sequence.spans[0].end or rule is None or not self._is_shareable(sequence):
+            return
+        if iterations_left is not None and iterations_left < rule.bound * (end - start):
+            return
+        keys = page_keys(sequence, rule, self.page_size, self._chunk)
+        led = list(islice(keys, start // self.page_size, end // self.page_size))
+        for key in led:
+            self._led.setdefault(key, sequence)
+        self._leads[sequence.path] = led
+
+    def stop_leading(self, sequence: Sequence) -> bool:
+        """The tokens of a sequence are no longer in flight; whether others may have waited for them."""
+        led = self._leads.pop(sequence.path, None)
+        for key in led or ():
+            if self._led.get(key) is sequence:
+                del self._led[key]
+        return led is not None
+
+    def leader_of(self, sequence: Sequence, end: int) -> Sequence | None:
+        """Who has in flight at least half of what a sequence would compute next, up to `end`: it is worth waiting for.
+
+        None where nobody has, or not as the sequence's rule gives it.
+        """
+        start, rule = sequence.computed, sequence.rule
+        if not self._led or start >= sequence.spans[0].end or rule is None or not self._is_shareable(sequence):
+            return None
+        first, most = start // self.page_size, min(end, len(sequence.tokens) - 1)
+        if first * self.page_size != start:
+            return None
+        keys = islice(page_keys(sequence, rule, self.page_size, self._chunk), first, most // self.page_size)
+        leaders = list(takewhile(lambda leader: leader is not None, map(self._led.get, keys)))
+        shared = (self._reusable(first + len(leaders)) - first) * self.page_size
+        return leaders[0] if leaders and 2 * shared >= end - start else None
 
     def store_prefix(self, sequence: Sequence, start: int, bound: int) -> None:
         """Makes the full pages of a sequence's prompt from position `start` on findable, as far as computed, where

@@ -2,7 +2,8 @@
 
 A page may be shared if computing it again would give the same content: same leading tokens, same depth of each.
 Where the depth policy is constant, that is all the key holds. Where tokens exit by a test, all tokens of a group
-exit together, so the key holds the policy and every token up to the end of the page's group.
+exit together, so the key holds the policy and every token up to the end of the page's group. Whether sampled tokens
+carry their predecessor's latent state is of no matter: a prompt's tokens do not.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def prefix_rule(policy: DepthPolicy, mean_recurrence: int) -> PrefixRule | None:
         return None
     if policy.reads == "nothing" or not policy.exit_received:
         return PrefixRule(str(bound).encode(), bound, False)
-    return PrefixRule(type(policy).__qualname__.encode() + msgspec.msgpack.encode((bound, policy)), bound, True)
+    # Received tokens carry nothing.
+    tested = msgspec.structs.replace(policy, carry="none")
+    return PrefixRule(type(policy).__qualname__.encode() + msgspec.msgpack.encode((bound, tested)), bound, True)
 
 
 def page_keys(sequence: Sequence, rule: PrefixRule, page_size: int, chunk: int) -> Iterator[bytes]:

@@ -33,6 +33,7 @@ from runtime.device.memory import ThreadMemory
 from runtime.device.prefixes import prefix_rule
 from runtime.device.runs import freedom_of
 from runtime.device.sequence import Call, Sequence
+from runtime.device.speculation import Speculation
 from runtime.errors import CapacityError, PolicyError, PromptError, ThreadStateError
 from runtime.settings import EngineSettings
 from traces import events
@@ -48,7 +49,7 @@ class ModelLimits(Struct, frozen=True, kw_only=True):
     mean_recurrence: int
     most_iterations: int
     shares_prefixes: bool
-    """Whether equal tokens give equal states in every thread: not so where they start from noise or are carried."""
+    """Whether equal prompts give equal states in every thread: not so where they start from noise."""
 
 
 class Scheduler:
@@ -66,8 +67,7 @@ class Scheduler:
         """`stepwise` where every token is to be seen when its tick is done: lanes then never go on by themselves."""
         cache = backend.cache
         self.ledger = ledger
-        self._carry = settings.carry != "none"
-        groups_matter = cache.slots < model.most_iterations or self._carry
+        groups_matter = cache.slots < model.most_iterations
         self.memory = ThreadMemory(
             cache, backend.page_table, settings.chunk, reuse=model.shares_prefixes, whole_groups=groups_matter
         )
@@ -80,13 +80,28 @@ class Scheduler:
             cache.lanes,
             settings.chunk,
             groups_matter=groups_matter,
-            rows_hold_state=self._carry,
             evict=self._evict,
             unseat=self._unseat,
         )
-        self._calls = Calls(ledger, self.memory, self._admission, context=model.context, run_of=backend.run_of)
-        self._runs = not (self._lockstep or self._carry or stepwise)
-        self._nothing = build_entering([], self._carry)
+        self._speculation = Speculation(
+            ledger,
+            self.memory,
+            self._admission,
+            context=model.context,
+            mean_recurrence=model.mean_recurrence,
+            slots=cache.slots,
+            is_off=settings.lockstep,
+        )
+        self._calls = Calls(
+            ledger,
+            self.memory,
+            self._admission,
+            speculation=self._speculation,
+            context=model.context,
+            run_of=backend.run_of,
+        )
+        self._runs = not (self._lockstep or stepwise)
+        self._nothing = build_entering([])
         self._threads: dict[ThreadPath, Sequence] = {}
 
     # ---- commands ---------------------------------------------------------------------------------------------------
@@ -116,8 +131,6 @@ class Scheduler:
         if parent is not None:
             sequence.inherit(parent)
             self.memory.share(sequence.pages)
-            if self._carry:
-                self._forget_computed(sequence)
             self._admission.park(sequence)
 
     def extend(self, command: Extend) -> None:
@@ -180,9 +193,7 @@ class Scheduler:
             return
         if sequence.computed == len(sequence.tokens):
             # The last token's logits are gone: it is computed once more, at the depth it had.
-            self._admission.step_back(sequence)
-            if self._carry:
-                self._forget_computed(sequence)
+            self._admission.step_back(sequence, len(sequence.tokens) - 1)
         self._admission.enqueue(sequence)
 
     def interrupt(self, command: Interrupt) -> None:
@@ -195,9 +206,7 @@ class Scheduler:
         if sequence.call is not None:
             sequence.call.keep(command.keep)
             self._calls.finish(sequence, "interrupted")
-        if self._carry:
-            self._forget_computed(sequence)
-        elif sequence.row < 0 and not sequence.pages:
+        if sequence.row < 0 and not sequence.pages:
             self._admission.leave_queues(sequence)
 
     def close_thread(self, command: CloseThread) -> None:
@@ -232,6 +241,7 @@ class Scheduler:
         self._unfollow(sequence)
         sequence.depth = depth
         try:
+            self._speculation.check(depth)
             sequence.rule = prefix_rule(depth, self._model.mean_recurrence)
             sequence.policy = self._backend.register(depth)
         except Exception as cause:
@@ -271,19 +281,20 @@ class Scheduler:
                 self._calls.finish(group.sequence, "iterations")
             else:
                 self._calls.take_off(group, bounds[group.last])
-                if self._runs:
+                group.draft = self._speculation.draft_of(group, bounds[group.last])
+                if self._runs and not group.draft:
                     model = self._model
                     freedom = freedom_of(
                         group, bounds[group.last][0], model.context, model.mean_recurrence, self.memory
                     )
                     group.run, group.halts = freedom
                 entering.append(group)
-        return entering
+        return entering + self._speculation.choose()
 
     def build(self, groups: list[Group], most_ticks: int = 1) -> Tick:
         """Arrays for groups that enter, with the copies and drops that are due."""
         # In most ticks nothing enters, and a dozen empty arrays would have to be made again.
-        built = build_entering(groups, self._carry) if groups else self._nothing
+        built = build_entering(groups) if groups else self._nothing
         return Tick(
             copies=np.array(self.memory.copies, np.int32).reshape(-1, 2),
             dropped=np.array(self._calls.dropped, np.int32),
@@ -306,10 +317,11 @@ class Scheduler:
             call = sequence.call
             assert call is not None
             if sequence.row < 0:
-                reused = self.memory.reuse_prefix(sequence)
-                call.reused += reused
-                self.ledger.reused += reused
                 admission.seat(sequence)
+            if sequence.lacks_state:
+                admission.step_back(sequence, sequence.carrying_from(sequence.computed) - 1)
+            if sequence.computed < sequence.spans[0].end:
+                self._reuse(sequence, call)
             start, end = admission.next_group(sequence)
             needed = math.ceil(end / self.memory.page_size)
             if needed > self.memory.pool.size:
@@ -319,15 +331,28 @@ class Scheduler:
                 )
                 self._calls.fail(sequence, error)
                 continue
+            leader = self.memory.leader_of(sequence, end)
+            if leader is not None:
+                admission.follow(sequence, leader)
+                continue
             if not admission.make_room(sequence, end):
                 break
             lanes = admission.take_lanes(end - start)
             if lanes is None:
                 break
+            self.memory.lead(sequence, end, call.iterations_left)
             self.memory.grow(sequence, end)
             admission.ready.remove(sequence) if admission.ready[0] is not sequence else admission.ready.pop(0)
             chosen.append(Group(sequence, call, start, end, start < len(sequence.depths), lanes))
         return chosen
+
+    def _reuse(self, sequence: Sequence, call: Call) -> None:
+        """Gives a thread what is stored of its prompt instead of computing it."""
+        reused = self.memory.reuse_prefix(sequence)
+        call.reused += reused
+        call.received += reused
+        self.ledger.reused += reused
+        self.ledger.received += reused
 
     def _evict(self, victim: Sequence) -> None:
         """Takes a thread's pages; its tokens are computed again when it goes on."""
@@ -368,14 +393,8 @@ class Scheduler:
             leaving = self._calls.flying.get(lane)
             if leaving is not None:
                 self._calls.arrive(leaving, result, index, depth, token, logprob)
-
-    # ---- small parts ------------------------------------------------------------------------------------------------
-
-    def _forget_computed(self, sequence: Sequence) -> None:
-        """Drops a thread's computed state; it is computed again, in its original groups, when needed."""
-        self.memory.clear(sequence)
-        if sequence.call is None:
-            self._admission.leave_queues(sequence)
+        for lane, token in zip(result.drafting.tolist(), result.drafted.tolist(), strict=True):
+            self._calls.hear_draft(lane, token)
 
     # ---- for looking in ---------------------------------------------------------------------------------------------
 
@@ -393,6 +412,7 @@ class Scheduler:
             iterations=ledger.iterations,
             recomputed=ledger.recomputed,
             reused=ledger.reused,
+            received=ledger.received,
         )
 
     def thread_in_lane(self, lane: int) -> ThreadPath | None:
@@ -409,8 +429,11 @@ class Scheduler:
         """Raises `AssertionError` if pages, rows or lanes are lost, shared by mistake, or counted wrong."""
         self.memory.check_integrity(self._threads.values())
         flying = [lane for sequence in self._calls.flying.values() if sequence.flight for lane in sequence.flight.lanes]
-        lanes = sorted([*flying, *self._calls.dropped, *self._admission.free_lanes])
+        drafts = self._speculation.lanes(self._threads.values())
+        lanes = sorted([*flying, *drafts, *self._calls.dropped, *self._admission.free_lanes])
         assert lanes == list(range(self._lanes)), "lanes are lost or doubled"
+        for leader in self._admission.following:
+            assert self._threads[leader].flight is not None, f"threads follow {leader}, which has nothing in flight"
         for sequence in self._threads.values():
             held = (sequence.pages or sequence.row >= 0) and sequence.call is None
             assert bool(held) == (sequence.path in self._admission.parked), f"{sequence.path} is parked wrongly"

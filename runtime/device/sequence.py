@@ -7,7 +7,7 @@ from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from policies.depth.base import DepthPolicy
+from policies.depth.base import Carry, DepthPolicy
 from runtime.commands import Generate, ThreadPath
 from runtime.randomness import thread_key
 
@@ -27,6 +27,8 @@ class Span:
     sampled: bool
     key: int
     """Random key of the thread that received or sampled them; a fork keeps its parent's for inherited tokens."""
+    carry: Carry = "none"
+    """How sampled ones start from the last latent states of their predecessors."""
 
 
 @dataclass(slots=True)
@@ -45,6 +47,11 @@ class Call:
     iterations: int = 0
     recomputed: int = 0
     reused: int = 0
+    received: int = 0
+    drafted: int = 0
+    """Tokens that entered before it was sure that they are said."""
+    accepted: int = 0
+    """Those of them that were said."""
 
     def keep(self, count: int) -> None:
         """Forgets what is known of sampled tokens after the first `count`; what they cost still counts."""
@@ -78,16 +85,29 @@ class Flight:
         return sum([min(age, bound) for bound in self.bounds])
 
 
+@dataclass(slots=True)
+class Chain:
+    """Drafted tokens that follow a thread's last one; each is a guess as long as the one before it is in flight."""
+
+    tokens: list[int]
+    """In order of position; the last may not have entered yet."""
+    flights: list[Flight]
+    """Of those that have entered."""
+
+
 class Sequence:
     """State of one thread. The scheduler owns it; nothing here touches a tensor.
 
-    Invariants: tokens 0 .. computed - 1 are in `pages`; at most one flight, which starts at `computed`; `depths`
-    knows the depth of every token that was ever computed in this context, also after its pages were evicted.
+    Invariants: tokens 0 .. computed - 1 are in `pages`; at most one flight, which starts at `computed`, and a
+    chain only behind a flight; `depths` knows the depth of every token that was ever computed in this context, also
+    after its pages were evicted.
     """
 
     __slots__ = (
+        "acceptance",
         "call",
         "call_start",
+        "chain",
         "computed",
         "depth",
         "depths",
@@ -104,6 +124,7 @@ class Sequence:
         "seed",
         "shareable",
         "spans",
+        "state_at",
         "tokens",
     )
 
@@ -128,8 +149,14 @@ class Sequence:
         self.shareable = 0
         """Leading tokens of the prompt whose depths are what `page_rule` gives them in any thread."""
         self.row = -1
+        self.state_at = -1
+        """Position of the last token that left; if the next one carries, its latent state is kept in the row. -1 for
+        none."""
         self.call: Call | None = None
         self.flight: Flight | None = None
+        self.chain: Chain | None = None
+        self.acceptance = 1.0
+        """Share of this thread's last drafts that were right; of all of them, until there is one."""
         self.call_start = 0
         """Length of the context when the last call began."""
 
@@ -142,10 +169,11 @@ class Sequence:
         position = len(self.tokens)
         self.tokens.append(token)
         last = self.spans[-1] if self.spans else None
-        if last is not None and last.sampled and last.key == self.key:
+        carry = self.depth.carry
+        if last is not None and last.sampled and last.key == self.key and last.carry == carry:
             last.end = position + 1
         else:
-            self.spans.append(Span(position, position + 1, True, self.key))
+            self.spans.append(Span(position, position + 1, True, self.key, carry))
 
     def append_run(self, tokens: list[int]) -> None:
         """Appends sampled tokens, at least one."""
@@ -163,7 +191,15 @@ class Sequence:
         self.page_keys = parent.page_keys[:]
         self.page_rule = parent.page_rule
         self.shareable = parent.shareable
+        self.acceptance = parent.acceptance
         self.call_start = len(self.tokens)
+
+    def received_in(self, start: int, end: int) -> int:
+        """How many of the tokens `start .. end` were received rather than sampled."""
+        last = self.spans[-1]
+        if last.sampled and last.start <= start:
+            return 0
+        return sum(max(0, min(span.end, end) - max(span.start, start)) for span in self.spans if not span.sampled)
 
     def span_at(self, position: int) -> Span:
         """The span that holds a position; searched from the end, where the work is."""
@@ -172,6 +208,31 @@ class Sequence:
                 return span
         raise IndexError(f"position {position} of an empty context")
 
+    def carries_at(self, position: int) -> bool:
+        """Whether the token at a position, the one to be sampled next included, starts from its predecessor's state."""
+        carry = self.depth.carry if position == len(self.tokens) else self.span_at(position).carry
+        return carry != "none"
+
+    @property
+    def lacks_state(self) -> bool:
+        """Whether the next token to compute starts from a state that is not kept."""
+        start = self.computed
+        return start < len(self.tokens) and start != self.state_at + 1 and self.carries_at(start)
+
+    def carrying_from(self, position: int) -> int:
+        """Where the unbroken row of carrying tokens up to a position, itself one of them, begins."""
+        for span in reversed(self.spans):
+            if span.start <= position:
+                if span.carry == "none":
+                    break
+                position = span.start - 1
+        return position + 1
+
+    def carrying_after(self, start: int, end: int) -> int:
+        """The end of the tokens `start .. end` that can enter together: one that carries enters alone."""
+        first = next((span for span in self.spans if span.end > start and span.carry != "none"), None)
+        return end if first is None else min(end, max(start + 1, first.start))
+
     def truncate(self, length: int, page_size: int) -> list[int]:
         """Forgets tokens from `length` on; returns the pages it no longer needs."""
         del self.tokens[length:]
@@ -179,7 +240,7 @@ class Sequence:
         while self.spans and self.spans[-1].end > length:
             last = self.spans.pop()
             if last.start < length:
-                self.spans.append(Span(last.start, length, last.sampled, last.key))
+                self.spans.append(replace(last, end=length))
         self.computed = min(self.computed, length)
         self.shareable = min(self.shareable, length)
         return self.cut_pages(page_size)

@@ -43,14 +43,12 @@ def shape(model: Model, *, lanes: int = 12, page_size: int = 4, slots: int = MOS
 
 def graphed(model: Model, cache: CacheShape, state_std: float = 0.0) -> tuple[GraphedBackend, TapeCapture]:
     capture = TapeCapture()
-    backend = GraphedBackend(
-        model, cache, PlanlessAttention(), capture, BUCKETS, state_std=state_std, carry_normed=False
-    )
+    backend = GraphedBackend(model, cache, PlanlessAttention(), capture, BUCKETS, state_std=state_std)
     return backend, capture
 
 
 def eager(model: Model, cache: CacheShape, state_std: float = 0.0) -> TorchBackend:
-    return TorchBackend(model, cache, TorchAttention(), state_std=state_std, carry_normed=False, deterministic=False)
+    return TorchBackend(model, cache, TorchAttention(), state_std=state_std, deterministic=False)
 
 
 def solo(model: Model, backend: TorchBackend) -> Solo:
@@ -209,7 +207,7 @@ def test_a_capture_freezes_what_python_decided() -> None:
 def test_attention_that_plans_on_the_host_is_refused() -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match=r"TorchAttention, which plans .* install triton"):
-        GraphedBackend(model, shape(model), TorchAttention(), TapeCapture(), BUCKETS, state_std=0.0, carry_normed=False)
+        GraphedBackend(model, shape(model), TorchAttention(), TapeCapture(), BUCKETS, state_std=0.0)
 
 
 def test_graphs_need_a_cuda_device() -> None:

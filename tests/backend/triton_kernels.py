@@ -174,9 +174,9 @@ def test_captured_ticks_with_the_kernel_say_what_eager_ones_say() -> None:
     limits = ModelLimits(context=64, vocab=40, mean_recurrence=3, most_iterations=3, shares_prefixes=True)
     capture = CudaCapture(torch.device(DEVICE)) if DEVICE == "cuda" else again
     backends: list[TorchBackend] = [
-        GraphedBackend(model, cache, TritonAttention(), capture, (1, 2, 3), state_std=0.0, carry_normed=False),
-        TorchBackend(model, cache, TritonAttention(), state_std=0.0, carry_normed=False, deterministic=False),
-        TorchBackend(model, cache, TorchAttention(), state_std=0.0, carry_normed=False, deterministic=False),
+        GraphedBackend(model, cache, TritonAttention(), capture, (1, 2, 3), state_std=0.0),
+        TorchBackend(model, cache, TritonAttention(), state_std=0.0, deterministic=False),
+        TorchBackend(model, cache, TorchAttention(), state_std=0.0, deterministic=False),
     ]
     said = []
     for backend in backends:

@@ -50,7 +50,7 @@ async def test_any_tokens_a_model_emits_are_survived(tiny_checkpoint: Path, tmp_
     load = engine.load
     assert (load.pages_used, load.open_threads) == (0, 0)
     recorded = usage_of(read(trace).events)
-    for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
+    for name in ("sampled", "computed", "iterations", "recomputed", "reused", "received"):
         assert getattr(usage, name) == getattr(load, name) == getattr(recorded, name), name
     assert usage.granted > 0, "the tokens of this model are to spawn sometimes"
     assert usage.threads == recorded.threads == 20 + usage.granted

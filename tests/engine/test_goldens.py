@@ -118,11 +118,12 @@ def test_greedy(model: Raven, golden: dict[str, Tensor], backend: str, tag: str,
 
 
 @pytest.mark.parametrize("depth", [4, 8])
-def test_continuous_thought(model: Raven, golden: dict[str, Tensor], depth: int) -> None:
+def test_continuous_thought(model: Raven, golden: dict[str, Tensor], backend: str, depth: int) -> None:
     prompt = prompt_of(golden, "p0")
-    solo = Solo.over(model, settings(carry="normed"), Fixed(depth))
+    policy = Fixed(depth, carry="normed")
+    solo = Solo.over(model, settings(backend), policy)
     sampling = Sampling(logprobs=model.config.vocab_size)
-    finished = solo.generate(prompt, Fixed(depth), NEW_TOKENS, sampling=sampling)
+    finished = solo.generate(prompt, policy, NEW_TOKENS, sampling=sampling)
     tag = f"continuous.p0.n{depth}.full"
     assert [*prompt, *finished.tokens] == golden[f"{tag}.tokens"].tolist()
     assert_logits(finished, golden[f"{tag}.logits"])
@@ -153,15 +154,20 @@ def test_adaptive_depth(model: Raven, golden: dict[str, Tensor], backend: str, c
     [
         ("latest-m4.min2every2", {"minimum": 2, "every": 2}, {}),
         ("latest-m4.noexitprefill", {"exit_received": False}, {}),
-        ("latest-m4.continuous", {}, {"carry": "raw"}),
+        ("latest-m4.continuous", {"carry": "raw"}, {}),
         ("latest-m4-compress-s4", {}, {"slots": 1}),
     ],
 )
 def test_adaptive_variants(
-    model: Raven, golden: dict[str, Tensor], variant: str, changes: dict[str, object], engine: dict[str, object]
+    model: Raven,
+    golden: dict[str, Tensor],
+    backend: str,
+    variant: str,
+    changes: dict[str, object],
+    engine: dict[str, object],
 ) -> None:
     policy = LatentDiff(SPEC["latent-diff"], most=MOST, **changes)
-    solo = Solo.over(model, settings(**engine), policy)
+    solo = Solo.over(model, settings(backend, **engine), policy)
     assert_adaptive(solo, policy, golden, prompt_of(golden, "p0"), f"adaptive.latent-diff.p0.{variant}")
 
 

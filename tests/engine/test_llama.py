@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from policies import DepthPolicy, Fixed, LatentDiff
+from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from runtime import Engine, EngineSettings, Sampling
 from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread
 from runtime.model.architecture import Model
@@ -138,5 +138,6 @@ async def test_carried_thought_is_of_no_use_to_a_model_without_state(tmp_path: P
     directory = save_llama(tmp_path, reference)
     prompt = prompts()[3]
     for carry in ("raw", "normed"):
-        async with Engine.open(directory, carry=carry, **SIZES) as engine, engine.thread(prompt) as thread:
+        policy = Policy(depth=Fixed(carry=carry))
+        async with Engine.open(directory, policy=policy, **SIZES) as engine, engine.thread(prompt) as thread:
             assert (await thread.generate(max_tokens=NEW)).tokens == generated(reference, prompt)

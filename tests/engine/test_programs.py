@@ -42,7 +42,14 @@ class FailsAtBound(DepthPolicy, frozen=True):
         raise ArithmeticError("no bound")
 
 
-POLICIES: tuple[DepthPolicy, ...] = (Fixed(2), Fixed(MOST), LatentDiff(0.7, most=MOST), LatentDiff(0.9, most=3))
+POLICIES: tuple[DepthPolicy, ...] = (
+    Fixed(2),
+    Fixed(MOST),
+    LatentDiff(0.7, most=MOST),
+    LatentDiff(0.9, most=3),
+    Fixed(3, carry="normed"),
+    LatentDiff(0.8, most=MOST, carry="raw"),
+)
 SAMPLINGS = (Sampling(), Sampling(temperature=0.9), Sampling(temperature=1.5, top_k=8, repetition_penalty=1.3))
 
 
@@ -80,7 +87,6 @@ def engine_settings(draw: st.DrawFn) -> tuple[EngineSettings, str, int]:
             chunk=draw(st.sampled_from([4, 8])),
             most_iterations=MOST,
             slots=draw(st.sampled_from([None, 1, 2])),
-            carry=draw(st.sampled_from(["none", "none", "raw"])),
             lockstep=draw(st.booleans()),
             deterministic=True,
         ),
@@ -213,7 +219,6 @@ def say_alone(program: Program, said: Said) -> None:
         chunk=engine.chunk,
         most_iterations=MOST,
         slots=engine.slots,
-        carry=engine.carry,
         deterministic=True,
     )
     solo = Solo.over(model(state_init, coda), roomy, Fixed(MOST))
@@ -253,7 +258,7 @@ def test_any_program_ends_leaks_nothing_and_threads_do_not_notice_each_other(
     load = scheduler.load()
     assert load.pages_used == 0
     assert load.open_threads == 0
-    for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
+    for name in ("sampled", "computed", "iterations", "recomputed", "reused", "received"):
         reported = sum(getattr(report, name) for report in [*program.finished, *program.failed])
         assert getattr(load, name) == reported, name
 

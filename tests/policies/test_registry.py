@@ -32,6 +32,7 @@ from policies import (
     Sampled,
     SelfConsistency,
     SpawnPolicy,
+    Speculative,
     from_builtins,
     from_json,
     to_builtins,
@@ -58,10 +59,12 @@ tests = st.fixed_dictionaries(
         "most": st.integers(4, 99),
         "every": counts,
         "exit_received": st.booleans(),
+        "carry": st.sampled_from(["none", "raw", "normed"]),
     },
 )
 simple = st.one_of(
     st.builds(Fixed, st.none() | counts),
+    st.builds(Speculative, counts, counts, adaptive=st.booleans()),
     st.builds(ArgmaxStability, counts),
     *(
         st.builds(lambda threshold, rest, kind=kind: kind(threshold, **rest), thresholds, tests)

@@ -20,6 +20,7 @@ from policies import (
     NoChildren,
     Policy,
     SelfConsistency,
+    Speculative,
 )
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
@@ -34,6 +35,14 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Fixed(2.5), "most is 2.5; give a whole number"),  # type: ignore[arg-type]
     (lambda: Fixed(True), "most is True; give a whole number"),
     (lambda: Fixed(4, minimum=1, threshold=0.5), "Fixed has no use for minimum, threshold; it tests nothing"),
+    (lambda: LatentDiff(carry="last"), "LatentDiff: carry is 'last'; give one of 'none', 'raw', 'normed'"),  # type: ignore[arg-type]
+    (lambda: ByRole(carry="raw"), "ByRole has no use for carry"),
+    (lambda: EvenBudget(LatentDiff(carry="raw"), carry="normed"), "carry is 'normed', but its criterion's is 'raw'"),
+    (lambda: Speculative(0), "Speculative: draft is 0; give a whole number of at least 1"),
+    (lambda: Speculative(look=0), "Speculative: look is 0"),
+    (lambda: Speculative(4, most=4), r"draft \(4\) leaves nothing to verify before most \(4\); lower draft"),
+    (lambda: Speculative(2, minimum=1), "Speculative has no use for minimum; all its tokens go to the same depth"),
+    (lambda: Speculative(2, carry="raw"), "Speculative has no use for carry"),
     (lambda: ArgmaxStability(0), "ArgmaxStability: threshold is 0; give a whole number of at least 1"),
     (lambda: ArgmaxStability(0.5), "threshold is 0.5; give a whole number"),  # type: ignore[arg-type]
     (lambda: ByRole(most=4), "ByRole has no use for most; give it to the policies that ByRole holds"),

@@ -107,7 +107,8 @@ def shown(trace: Trace, width: int = 200, decode: Any = None) -> str:
 def test_show_prints_the_numbers_of_every_thread() -> None:
     text = shown(Trace(header=header(), events=story(), lost="truncated at byte 9"))
     assert "toy, seed 7, policy null" in text
-    assert "2 threads, 3 tokens sampled, 0 computed (0 again, 0 reused), 11 iterations in 1 ticks, 0.040 s" in text
+    assert "2 threads, 3 tokens sampled, 0 computed (0 again), 0 of 0 prompt and message tokens reused (0%), " in text
+    assert "11 iterations in 1 ticks, 0.040 s" in text
     root, prompt, child, answer = [line.lstrip("│├└─ ").rstrip() for line in text.splitlines()[2:6]]
     assert root == (
         "0  received 2, sampled 2, depth 3.50, iterations 7, 0.000 to 0.040 s, 1 spawns refused  failed: out of tokens"

@@ -7,9 +7,9 @@ their order is `LaneBackend`'s. Both ways give bitwise the same results, whateve
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -34,6 +34,8 @@ from runtime.sampling import Sampling
 _CRITERIA: dict[type[DepthPolicy], int] = {LatentDiff: 1, Cosine: 2}
 _UNKNOWN = -1
 """The criterion of policies whose exit is tested by themselves."""
+_TEST = np.dtype([("criterion", "i4"), ("threshold", "f4"), ("minimum", "i4"), ("every", "i4")])
+"""How the exits of a policy's tokens are tested natively."""
 _MOST_HALTING = 64
 """Sets of tokens to stop at that are known at a time; lanes with others do not go on by themselves."""
 
@@ -41,7 +43,7 @@ _MOST_HALTING = 64
 class FusedBackend(LaneBackend):
     """Weights are copied and packed; memory is in the model's dtype, latent states are float32.
 
-    `carry` says whether and how the last latent state of a token starts the next one; `threads` share each tick.
+    `threads` share each tick.
     """
 
     def __init__(
@@ -50,12 +52,10 @@ class FusedBackend(LaneBackend):
         cache: CacheShape,
         *,
         state_std: float,
-        carry: Literal["none", "raw", "normed"],
         threads: int,
     ) -> None:
         super().__init__(model.config, cache, torch.device("cpu"), torch.float32, state_std)
         self._final_norm = model.final_norm
-        self._carry_kind = carry
         crew = Crew(threads - 1)
         self._context = context = make_context(model, cache, self._lanes, self._table, crew)
         self._entries = entries = load_entries(context.weights.dtype == np.uint16)
@@ -64,13 +64,13 @@ class FusedBackend(LaneBackend):
         self._exits = _NativeExits(
             cache.lanes, model.config, self._measured, remembered=torch.from_numpy(context.remembered)
         )
-        self._criteria: list[tuple[int, float, int, int]] = []
-        """By policy: criterion, threshold, minimum, every."""
+        self._criteria = np.zeros(0, _TEST)
+        """By policy."""
         self._halting: dict[frozenset[int], int] = {}
         self._counts = np.zeros(8, np.int64)
         self._plain = np.zeros(cache.lanes, np.bool_)
         """Lanes that the native loop can bring to their end."""
-        self._always_plain = state_std == 0.0 and carry == "none"
+        self._always_plain = state_std == 0.0
         crew.start(lambda number: entries.help_out(record, number, np.zeros(8, np.int64)))
         self._stop_crew = weakref.finalize(self, crew.stop)
 
@@ -79,7 +79,9 @@ class FusedBackend(LaneBackend):
 
     def register(self, policy: DepthPolicy) -> int:
         index = super().register(policy)
-        self._criteria[index : index + 1] = [(criterion_of(policy), policy.threshold, policy.minimum, policy.every)]
+        if index == len(self._criteria):
+            self._criteria = np.append(self._criteria, np.zeros(1, _TEST))
+        self._criteria[index] = criterion_of(policy), policy.threshold, policy.minimum, policy.every
         return index
 
     def run_of(self, lane: int) -> Run | None:
@@ -115,6 +117,9 @@ class FusedBackend(LaneBackend):
             c.batch[: len(lane)] = lane
             c.state[lane] = 0.0
             c.remembered[lane] = 0.0
+            if entering.carries.any():
+                with torch.inference_mode():
+                    c.state[lane] = c.remembered[lane] = self._initial_state(entering).numpy()
         flight = lanes.in_flight()
         flight = flight[np.lexsort((lanes.position[flight], lanes.row[flight]))]
         c.flight[: len(flight)] = flight
@@ -122,6 +127,8 @@ class FusedBackend(LaneBackend):
         self._entries.advance(self._record, len(entering.lane), tick.most_ticks, counts)
         ticks, iterations, in_flight, _, stopped, tested = counts[:6].tolist()
         left = c.stopped[:stopped]
+        if lanes.keeps[left].any():
+            self._keep(left.astype(np.int64))
         last = np.maximum(c.run_count[left] - 1, 0)
         sampled = c.run_count[left] > 0
         result = TickResult(
@@ -138,6 +145,7 @@ class FusedBackend(LaneBackend):
             iterations=iterations,
             runs={lane: run for lane in left[c.run_count[left] > 1].tolist() if (run := self.run_of(lane))},
             ticks=ticks,
+            left_at=c.stopped_at[:stopped].tolist(),
         )
         return result
 
@@ -162,9 +170,9 @@ class FusedBackend(LaneBackend):
         c.wanted[lane] = entering.sample >= 0
         temperatures = np.array([*(sampling.temperature for sampling in tick.samplings), 0.0], np.float32)
         c.temperature[lane] = temperatures[entering.sample]
-        for index in np.unique(entering.policy).tolist():
-            own = lane[entering.policy == index]
-            c.criterion[own], c.threshold[own], c.minimum[own], c.every[own] = self._criteria[index]
+        test = self._criteria[entering.policy]
+        c.criterion[lane], c.threshold[lane] = test["criterion"], test["threshold"]
+        c.minimum[lane], c.every[lane] = test["minimum"], test["every"]
         c.run_count[lane] = 0
         c.run[lane] = np.minimum(entering.run, LONGEST_RUN - 1)
         if entering.run.any():
@@ -172,12 +180,14 @@ class FusedBackend(LaneBackend):
 
     def _set_halts(self, tick: Tick) -> None:
         c, entering = self._context, tick.entering
-        rows = np.array([self._halting_row(tokens) for tokens in tick.halting], np.int32)
-        goes_on = entering.run > 0
-        row = rows[entering.halts[goes_on]]
-        lane = entering.lane[goes_on]
-        self._context.halts[lane] = np.maximum(row, 0)
-        c.run[lane[row < 0]] = 0
+        for number, tokens in enumerate(tick.halting):
+            # One set after the other, so that the next one sees that this one's row is taken.
+            row = self._halting_row(tokens)
+            lane = entering.lane[(entering.halts == number) & (entering.run > 0)]
+            if row < 0:
+                c.run[lane] = 0
+            else:
+                c.halts[lane] = row
 
     def _halting_row(self, tokens: frozenset[int]) -> int:
         """The row of `halting` for these tokens; -1 if all are taken by lanes in flight."""
@@ -211,8 +221,12 @@ class FusedBackend(LaneBackend):
         if not self._always_plain:
             return np.zeros(len(entering.lane), np.bool_)
         simple = np.array([*(is_plain(sampling) for sampling in tick.samplings), True], np.bool_)
-        known = np.array([described[0] != _UNKNOWN for described in self._criteria], np.bool_)
-        return simple[entering.sample] & known[entering.policy] & ~entering.entropy
+        return (
+            simple[entering.sample]
+            & (self._criteria["criterion"][entering.policy] != _UNKNOWN)
+            & ~entering.entropy
+            & (entering.draft == 0)
+        )
 
     def _begin(self, copies: Int32) -> None:
         if len(copies):
@@ -246,7 +260,7 @@ class FusedBackend(LaneBackend):
         self._perform(SETTLE, lanes)
 
     def _normed(self, state: Tensor) -> Tensor:
-        return self._final_norm(state) if self._carry_kind == "normed" else state
+        return self._final_norm(state)
 
     def _measured(self, lanes: Int64) -> Tensor:
         """Exit values of lanes by their native criteria."""
@@ -306,6 +320,7 @@ def leaves_test(policy: Bounding) -> bool:
     return all(getattr(kind, name) is getattr(Bounding, name) for name in ("measure", "begin", "is_done"))
 
 
+@functools.lru_cache(maxsize=1024)
 def is_plain(sampling: Sampling | None) -> bool:
     """Whether the native code samples so: greedy or by temperature alone, and nothing else is asked for."""
     if sampling is None:
