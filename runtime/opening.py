@@ -71,7 +71,7 @@ def open_device(
     # An engine over another device does without the model and its kernels.
     import torch
 
-    from runtime.device.build import build_core, load_native_code
+    from runtime.device.build import build_core, load_native_code, torch_threads
     from runtime.device.core import ModelDevice
     from runtime.model.checkpoint import load_checkpoint
 
@@ -88,7 +88,9 @@ def open_device(
         else TraceWriter(trace, _header(checkpoint, loaded, settings, default, seed), overwrite=overwrite)
     )
     return Opened(
-        device=ModelDevice(lambda: build_core(loaded.model, settings, default.depth, writer)),
+        device=ModelDevice(
+            lambda: build_core(loaded.model, settings, default.depth, writer), torch_threads(loaded.model, settings)
+        ),
         tokenizer=loaded.tokenizer,
         protocol=protocol,
         policy=own_policy,

@@ -125,6 +125,13 @@ def load_native_code(model: Model, settings: EngineSettings) -> None:
         load_entries(model.lm_head.weight.dtype is torch.bfloat16)
 
 
+def torch_threads(model: Model, settings: EngineSettings) -> int | None:
+    """Threads that PyTorch may use on the device thread: one beside native code, which has threads of its own."""
+    if model.lm_head.weight.device.type != "cpu":
+        return None
+    return settings.threads if settings.backend == "torch" or why_not_fused(model) is not None else 1
+
+
 def why_not_fused(model: Model) -> str | None:
     """Why ticks of a model cannot be computed natively where it is; None if they can."""
     if model.lm_head.weight.device.type != "cpu":

@@ -127,15 +127,19 @@ class DeviceCore:
 class ModelDevice:
     """A `Device` that runs a model: a `DeviceCore` on a thread of its own."""
 
-    def __init__(self, open_core: Callable[[], DeviceCore]) -> None:
-        """`open_core` is called on the device thread, which owns everything it makes."""
+    def __init__(self, open_core: Callable[[], DeviceCore], torch_threads: int | None = None) -> None:
+        """`open_core` is called on the device thread, which owns everything it makes. `torch_threads` is how many
+        threads PyTorch may use for it; None leaves that alone."""
         self._open_core = open_core
+        self._torch_threads = torch_threads
+        self._callers_threads = torch.get_num_threads()
         self._commands: SimpleQueue[Command | None] = SimpleQueue()
         self._stopped = threading.Event()
         self._load = Load()
         self._thread: threading.Thread | None = None
 
     def start(self, deliver: Deliver) -> None:
+        self._callers_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, args=(deliver,), name="braid-device", daemon=True)
         self._thread.start()
 
@@ -155,11 +159,16 @@ class ModelDevice:
 
     def _run(self, deliver: Deliver) -> None:
         try:
+            if self._torch_threads is not None:
+                # For this thread, and for threads that others begin from here on: hence set back at the end.
+                torch.set_num_threads(self._torch_threads)
             core = self._open_core()
             try:
                 self._serve(core, deliver)
             finally:
                 core.close()
+                if self._torch_threads is not None:
+                    torch.set_num_threads(self._callers_threads)
         except BaseException as error:
             self._stopped.set()
             _log.error("device_failed", error=repr(error))

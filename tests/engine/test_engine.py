@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import statistics
+import threading
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+import torch
 
 from policies import ChildBudget, DepthPolicy, DepthView, Fixed, Limits, Policy
 from runtime import Engine, EngineFailed, LimitExceeded, PolicyError, Sampling
@@ -204,3 +206,24 @@ async def test_the_loop_stays_responsive_while_the_engine_is_saturated(tiny_chec
                 await anyio.sleep(0.001)
                 late.append(anyio.current_time() - asleep - 0.001)
     assert statistics.median(late) < 0.020
+
+
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+async def test_the_callers_torch_threads_are_left_as_they_were(tiny_checkpoint: Path, backend: Any) -> None:
+    def by_new_thread() -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        async with Engine.open(tiny_checkpoint, backend=backend, threads=before + 3, **SIZES) as engine:
+            await engine.run(prompt(1))
+            assert torch.get_num_threads() == before + 1
+        assert torch.get_num_threads() == before + 1
+        assert by_new_thread() == before + 1
+    finally:
+        torch.set_num_threads(before)
