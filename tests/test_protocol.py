@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
-from runtime.commands import Signal, Watcher
+from runtime.commands import ForeseeingWatcher, Foresight, Signal, Watcher
 from runtime.errors import PromptError, ProtocolError
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import APR, Both, BoundProtocol, Definition, StopStrings, TagProtocol, apr_protocol
@@ -244,6 +244,50 @@ def test_fuzz_ignoring_takes_what_is_malformed_for_plain_tokens(tokens: list[int
     assert summary(signal for token in tokens for signal in watcher.feed(token)) == expected
     first_end = next((found for kind, _, found in expected if kind == "end"), "")
     assert as_letters(bound.returned(tokens)) == first_end
+
+
+@given(streams, st.sampled_from(["end", "ignore"]), st.sampled_from([None, 1, 4]))
+def test_fuzz_nothing_happens_before_it_is_foreseen(tokens: list[int], on_malformed: str, longest: int | None) -> None:
+    """Whenever it is asked: no signal at so many tokens but at those that it named."""
+    watcher = bound_countdown(on_malformed=on_malformed, longest_message=longest).watcher()
+    assert isinstance(watcher, ForeseeingWatcher)
+    foreseen: list[Foresight] = []
+    happened: list[bool] = []
+    for token in tokens:
+        foresight = watcher.foresee()
+        assert foresight is not None
+        foreseen.append(foresight)
+        happened.append(bool(watcher.feed(token)))
+    for start, foresight in enumerate(foreseen):
+        for token, signals in list(zip(tokens, happened, strict=True))[start : start + foresight.quiet]:
+            if token in foresight.tokens:
+                break
+            assert not signals
+
+
+@pytest.mark.parametrize("opening", ["<spawn>", "<win>"])
+def test_a_message_that_gets_too_long_is_foreseen_to_the_token(opening: str) -> None:
+    watcher = bound_countdown().watcher()
+    assert isinstance(watcher, ForeseeingWatcher)
+    left = []
+    for token in spell(f"a {opening} a b c a"):
+        assert watcher.feed(token) == ()
+        foresight = watcher.foresee()
+        assert foresight is not None
+        left.append(foresight.quiet)
+    assert left[1:] == [4, 3, 2, 1, 0]
+    assert [signal.kind for signal in watcher.feed(spell("b")[0])] == ["malformed"]
+
+
+def test_without_a_longest_message_tags_alone_matter() -> None:
+    watcher = bound_countdown(longest_message=None).watcher()
+    assert isinstance(watcher, ForeseeingWatcher)
+    for token in spell("a <spawn> a b c a"):
+        watcher.feed(token)
+        foresight = watcher.foresee()
+        assert foresight is not None
+        assert foresight.quiet > 10**6
+        assert foresight.tokens == set(spell("<spawn> </spawn> <join> <win> <end> <message> </message>"))
 
 
 # ---- on text ---------------------------------------------------------------------------------------------------------
