@@ -66,7 +66,18 @@ def read_stops(stop: Sequence[str | int]) -> tuple[frozenset[int], tuple[str, ..
 class Context:
     """Tokens of one thread, and the one generate at a time that adds to them."""
 
-    __slots__ = ("_depth", "account", "frontend", "has_children", "is_busy", "path", "settings", "state", "tokens")
+    __slots__ = (
+        "_depth",
+        "_metered",
+        "account",
+        "frontend",
+        "has_children",
+        "is_busy",
+        "path",
+        "settings",
+        "state",
+        "tokens",
+    )
 
     def __init__(self, path: ThreadPath, frontend: Frontend, account: Account, settings: ThreadSettings) -> None:
         self.path = path
@@ -79,6 +90,8 @@ class Context:
         """Whether a generate or a stream is queued or running."""
         self.has_children = False
         self._depth = settings.depth
+        self._metered: MeteredWatcher | None = None
+        """Of the call that is running, where limits are shared."""
 
     def open(self, inherits: Context | None = None) -> None:
         """Makes the thread known to the device; a fork begins with what it inherits."""
@@ -151,6 +164,9 @@ class Context:
 
     def leave(self) -> None:
         self.is_busy = False
+        if self._metered is not None:
+            self._metered.release()
+            self._metered = None
         self.frontend.release()
 
     async def generate(self, options: GenerateOptions, hear: Callable[[Signalled], None] | None = None) -> Generation:
@@ -192,7 +208,7 @@ class Context:
                 raise PromptError("Stop strings need a tokenizer.json, which the checkpoint lacks. Stop at token ids.")
             watcher = StopStrings(self.frontend.tokenizer, options.stop_strings)
         meters = self.account.meters()
-        metered = MeteredWatcher(watcher, meters) if meters else None
+        self._metered = metered = MeteredWatcher(watcher, meters) if meters else None
         depth = self._policy_now(options.depth or self.settings.depth)
         call = Call(
             self.path,

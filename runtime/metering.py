@@ -18,7 +18,7 @@ class Meter:
         self.most = most
         self.fed = 0
         self.users = 0
-        """Watchers that have been made for it."""
+        """Watchers that feed it now."""
 
 
 class MeteredWatcher:
@@ -37,6 +37,11 @@ class MeteredWatcher:
         self.exhausted = False
         """Whether a meter, and not what it wraps, stopped the thread."""
 
+    def release(self) -> None:
+        """Says that this watcher is fed no more, so that others may have its share. The event loop calls it."""
+        for meter in self._meters:
+            meter.users -= 1
+
     def foresee(self) -> Foresight | None:
         """What is left on a meter is shared out, so that threads that go on by themselves do not overshoot it."""
         if self._inner is None:
@@ -47,7 +52,7 @@ class MeteredWatcher:
             if foreseen is None:
                 return None
             inner = foreseen
-        shares = [max(0, (meter.most - meter.fed) // meter.users - 1) for meter in self._meters]
+        shares = [max(0, (meter.most - meter.fed) // max(1, meter.users) - 1) for meter in self._meters]
         return Foresight(inner.tokens, min([inner.quiet, *shares]))
 
     def feed(self, token: int) -> tuple[Signal, ...]:

@@ -57,7 +57,7 @@ class CacheShape(msgspec.Struct, frozen=True, kw_only=True):
 class Entering(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that enter in one tick; arrays of one row a token. Tokens of one thread are in order of position.
 
-    A thread has at most one group in flight, and every earlier token of its context has left.
+    A thread has at most one group in flight besides its drafts, and every earlier token of its context has left.
     """
 
     lane: Int32

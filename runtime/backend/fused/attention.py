@@ -13,20 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backend.fused.vectors import (
-    LANES,
-    compiled,
-    fetch,
-    floats,
-    ints,
-    longs,
-    put,
-    stored,
-    strip_exp,
-    strip_largest,
-    strip_scores,
-    strip_values,
-)
+from runtime.backend.fused.emitting import LANES, compiled
+from runtime.backend.fused.numbers import floats, ints, longs, put, stored
+from runtime.backend.fused.strips import fetch, strip_exp, strip_largest, strip_scores, strip_values
 
 
 @compiled

@@ -22,7 +22,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from runtime.backend.fused.vectors import compiled
+from runtime.backend.fused.emitting import compiled
 
 WORD, DONE, SLEEPING, STOP, JOB = 0, 16, 32, 48, 64
 """Places in the shared array; each has a cache line of its own."""

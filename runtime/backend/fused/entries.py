@@ -14,7 +14,8 @@ from numba import cfunc, from_dtype, njit, types
 
 from runtime.backend.fused import loop, passes, tasks
 from runtime.backend.fused.context import record_type
-from runtime.backend.fused.vectors import FLAGS, longs
+from runtime.backend.fused.emitting import FLAGS
+from runtime.backend.fused.numbers import longs
 from runtime.logs import logger
 
 _SLOW = 1.5

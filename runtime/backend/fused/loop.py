@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from runtime.backend.fused import passes
-from runtime.backend.fused.vectors import compiled, floats, ints, longs, octets
+from runtime.backend.fused.emitting import compiled
+from runtime.backend.fused.numbers import floats, ints, longs, octets
 
 _PART = 8
 """The part of the lanes in flight that is enough to return for."""

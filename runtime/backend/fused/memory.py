@@ -7,8 +7,9 @@ import torch
 
 from runtime.backend.fused.context import Context, Numbers
 from runtime.backend.fused.crew import Crew
+from runtime.backend.fused.emitting import LANES
 from runtime.backend.fused.packing import pack
-from runtime.backend.fused.vectors import LANES, PANEL
+from runtime.backend.fused.products import PANEL
 from runtime.backend.interface import CacheShape, Int32
 from runtime.backend.lanes import Lanes
 from runtime.model.architecture import Model

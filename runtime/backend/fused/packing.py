@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.backend.fused.vectors import LANES, PANEL
+from runtime.backend.fused.emitting import LANES
+from runtime.backend.fused.products import PANEL
 from runtime.model.architecture import Model
 from runtime.model.llama import Llama
 from runtime.model.raven import Raven

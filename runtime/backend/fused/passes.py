@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from runtime.backend.fused.emitting import compiled
 from runtime.backend.fused.tasks import (
     ADAPT,
     ATTEND,
@@ -31,7 +32,6 @@ from runtime.backend.fused.tasks import (
     multiply,
     over_rows,
 )
-from runtime.backend.fused.vectors import compiled
 
 _ATTENDED = 256
 """Positions that attention is taken to see, for how much work it is."""

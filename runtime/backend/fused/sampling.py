@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backend.fused.vectors import LANES, compiled, floats, ints, longs, strip_exp, strip_largest
+from runtime.backend.fused.emitting import LANES, compiled
+from runtime.backend.fused.numbers import floats, ints, longs
+from runtime.backend.fused.strips import strip_exp, strip_largest
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)

@@ -14,22 +14,10 @@ from llvmlite import binding
 
 from runtime.backend.fused.attention import attend, rotate_and_write, settle
 from runtime.backend.fused.crew import JOB, claim, finish, publish, rest, wait_for
+from runtime.backend.fused.emitting import compiled
+from runtime.backend.fused.numbers import call_task, floats, get, ints, is_narrow, longs, octets, put, stored
+from runtime.backend.fused.products import PANEL, ROWS, matrix_tile
 from runtime.backend.fused.sampling import sample_row
-from runtime.backend.fused.vectors import (
-    PANEL,
-    ROWS,
-    call_task,
-    compiled,
-    floats,
-    get,
-    ints,
-    is_narrow,
-    longs,
-    matrix_tile,
-    octets,
-    put,
-    stored,
-)
 
 EMBED, KEEP, GATHER, TAKE, STATE, FINAL, NORMS, CHOOSE = range(8)
 """Kinds of work on single rows: see `_row`."""
