@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from benchmarks import backends, continuous, depthwise, fork, overhead, parked, speculation
+from benchmarks import backends, continuous, depthwise, fork, overhead, parked, peaks, speculation
 from benchmarks.result import Environment, Report, Result, as_table
 
 BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "depthwise": partial(depthwise.measure, depthwise.Size()),
     "overhead": partial(overhead.measure, overhead.Size()),
+    "peaks": partial(peaks.measure, peaks.Size()),
     "backends": partial(backends.measure, backends.Size()),
     "parked": partial(parked.measure, parked.Size()),
     "fork": partial(fork.measure, fork.Size()),

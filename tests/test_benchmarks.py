@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import backends, continuous, depthwise, fork, overhead, parked, speculation
+from benchmarks import backends, continuous, depthwise, fork, overhead, parked, peaks, speculation
 from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
 
@@ -56,6 +56,12 @@ def test_bare_loop_says_when_it_did_other_work() -> None:
     prepared.tokens[-1][:] += 1
     with pytest.raises(RuntimeError, match="other tokens"):
         overhead.replay(prepared)
+
+
+def test_peaks_are_found() -> None:
+    size = peaks.Size(threads=(1,), rows=8, width=32, columns=64, read=1000)
+    result = sound(peaks.measure(size, rounds=1))
+    assert column(result, "threads") == [1]
 
 
 def test_backends_give_equal_answers() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from runtime.backend.fused.crew import JOB, atomic_add, claim, finish, publish, rest, wait_for
-from runtime.backend.fused.vectors import longs, octets
+from runtime.backend.fused.numbers import longs, octets
 
 
 @njit(nogil=True)

@@ -120,11 +120,11 @@ def test_a_prompt_taken_over_leaves_the_state_after_it_to_be_computed(
     start(solo, (0,), prompt_for(0, 7), 32, Fixed(3))
     start(solo, (1,), prompt, 31, RAW)
     found = finished(solo)[1,]
+    by_itself = alone(model, RAW, prompt, 31, backend, chunk=4, slots=slots)
+    assert found.tokens == by_itself.tokens
+    assert found.logprobs == by_itself.logprobs
     assert found.recomputed > 0
     assert found.reused == 8, "all but the page of the token whose state the next one needs"
-    by_itself = alone(model, RAW, prompt, 31, backend, chunk=4, slots=slots)
-    assert found.logprobs == by_itself.logprobs
-    assert found.tokens == by_itself.tokens
 
 
 @pytest.mark.parametrize("slots", [None, 1])

@@ -65,6 +65,8 @@ class Said:
     length: int = 0
     alive: bool = True
     generating: Generate | None = None
+    logprobs: list[float] = field(default_factory=list)
+    """Of the tokens that it sampled itself."""
 
     def add(self, kind: str, tokens: tuple[int, ...], sampling: Sampling) -> None:
         self.steps.append((kind, tokens, sampling))
@@ -150,6 +152,7 @@ class Program:
                 self.finished.append(report)
                 if said.generating is not None:
                     said.add("sample", report.tokens, said.generating.sampling)
+                    said.logprobs += report.logprobs
             else:
                 assert isinstance(report, Failed)
                 assert isinstance(report.error, PolicyError), report.error
@@ -159,7 +162,11 @@ class Program:
             said.generating = None
 
 
-prompts = st.lists(st.integers(0, 39), min_size=1, max_size=14).map(tuple)
+prompts = st.one_of(
+    st.lists(st.integers(0, 39), min_size=1, max_size=14).map(tuple),
+    # Whole pages, which an evicted thread finds again up to its first sampled token.
+    st.sampled_from([PAGE, 2 * PAGE, 3 * PAGE]).map(lambda length: tuple(range(length))),
+)
 operations = st.lists(
     st.one_of(
         st.tuples(st.just("open"), st.sampled_from([*POLICIES, FailsAtTest(), FailsAtBound()]), prompts),
@@ -175,6 +182,16 @@ operations = st.lists(
     min_size=3,
     max_size=30,
 )
+# Threads that say more, from the start, than fits: they are evicted, and computed again.
+crowds = st.lists(
+    st.builds(
+        lambda policy, prompt, count: [("open", policy, prompt), ("generate", 0, count, SAMPLINGS[0])],
+        st.sampled_from(POLICIES),
+        prompts,
+        st.integers(20, 40),
+    ),
+    max_size=6,
+).map(lambda begun: [step for steps in begun for step in steps])
 
 
 def run_program(setup: tuple[EngineSettings, str, int], steps: list[tuple]) -> Program:
@@ -219,8 +236,10 @@ def say_alone(program: Program, said: Said) -> None:
         chunk=engine.chunk,
         most_iterations=MOST,
         slots=engine.slots,
+        backend=engine.backend,
         deterministic=True,
     )
+    logprobs: list[float] = []
     solo = Solo.over(model(state_init, coda), roomy, Fixed(MOST))
     solo.send(OpenThread(thread=said.path, seed=3, depth=said.policy))
     for kind, tokens, sampling in said.steps:
@@ -231,14 +250,16 @@ def say_alone(program: Program, said: Said) -> None:
             (finished,) = solo.run(check=False)
             assert isinstance(finished, Finished)
             assert finished.tokens == tokens
+            logprobs += finished.logprobs
+    assert logprobs == said.logprobs
 
 
 @settings(max_examples=150)
-@given(engine_settings(), operations)
+@given(engine_settings(), crowds, operations)
 def test_any_program_ends_leaks_nothing_and_threads_do_not_notice_each_other(
-    setup: tuple[EngineSettings, str, int], steps: list[tuple]
+    setup: tuple[EngineSettings, str, int], crowd: list[tuple], steps: list[tuple]
 ) -> None:
-    program = run_program(setup, steps)
+    program = run_program(setup, crowd + steps)
     ticks = 0
     while program.solo.core.has_work:
         program.advance(1)

@@ -137,7 +137,7 @@ policies = st.one_of(
         st.integers(1, 6),
         st.booleans(),
     ),
-    st.sampled_from([Fixed(2), LatentDiff(0.7, most=MOST)]),
+    st.sampled_from([Fixed(2), LatentDiff(0.7, most=MOST), Fixed(3, carry="raw")]),
 )
 beginnings = st.lists(
     st.tuples(policies, prompts, st.integers(2, 40), st.sampled_from(SAMPLINGS)), min_size=1, max_size=6

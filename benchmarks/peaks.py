@@ -1,0 +1,105 @@
+"""What this processor can do: the bounds that other figures are to be held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import torch
+
+from benchmarks.result import Cell, Result, Spread
+from benchmarks.timing import in_turn
+from policies.depth.fixed import Fixed
+from runtime.backend.fused.backend import FusedBackend
+from runtime.backend.fused.entries import HEAD
+from runtime.device.build import build_core
+from runtime.model.llama import Llama
+from runtime.model.llama_config import LlamaConfig
+from runtime.settings import EngineSettings
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    threads: tuple[int, ...] = (1, 2)
+    rows: int = 256
+    width: int = 1024
+    columns: int = 16_384
+    read: int = 2**28
+    """Numbers of float32 that are summed."""
+
+
+def measure(size: Size, rounds: int) -> Result:
+    before = torch.get_num_threads()
+    try:
+        rows = tuple(_peaks(size, threads, rounds) for threads in size.threads)
+    finally:
+        torch.set_num_threads(before)
+    return Result(
+        name="peaks",
+        title="what the processor can do",
+        columns=(
+            "threads",
+            "engine's product, float32, GFLOP/s",
+            "PyTorch's, float32",
+            "engine's, bfloat16",
+            "PyTorch's, bfloat16",
+            "memory read, GB/s",
+        ),
+        rows=rows,
+        notes=(f"Products of {size.rows} x {size.width} with {size.width} x {size.columns}.",),
+    )
+
+
+def _peaks(size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
+    torch.set_num_threads(threads)
+    numbers = torch.ones(size.read)
+    sides: dict[str, Callable[[], float]] = {"memory": partial(_timed, numbers.sum)}
+    backends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        backend = _backend(size, threads, dtype)
+        backends.append(backend)
+        acts = torch.randn(size.rows, size.width, dtype=dtype)
+        weights = torch.randn(size.columns, size.width, dtype=dtype)
+        sides[f"engine {dtype}"] = partial(_timed, partial(backend.repeat, HEAD, size.rows))
+        sides[f"torch {dtype}"] = partial(_timed, partial(torch.nn.functional.linear, acts, weights))
+    seconds = in_turn(sides, rounds)
+    for backend in backends:
+        backend.close()
+    work = 2 * size.rows * size.width * size.columns
+    rates = {name: Spread.of(work / taken / 1e9 for taken in found) for name, found in seconds.items()}
+    return (
+        threads,
+        rates[f"engine {torch.float32}"],
+        rates[f"torch {torch.float32}"],
+        rates[f"engine {torch.bfloat16}"],
+        rates[f"torch {torch.bfloat16}"],
+        Spread.of(4 * size.read / taken / 1e9 for taken in seconds["memory"]),
+    )
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _backend(size: Size, threads: int, dtype: torch.dtype) -> FusedBackend:
+    """A backend of a model of one layer whose head is the product."""
+    config = LlamaConfig(
+        n_embd=size.width,
+        n_heads=16,
+        n_kv_heads=16,
+        head_dim=size.width // 16,
+        intermediate_size=64,
+        vocab_size=size.columns,
+        block_size=64,
+        n_layers=1,
+        tie_embeddings=False,
+    )
+    model = Llama(config).eval()
+    model.initialise(torch.Generator().manual_seed(0))
+    settings = EngineSettings(device="cpu", backend="fused", threads=threads, lanes=max(size.rows, 128), pages=64)
+    backend = build_core(model.to(dtype), settings, Fixed(most=1)).backend
+    assert isinstance(backend, FusedBackend)
+    return backend
