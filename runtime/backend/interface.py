@@ -123,7 +123,7 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     halting: tuple[frozenset[int], ...] = ()
     """The distinct sets of tokens that entering lanes stop at."""
     most_ticks: int = 1
-    """A backend may go on, up to so many ticks in all, while no lane stops."""
+    """A backend may go on, up to so many ticks in all, while few lanes have stopped."""
 
 
 _NONE: Int32 = np.empty(0, np.int32)

@@ -110,7 +110,7 @@ class DeviceCore:
             self._most_ticks = max(1, min(MOST_TICKS, int(PATIENCE * result.ticks / seconds)))
         if self._observe is not None:
             self._observe(self.scheduler, result)
-        self.scheduler.commit(tick, result)
+        self.scheduler.commit(result)
         if self._recorder is not None:
             self.ledger.record(
                 TickDone,

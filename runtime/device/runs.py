@@ -1,8 +1,8 @@
 """How far a thread may go on without the scheduler: its lane feeds sampled tokens back by itself.
 
 A thread is asked about where something may be decided: at a token that may end its call or that its watcher wants to
-see, where it needs another page, where its policy gives every token a bound of its own, and where
-the next token starts from the last latent state.
+see, where it needs another page, where its policy gives every token a bound of its own, and where the next token
+starts from the last latent state.
 """
 
 from __future__ import annotations

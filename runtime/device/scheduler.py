@@ -373,7 +373,7 @@ class Scheduler:
 
     # ---- what left --------------------------------------------------------------------------------------------------
 
-    def commit(self, tick: Tick, result: TickResult) -> None:
+    def commit(self, result: TickResult) -> None:
         """Takes in what a tick did."""
         ledger = self.ledger
         ledger.ticks += result.ticks

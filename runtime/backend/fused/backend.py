@@ -1,8 +1,8 @@
 """The CPU backend that computes whole ticks natively: one call of Numba's code, for many tokens and several ticks.
 
 Where every lane in flight is of a kind that the native code knows (greedy or plain temperature, exit tests by
-`LatentDiff`, `Cosine` or none), a call runs ticks until a lane stops. Otherwise the steps of one tick are native and
-their order is `LaneBackend`'s. Both ways give bitwise the same results, whatever else is in the batch.
+`LatentDiff`, `Cosine` or none), a call runs ticks until enough lanes have stopped. Otherwise the steps of one tick are
+native and their order is `LaneBackend`'s. Both ways give bitwise the same results, whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class FusedBackend(LaneBackend):
         return self._with_runs(result)
 
     def _advance(self, tick: Tick) -> TickResult:
-        """Ticks natively until a lane stops."""
+        """Ticks natively until enough lanes have stopped."""
         c, lanes, counts, entering = self._context, self._lanes, self._counts, tick.entering
         if len(entering.lane):
             self._seat(tick)
@@ -274,9 +274,12 @@ class FusedBackend(LaneBackend):
     def _sample(self, lane: Int64, logits: Tensor) -> Sampled:
         """Rows that the native loop could sample are sampled as it would, so that company changes nothing."""
         plain = np.array([is_plain(sampling) for seat in lane if (sampling := self._lanes.sampling[seat])], np.bool_)
+        if plain.all() and not self._lanes.entropy[lane].any():
+            drawn = Sampled(torch.empty(len(lane), dtype=torch.int64), torch.empty(len(lane)), None, ())
+        else:
+            drawn = super()._sample(lane, logits)
         if not plain.any():
-            return super()._sample(lane, logits)
-        drawn = super()._sample(lane, logits)
+            return drawn
         c, rows = self._context, np.flatnonzero(plain)
         count = len(rows)
         c.logits[:count, : c.vocab] = logits.numpy()[rows]
