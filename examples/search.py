@@ -9,8 +9,8 @@ import argparse
 
 import anyio
 
-from examples.countdown.demonstrations import first_steps, question_words, words_of
 from examples.countdown.problems import Problem
+from examples.countdown.search import first_steps, question_words, words_of
 from examples.countdown.solve import solution_of
 from runtime import Engine
 

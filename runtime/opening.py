@@ -95,7 +95,7 @@ def open_device(
         protocol=protocol,
         policy=own_policy,
         stop_tokens=frozenset(loaded.stop_tokens),
-        context_size=config.block_size,
+        context_size=settings.context_size(config.block_size),
         vocab_size=config.vocab_size,
         close=None if writer is None else writer.close,
     )
@@ -117,7 +117,7 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
         protocol=protocol,
         policy=from_builtins(trace.header.policy, Policy),
         stop_tokens=frozenset(described.stop_tokens),
-        context_size=described.config.block_size,
+        context_size=msgspec.convert(trace.header.engine, EngineSettings).context_size(described.config.block_size),
         vocab_size=described.config.vocab_size,
     )
 

@@ -23,6 +23,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Pages in the pool; None is as many as fit into `memory`."""
     memory: int = 512 * 2**20
     """Bytes for keys and values where `pages` is not given."""
+    context: int | None = None
+    """Most tokens of a thread's context; None, or more than that, is what the model was made for."""
     most_iterations: int | None = None
     """Upper bound on any token's iterations; None is the larger of the model's mean and the default policy's bound."""
     slots: int | None = None
@@ -48,11 +50,15 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     queue_size: int = 4096
     """Most generates accepted at a time; further callers wait."""
 
+    def context_size(self, model: int) -> int:
+        """Most tokens of a context on a model that was made for `model` of them."""
+        return model if self.context is None else min(self.context, model)
+
     def __post_init__(self) -> None:
         for name in ("lanes", "chunk", "page_size", "memory", "queue_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EngineSettings.{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("pages", "most_iterations", "slots", "threads"):
+        for name in ("pages", "context", "most_iterations", "slots", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"EngineSettings.{name} is {value}; it must be at least 1, or None.")

@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples.countdown.demonstrations import ChildThread, RootThread, training_problems, tree_examples
+from examples.countdown.demonstrations import (
+    ChildThread,
+    NestedRoot,
+    ParentThread,
+    RootThread,
+    parallel_examples,
+    training_problems,
+)
 from examples.countdown.problems import (
     LARGEST_VALUE,
     Problem,
@@ -22,7 +29,10 @@ from examples.countdown.problems import (
     read_problems,
 )
 from examples.countdown.protocol import COUNTDOWN
+from examples.countdown.search import first_steps, most_promising
+from examples.countdown.serial import SerialThread, serial_examples
 from examples.countdown.solve import evaluate, steps_in
+from examples.countdown.train import exhaustive_examples
 from examples.countdown.vocabulary import ID_OF, WORDS, build_tokenizer
 from runtime import Engine
 from runtime.model.checkpoint import shipped_directory
@@ -90,13 +100,56 @@ def test_demonstrations_speak_the_protocol() -> None:
         assert (steps_in(text) or None) == child.path
 
 
+@pytest.mark.parametrize("nums", [(22, 26, 31, 53), (22, 26, 31, 53, 6)])
+def test_every_kind_of_parent_spawns_its_children(nums: tuple[int, ...]) -> None:
+    protocol = COUNTDOWN.bind(Tokenizer(build_tokenizer()))
+    problem = Problem(nums, 27)
+    ranked = most_promising(first_steps(problem.key[0]), problem.target, random.Random(0))
+    roots: list[ParentThread] = [RootThread(problem), RootThread(problem, ranked[:5])]
+    if len(nums) == 4:
+        roots.append(NestedRoot(problem))
+    waiting, seen = list(roots), 0
+    while waiting:
+        parent = waiting.pop()
+        seen += 1
+        watcher = protocol.watcher([ID_OF[word] for word in parent.prompt])
+        signals = [signal for word in parent.written for signal in watcher.feed(ID_OF[word])]
+        prompts = [[WORDS[token] for token in signal.tokens] for signal in signals if signal.kind == "spawn"]
+        assert prompts == [child.prompt for child in parent.children()]
+        assert [signal.kind for signal in signals[len(prompts) :]] == ["join"]
+        waiting += [child for child in parent.children() if isinstance(child, ParentThread)][:3]
+    assert seen > len(roots)
+    assert roots[0].path is not None
+    assert len(list(roots[1].children())) == 5
+
+
+def test_what_serial_threads_write_solves_the_problem() -> None:
+    chance = random.Random(3)
+    succeeded = 0
+    for problem, _ in zip(draw_problems(chance), range(40), strict=False):
+        thread = SerialThread(problem, chance)
+        example = thread.example(256)
+        assert len(example.tokens) <= 256
+        assert example.tokens[:8] == [ID_OF[word] for word in thread.prompt(256)]
+        if thread.path is not None:
+            expression = expression_of(thread.path, problem.nums)
+            assert expression is not None
+            assert is_solution(problem, expression)
+        if thread.succeeds_within(256):
+            succeeded += 1
+            assert WORDS[example.tokens[-1]] == "<end>"
+            assert len(example.tokens) == thread.length
+    assert 10 < succeeded < 40
+
+
 def test_training_examples_stay_inside_vocabulary_and_context() -> None:
     chance = random.Random(1)
     excluded = {problem.key for problem, _ in zip(draw_problems(random.Random(2)), range(5), strict=False)}
     for problem, _ in zip(training_problems(chance, excluded), range(200), strict=False):
         assert problem.key not in excluded
-        for example in tree_examples(problem, chance):
-            assert len(example.tokens) == len(example.weights) <= 512
+    for draw, longest in ((exhaustive_examples, 512), (parallel_examples, 512), (serial_examples, 4096)):
+        for example, _ in zip(draw(chance, excluded), range(300), strict=False):
+            assert len(example.tokens) == len(example.weights) <= longest
             assert all(0 <= token < len(WORDS) for token in example.tokens)
             assert example.weights[0] == 0.0
             assert any(example.weights)

@@ -1,4 +1,4 @@
-"""What parent and child threads should write: the symbolic solver that the model learns to imitate.
+"""What parent and child threads should write: the symbolic solver that the parallel model learns to imitate.
 
 A root thread is prompted with `n1 n2 n3 n4 -> t`. It writes `Q t` and its numbers sorted descending, then one
 spawn per allowed first operation, whose message is that operation and the question left over, then a join:
@@ -14,93 +14,173 @@ target. At distance 0 it writes the whole path from the root's numbers and stops
 
 A child that finds nothing ends without `<win>` and returns nothing. The root receives the first few paths as
 `<message> path </message>`, and ends with `<win> path <end>` for one whose arithmetic is right, or `<end>`.
+
+Three variations. `... -> 27 children 6` asks for six spawns at most, the most promising ones first. `... -> 27 nested`
+asks for one spawn per pair of numbers, `<spawn> P 27 53 31 26 22 </spawn>`, of a thread that spawns the children of
+that pair. And a thread of four numbers that has a parent (`8 - 3 5 Q 27 53 31 26 22`) spawns as a root does and
+returns what it receives: with it, five numbers are a tree of three levels.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from examples.countdown.problems import LARGEST_VALUE, Problem, Step, steps
-from examples.countdown.vocabulary import ARROW, END, ID_OF, JOIN, MESSAGE, MESSAGE_END, QUESTION, SPAWN, SPAWN_END, WIN
+from examples.countdown.search import (
+    Branch,
+    Numbers,
+    first_steps,
+    most_promising,
+    question_words,
+    search_three,
+    without,
+    words_of,
+)
+from examples.countdown.vocabulary import (
+    ARROW,
+    CHILDREN,
+    END,
+    ID_OF,
+    JOIN,
+    MESSAGE,
+    MESSAGE_END,
+    NESTED,
+    PAIR,
+    SPAWN,
+    SPAWN_END,
+    WIN,
+)
 from policies.training.examples import Example
 
-MOST_MESSAGES = 4
-"""How many children's paths a root is given at its join."""
+MOST_MESSAGES = 3
+"""How many children's paths a thread is given at its join."""
+
+MOST_CHILDREN = 12
+"""The largest budget of children in demonstrations."""
 
 ANSWER_WEIGHT = 4.0
-"""Loss weight of the root's answer: one wrong token there costs the whole problem."""
+"""Loss weight of a parent's answer: one wrong token there costs the whole problem."""
 
-
-def words_of(path: Iterable[Step]) -> list[str]:
-    return [str(word) for step in path for word in (step.left, step.operator, step.right, step.result)]
-
-
-def question_words(target: int, numbers: tuple[int, ...]) -> list[str]:
-    return [QUESTION, str(target), *map(str, numbers)]
-
-
-def first_steps(numbers: tuple[int, ...]) -> list[tuple[Step, tuple[int, ...]]]:
-    """Every allowed operation on two of `numbers`, with the numbers left after it, sorted descending."""
-    found = []
-    for i in range(len(numbers)):
-        for j in range(i + 1, len(numbers)):
-            rest = numbers[:i] + numbers[i + 1 : j] + numbers[j + 1 :]
-            for step in steps(numbers[i], numbers[j]):
-                found.append((step, tuple(sorted((*rest, step.result), reverse=True))))
-    return found
+Messages = list[tuple[list[Step], bool]]
+"""Paths as children returned them, each with whether its arithmetic is right."""
 
 
 class ChildThread:
     """The thread that searches three numbers: its prompt, what it writes, and the path it found, if any."""
 
-    def __init__(self, before: list[Step], target: int, numbers: tuple[int, ...]) -> None:
+    def __init__(self, before: list[Step], target: int, numbers: Numbers) -> None:
+        self.before, self.target, self.numbers = before, target, numbers
         self.prompt = [*words_of(before), *question_words(target, numbers)]
-        self.written: list[str] = []
-        self.path: list[Step] | None = None
-        for i, j, k in ((0, 1, 2), (0, 2, 1), (1, 2, 0)):
-            for step in steps(numbers[i], numbers[j]):
-                self.written += [*words_of([step]), str(numbers[k])]
-                for leaf in steps(step.result, numbers[k]):
-                    distance = abs(leaf.result - target)
-                    self.written += [leaf.operator, str(leaf.result), str(distance)]
-                    if distance == 0:
-                        self.path = [*before, step, leaf]
-                        self.written += [WIN, *words_of(self.path), END]
-                        return
-        self.written.append(END)
+        written, self.path = search_three(before, target, numbers)
+        self.written = [*written, END]
 
     @property
     def rarity(self) -> float:
         """How much more often than others it is drawn: products and quotients are rarer and harder than sums."""
-        return 3.0 if self.prompt[1] in ("*", "/") or {"*", "/"} & set(self.written[:5]) else 1.0
+        is_rare = self.before[-1].operator in "*/" or {"*", "/"} & set(self.written[:5])
+        return 3.0 if is_rare else 1.0
 
     def example(self) -> Example:
         return example([(self.prompt, 0.0), (self.written, 1.0)])
 
 
-class RootThread:
-    """The thread that spawns a child per first operation."""
+class ParentThread:
+    """A thread that spawns, joins and answers; subclasses make its prompt, what it writes, and its children."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        numbers = problem.key[0]
-        self.branches = first_steps(numbers)
-        self.prompt = [*map(str, problem.nums), ARROW, str(problem.target)]
-        self.written = question_words(problem.target, numbers)
-        for step, rest in self.branches:
-            self.written += [SPAWN, *words_of([step]), *question_words(problem.target, rest), SPAWN_END]
-        self.written.append(JOIN)
+    prompt: list[str]
+    written: list[str]
+    before: list[Step]
+    branches: list[Branch]
+    target: int
 
-    def children(self) -> list[ChildThread]:
-        return [ChildThread([step], self.problem.target, rest) for step, rest in self.branches]
+    def children(self) -> Sequence[ChildThread | ParentThread]:
+        """In the order in which they are spawned."""
+        return [child_thread([*self.before, step], self.target, rest) for step, rest in self.branches]
 
-    def example(self, messages: list[tuple[list[Step], bool]]) -> Example:
-        """`messages` are the returned paths, each with whether its arithmetic is right."""
+    def searching(self) -> list[ChildThread]:
+        """Those of its children that spawn no further."""
+        return [child for child in self.children() if isinstance(child, ChildThread)]
+
+    @property
+    def path(self) -> list[Step] | None:
+        """What it returns if nobody makes a mistake."""
+        return next((child.path for child in self.children() if child.path is not None), None)
+
+    def example(self, messages: Messages) -> Example:
+        """The thread as it goes on after `messages`."""
         received = [word for path, _ in messages for word in (MESSAGE, *words_of(path), MESSAGE_END)]
         right = next((path for path, is_right in messages if is_right), None)
         answer = [END] if right is None else [WIN, *words_of(right), END]
         return example([(self.prompt, 0.0), (self.written, 1.0), (received, 0.0), (answer, ANSWER_WEIGHT)])
+
+    def _spawn(self, messages: list[list[str]]) -> list[str]:
+        return [*(word for message in messages for word in (SPAWN, *message, SPAWN_END)), JOIN]
+
+    def _spawn_branches(self) -> list[str]:
+        return self._spawn(
+            [[*words_of([*self.before, step]), *question_words(self.target, rest)] for step, rest in self.branches]
+        )
+
+
+class RootThread(ParentThread):
+    """Spawns a child per first operation: all of them in order, or the most promising ones up to a budget."""
+
+    def __init__(self, problem: Problem, ranked: list[Branch] | None = None) -> None:
+        numbers = problem.key[0]
+        self.before, self.target = [], problem.target
+        self.branches = first_steps(numbers) if ranked is None else ranked
+        self.prompt = prompt_words(problem, [] if ranked is None else [CHILDREN, str(len(ranked))])
+        self.written = [*question_words(problem.target, numbers), *self._spawn_branches()]
+
+
+class NestedRoot(ParentThread):
+    """Spawns a thread per pair of its numbers."""
+
+    def __init__(self, problem: Problem) -> None:
+        numbers = problem.key[0]
+        self.before, self.target = [], problem.target
+        self.prompt = prompt_words(problem, [NESTED])
+        self._children = [
+            PairThread(problem.target, (numbers[i], numbers[j]), without(numbers, i, j))
+            for i in range(len(numbers))
+            for j in range(i + 1, len(numbers))
+        ]
+        messages = [child.prompt for child in self._children]
+        self.written = [*question_words(problem.target, numbers), *self._spawn(messages)]
+
+    def children(self) -> Sequence[ParentThread]:
+        return self._children
+
+
+class PairThread(ParentThread):
+    """Spawns the children whose first operation is on one pair of numbers."""
+
+    def __init__(self, target: int, pair: tuple[int, int], others: Numbers) -> None:
+        self.before, self.target = [], target
+        self.prompt = [PAIR, str(target), *map(str, pair), *map(str, others)]
+        self.branches = [
+            (step, tuple(sorted((*others, step.result), reverse=True))) for step in steps(pair[0], pair[1])
+        ]
+        self.written = self._spawn_branches()
+
+
+class MiddleThread(ParentThread):
+    """A thread of four numbers that has a parent: spawns as a root does."""
+
+    def __init__(self, before: list[Step], target: int, numbers: Numbers) -> None:
+        self.before, self.target = before, target
+        self.branches = first_steps(numbers)
+        self.prompt = [*words_of(before), *question_words(target, numbers)]
+        self.written = self._spawn_branches()
+
+
+def child_thread(before: list[Step], target: int, numbers: Numbers) -> ChildThread | MiddleThread:
+    return (ChildThread if len(numbers) == 3 else MiddleThread)(before, target, numbers)
+
+
+def prompt_words(problem: Problem, condition: list[str]) -> list[str]:
+    return [*map(str, problem.nums), ARROW, str(problem.target), *condition]
 
 
 def example(parts: list[tuple[list[str], float]]) -> Example:
@@ -110,11 +190,13 @@ def example(parts: list[tuple[list[str], float]]) -> Example:
     )
 
 
-def false_path(child: ChildThread, before: list[Step], target: int, random_source: random.Random) -> list[Step] | None:
+def false_path(child: ChildThread, random_source: random.Random) -> list[Step] | None:
     """A path as a mistaken child would return it: one wrong result, so that the end seems to meet the target."""
-    numbers = tuple(int(word) for word in child.prompt[-3:])
+    numbers, target = child.numbers, child.target
     i, j, k = random_source.choice(((0, 1, 2), (0, 2, 1), (1, 2, 0)))
     options = steps(numbers[i], numbers[j])
+    if not options:
+        return None
     step = random_source.choice(options)
     if random_source.random() < 0.3:
         shifted = step.result + random_source.choice((-20, -10, -2, -1, 1, 2, 10, 20))
@@ -122,38 +204,96 @@ def false_path(child: ChildThread, before: list[Step], target: int, random_sourc
             step = Step(step.left, step.operator, step.right, shifted)
     larger, smaller = max(step.result, numbers[k]), min(step.result, numbers[k])
     leaves = steps(larger, smaller)
-    if any(leaf.result == target for leaf in leaves) and step in options:
+    if not leaves or (any(leaf.result == target for leaf in leaves) and step in options):
         return None
     # The closest misses are the ones that children get wrong.
     leaf = min(leaves, key=lambda leaf: abs(leaf.result - target) + random_source.random() * 10)
-    return [*before, step, Step(leaf.left, leaf.operator, leaf.right, target)]
+    return [*child.before, step, Step(leaf.left, leaf.operator, leaf.right, target)]
 
 
-def tree_examples(problem: Problem, random_source: random.Random, winners: int = 3, others: int = 6) -> list[Example]:
-    """The root of one problem and a sample of its children, with messages as an imperfect tree would return them."""
-    root = RootThread(problem)
-    children = root.children()
-    messages: list[tuple[list[Step], bool]] = []
-    for child, (step, _) in zip(children, root.branches, strict=True):
-        if child.path is not None and random_source.random() < 0.85:
-            messages.append((child.path, True))
-        elif child.path is None and random_source.random() < 0.02:
-            path = false_path(child, [step], problem.target, random_source)
+def messages_of(parent: ParentThread, random_source: random.Random) -> Messages:
+    """What a parent receives from children that miss some paths and invent others."""
+    messages: Messages = []
+    for child in parent.children():
+        path = child.path
+        if path is not None:
+            if random_source.random() < 0.85:
+                messages.append((path, True))
+            continue
+        authors = [child] if isinstance(child, ChildThread) else child.searching()
+        if authors and random_source.random() < 0.02:
+            path = false_path(random_source.choice(authors), random_source)
             if path is not None:
                 messages.append((path, False))
+    return messages[:MOST_MESSAGES]
+
+
+def _searched(parent: ParentThread, random_source: random.Random, winners: int, others: int) -> list[Example]:
+    """A sample of a parent's child threads, of those that win and of those that do not."""
+    children = parent.searching()
     winning = [child for child in children if child.path is not None]
     losing = [child for child in children if child.path is None]
     losing.sort(key=lambda child: random_source.random() ** (1.0 / child.rarity), reverse=True)
     chosen = random_source.sample(winning, min(winners, len(winning))) + losing[:others]
-    return [root.example(messages[:MOST_MESSAGES]), *(child.example() for child in chosen)]
+    return [child.example() for child in chosen]
+
+
+def tree_examples(problem: Problem, random_source: random.Random) -> list[Example]:
+    """The root of one problem and a sample of its children, with messages as an imperfect tree would return them."""
+    root = RootThread(problem)
+    return [root.example(messages_of(root, random_source)), *_searched(root, random_source, 3, 6)]
+
+
+def budgeted_examples(problem: Problem, random_source: random.Random) -> list[Example]:
+    """Roots with budgets of children, mostly such as suffice: the model learns what to try when it has only so many."""
+    branches = first_steps(problem.key[0])
+    examples = []
+    for _ in range(3):
+        ranked = most_promising(branches, problem.target, random_source)
+        won = next(
+            (rank for rank, (step, rest) in enumerate(ranked, 1) if search_three([step], problem.target, rest)[1]), 99
+        )
+        most = min(MOST_CHILDREN, len(ranked))
+        enough = random_source.randint(won, min(won + 2, most)) if won <= most else most
+        budget = enough if random_source.random() < 0.75 else random_source.randint(1, most)
+        root = RootThread(problem, ranked[:budget])
+        examples.append(root.example(messages_of(root, random_source)))
+    return [*examples, *_searched(RootThread(problem), random_source, 1, 1)]
+
+
+def nested_examples(problem: Problem, random_source: random.Random) -> list[Example]:
+    """The root of a nested tree and some of its pair threads."""
+    root = NestedRoot(problem)
+    pairs = random_source.sample(root.children(), 3)
+    return [
+        root.example(messages_of(root, random_source)),
+        *(pair.example(messages_of(pair, random_source)) for pair in pairs),
+        *(example for pair in pairs[:1] for example in _searched(pair, random_source, 1, 1)),
+    ]
+
+
+def five_examples(problem: Problem, random_source: random.Random) -> list[Example]:
+    """Threads of a tree of three levels: the root of five numbers, two of its children, and some of theirs."""
+    root = RootThread(problem)
+    middles = [child for child in root.children() if isinstance(child, ParentThread)]
+    winning = [middle for middle in middles if middle.path is not None]
+    chosen = [random_source.choice(middles), random_source.choice(winning or middles)]
+    return [
+        root.example(messages_of(root, random_source)),
+        *(middle.example(messages_of(middle, random_source)) for middle in chosen),
+        *(example for middle in chosen for example in _searched(middle, random_source, 1, 1)),
+    ]
 
 
 def training_problems(
-    random_source: random.Random, excluded: Collection[tuple[tuple[int, ...], int]]
+    random_source: random.Random, excluded: Collection[tuple[tuple[int, ...], int]], count: int = 4
 ) -> Iterator[Problem]:
-    """Endless problems, most of them solvable; half with numbers that divide or multiply more often than chance."""
+    """Endless problems; half with numbers that divide or multiply more often than chance.
+
+    Most problems of four numbers are solvable. Those whose `key` is in `excluded` are never drawn.
+    """
     while True:
-        numbers = [random_source.randint(1, 99) for _ in range(4)]
+        numbers = [random_source.randint(1, 99) for _ in range(count)]
         kind = random_source.random()
         if kind < 0.25:
             divisor = random_source.randint(2, 12)
@@ -164,5 +304,23 @@ def training_problems(
         problem = Problem(tuple(numbers), random_source.randint(10, 100))
         if problem.key in excluded:
             continue
-        if random_source.random() < 0.15 or any(child.path for child in RootThread(problem).children()):
+        if count != 4 or random_source.random() < 0.15 or RootThread(problem).path is not None:
             yield problem
+
+
+def parallel_examples(
+    random_source: random.Random, excluded: Collection[tuple[tuple[int, ...], int]]
+) -> Iterator[Example]:
+    """Endless threads of the parallel solver, in all its variations."""
+    problems = training_problems(random_source, excluded)
+    of_five = training_problems(random_source, excluded, count=5)
+    while True:
+        kind = random_source.random()
+        if kind < 0.45:
+            yield from tree_examples(next(problems), random_source)
+        elif kind < 0.75:
+            yield from budgeted_examples(next(problems), random_source)
+        elif kind < 0.85:
+            yield from nested_examples(next(problems), random_source)
+        else:
+            yield from five_examples(next(of_five), random_source)

@@ -1,4 +1,9 @@
-"""Trains the embedded model on demonstrations: `python -m examples.countdown.train runs/countdown`."""
+"""Trains the embedded models on demonstrations.
+
+python -m examples.countdown.train runs/exhaustive --demonstrations exhaustive --exclude validation.json
+python -m examples.countdown.train runs/parallel --demonstrations parallel --start runs/exhaustive --exclude ...
+python -m examples.countdown.train runs/serial --demonstrations serial --start runs/exhaustive --exclude ...
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,13 @@ import msgspec
 import torch
 import torch.distributed as distributed
 
-from examples.countdown.demonstrations import RootThread, training_problems, tree_examples
+from examples.countdown.demonstrations import RootThread, parallel_examples, training_problems, tree_examples
 from examples.countdown.problems import LARGEST_VALUE, draw_problems, read_problems
+from examples.countdown.serial import SerialThread, serial_examples
 from examples.countdown.vocabulary import WORDS
 from policies.training.examples import Example
 from policies.training.supervised import SupervisedConfig, train
+from runtime.model.checkpoint import load_checkpoint
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
 
@@ -26,7 +33,7 @@ MODEL = RavenConfig(
     n_heads=4,
     intermediate_size=512,
     vocab_size=len(WORDS),
-    block_size=512,
+    block_size=4096,
     n_layers_in_prelude=0,
     n_layers_in_recurrent_block=1,
     n_layers_in_coda=0,
@@ -44,6 +51,8 @@ Excluded = set[tuple[tuple[int, ...], int]]
 class TrainArguments(msgspec.Struct, frozen=True):
     directory: Path
     excluded: Path
+    demonstrations: str
+    start: Path | None
     processes: int
     config: SupervisedConfig
 
@@ -72,21 +81,36 @@ def fresh_model(seed: int) -> Raven:
     return model
 
 
-def examples_without(excluded: Excluded, random_source: random.Random) -> Iterator[Example]:
+def started_model(start: Path, seed: int) -> Raven:
+    """A fresh model with the weights of a checkpoint; words that it did not know keep their fresh rows."""
+    model = fresh_model(seed)
+    weights = load_checkpoint(start).model.state_dict()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter[: len(weights[name])] = weights[name]
+    return model
+
+
+def exhaustive_examples(random_source: random.Random, excluded: Excluded) -> Iterator[Example]:
+    """Endless threads of trees in which the root spawns every child: arithmetic, and how to write it down."""
     for problem in training_problems(random_source, excluded):
         yield from tree_examples(problem, random_source)
 
 
+DEMONSTRATIONS = {"exhaustive": exhaustive_examples, "parallel": parallel_examples, "serial": serial_examples}
+
+
 def held_out_examples(excluded: Excluded) -> dict[str, list[Example]]:
-    """Roots and all children of problems from APR's distribution, drawn with a seed that training does not use."""
+    """Roots, all children and serial threads of problems from APR's distribution, by a seed of their own."""
     random_source = random.Random("held out")
     problems = [problem for problem, _ in zip(draw_problems(random_source, excluded=excluded), range(60), strict=False)]
     roots = [tree_examples(problem, random_source)[0] for problem in problems]
-    children = [child for problem in problems for child in RootThread(problem).children()]
+    children = [child for problem in problems for child in RootThread(problem).searching()]
     return {
         "roots": roots,
         "winners": [child.example() for child in children if child.path],
         "losers": [child.example() for child in children if not child.path][:400],
+        "serial": [SerialThread(problem, random_source).example(256) for problem in problems],
     }
 
 
@@ -97,9 +121,10 @@ def work(rank: int, arguments: TrainArguments) -> None:
             "gloo", init_method="tcp://127.0.0.1:29871", rank=rank, world_size=arguments.processes
         )
     excluded = {problem.key for problem in read_problems(arguments.excluded)}
+    draw = DEMONSTRATIONS[arguments.demonstrations]
     train(
-        fresh_model(config.seed),
-        lambda random_source: examples_without(excluded, random_source),
+        fresh_model(config.seed) if arguments.start is None else started_model(arguments.start, config.seed),
+        lambda random_source: draw(random_source, excluded),
         config,
         arguments.directory,
         held_out_examples(excluded) if rank == 0 else {},
@@ -112,14 +137,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="where checkpoints and metrics go; continued if it has some")
     parser.add_argument("--exclude", type=Path, required=True, help="problems never to train on (JSON)")
+    parser.add_argument("--demonstrations", choices=DEMONSTRATIONS, default="parallel")
+    parser.add_argument("--start", type=Path, help="a checkpoint whose weights to begin with")
     parser.add_argument("--steps", type=int, default=9500)
     parser.add_argument("--hold", type=float, default=0.45, help="share of the steps before the rates decay")
+    parser.add_argument("--muon-rate", type=float, default=0.02)
+    parser.add_argument("--adam-rate", type=float, default=2e-3)
+    parser.add_argument("--tokens", type=int, default=8704, help="tokens a step, over all processes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
-    config = SupervisedConfig(steps=given.steps, hold=given.hold, seed=given.seed)
+    config = SupervisedConfig(
+        steps=given.steps,
+        hold=given.hold,
+        seed=given.seed,
+        muon_rate=given.muon_rate,
+        adam_rate=given.adam_rate,
+        tokens_per_step=given.tokens // given.processes,
+    )
     given.directory.mkdir(parents=True, exist_ok=True)
-    arguments = TrainArguments(given.directory, given.exclude, given.processes, config)
+    arguments = TrainArguments(
+        given.directory, given.exclude, given.demonstrations, given.start, given.processes, config
+    )
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=work, args=(rank, arguments)) for rank in range(1, given.processes)]
     for worker in workers:

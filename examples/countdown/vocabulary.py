@@ -13,6 +13,9 @@ JOIN = "<join>"
 MESSAGE, MESSAGE_END = "<message>", "</message>"
 WIN, END = "<win>", "<end>"
 UNKNOWN = "<unknown>"
+CHILDREN, NESTED, WITHIN, PAIR = "children", "nested", "within", "P"
+WINDOWS = (128, 192, 256, 320, 512, 1024, 4096)
+"""What a serial thread can be told about the longest context it may have."""
 
 WORDS: tuple[str, ...] = (
     *map(str, range(LARGEST_VALUE + 1)),
@@ -27,6 +30,11 @@ WORDS: tuple[str, ...] = (
     WIN,
     END,
     UNKNOWN,
+    CHILDREN,
+    NESTED,
+    WITHIN,
+    PAIR,
+    *(str(window) for window in WINDOWS if window > LARGEST_VALUE),
 )
 """Position in this tuple is the token id; numbers are their own ids."""
 

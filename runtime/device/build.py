@@ -48,7 +48,7 @@ def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape
         page_size=settings.page_size,
         slots=slots,
         rows=settings.lanes,
-        pages_per_row=math.ceil(config.block_size / settings.page_size),
+        pages_per_row=math.ceil(settings.context_size(config.block_size) / settings.page_size),
         lanes=settings.lanes,
     )
     numbers = 2 * shape.columns(config) * settings.page_size * config.n_kv_heads * config.head_dim
@@ -74,7 +74,7 @@ def build_core(
     state_std = 0.0 if settings.initial_state == "zero" else model.config.state_std
     backend = build_backend(model, settings, cache_shape(model, settings, most), state_std)
     limits = ModelLimits(
-        context=model.config.block_size,
+        context=settings.context_size(model.config.block_size),
         vocab=model.config.vocab_size,
         mean_recurrence=model.config.mean_recurrence,
         most_iterations=most,
