@@ -7,6 +7,7 @@ Four sides do the same work: the bare loop calls the backend with ticks prepared
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 import anyio
@@ -14,6 +15,7 @@ import anyio.from_thread
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks import driving, models
 from benchmarks.result import Aim, Cell, Result, Spread
@@ -59,6 +61,9 @@ class TickRecorder:
 
     def release(self, index: int) -> None:
         self._backend.release(index)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        self._backend.load_weights(weights)
 
     def close(self) -> None:
         self._backend.close()

@@ -9,13 +9,17 @@ Commands are handled between ticks, in the order in which they were sent. A thre
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from policies.depth.base import DepthPolicy
 from runtime.sampling import Sampling
 from traces.events import Event
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ThreadPath = tuple[int, ...]
 
@@ -138,6 +142,32 @@ class Record(msgspec.Struct, frozen=True):
 Command = OpenThread | Extend | Generate | Interrupt | CloseThread | Record
 
 
+class LoadWeights(msgspec.Struct, frozen=True):
+    """Replaces the model's weights. No thread may be open, and nothing be recorded."""
+
+    number: int
+    weights: Mapping[str, Tensor]
+    """By published name; the device's to read until it has answered."""
+
+
+class StartRecording(msgspec.Struct, frozen=True):
+    """Begins a trace of what follows, in a file of its own. No thread may be open, and nothing else be recorded."""
+
+    number: int
+    path: Path
+    overwrite: bool = False
+
+
+class StopRecording(msgspec.Struct, frozen=True):
+    """Closes the trace that a `StartRecording` began. Refused afterwards if threads are still open."""
+
+    number: int
+
+
+Request = LoadWeights | StartRecording | StopRecording
+"""What concerns the device as a whole. Each is `Answered` once, under its number."""
+
+
 class Emitted(msgspec.Struct, frozen=True):
     """Tokens a streaming thread sampled in one tick."""
 
@@ -197,13 +227,20 @@ class Failed(msgspec.Struct, frozen=True):
     received: int = 0
 
 
+class Answered(msgspec.Struct, frozen=True):
+    """A request was executed, or refused with an error."""
+
+    number: int
+    error: Exception | None = None
+
+
 class DeviceFailed(msgspec.Struct, frozen=True):
     """The device is gone; no further report follows."""
 
     error: BaseException
 
 
-Report = Emitted | Signalled | Finished | Failed | DeviceFailed
+Report = Emitted | Signalled | Finished | Failed | Answered | DeviceFailed
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -231,12 +268,17 @@ class Device(Protocol):
         """Starts; `deliver` is called on the device thread with the reports of each tick that has any."""
         ...
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Request) -> None:
         """Queues a command; returns at once. Callable from any thread. After `stop` it does nothing."""
         ...
 
     def stop(self) -> None:
         """Asks the device thread to end after its present tick, and waits for it."""
+        ...
+
+    @property
+    def first_tree(self) -> int:
+        """The number of the first tree: 0, but for a recording that did not begin with its engine."""
         ...
 
     @property

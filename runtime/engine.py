@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
@@ -16,7 +18,7 @@ from policies import Policy
 from policies.limits import Limits
 from policies.spawn.base import SpawnPolicy
 from runtime.answer import Answer, Outcome
-from runtime.commands import Device, Load
+from runtime.commands import Device, Load, LoadWeights
 from runtime.context import Context
 from runtime.driver import drive
 from runtime.errors import EngineClosed, LimitExceeded, PolicyError, PromptError
@@ -26,6 +28,7 @@ from runtime.logs import logger
 from runtime.model.tokenizer import Tokenizer
 from runtime.opening import Opened, open_device, open_playback
 from runtime.protocol import BoundProtocol
+from runtime.recording import recording
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from runtime.thread import ReasoningThread
@@ -33,6 +36,8 @@ from runtime.usage import Usage, add
 from traces.events import Event
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from traces.reader import Trace
 
 _log = logger("runtime.engine")
@@ -208,6 +213,7 @@ class Engine:
             await frontend.account.settled()
             frontend.account.end()
             await anyio.to_thread.run_sync(device.stop)
+            frontend.end()
             if self._close is not None:
                 await anyio.to_thread.run_sync(self._close)
         _log.info("engine closed", usage=self.usage)
@@ -221,6 +227,36 @@ class Engine:
     def usage(self) -> Usage:
         """Of everything the engine has done."""
         return self._running()[0].account.usage()
+
+    async def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replaces the model's weights in place, between ticks; what is asked for from here on is said by the new ones.
+
+        `weights` has a floating-point tensor for every parameter, under its published name and of its shape, of any
+        dtype and on any device; it must not change before this returns. One name of tied parameters is enough, and
+        buffers of checkpoints may be there too. Nothing that was computed with the old weights is used again.
+
+        Raises `ValueError`, naming the tensor, for one that is missing, unknown, of another shape or not finite in the
+        engine's dtype; `ThreadStateError` while threads are open, `TraceError` while a trace is recorded and from
+        engines that play one back. Then the old weights are in force as before. Cancelled before the device has been
+        asked, nothing has changed; from then on it is not interrupted, so that weights are the old or the new ones.
+        """
+        frontend = self._running()[0]
+        await anyio.lowlevel.checkpoint()
+        await frontend.request(lambda number: LoadWeights(number, weights))
+
+    def recording(self, path: str | Path, overwrite: bool = False) -> AbstractAsyncContextManager[None]:
+        """Records all trees from the beginning of `async with engine.recording("run.trace"):` to its end.
+
+        The trace is like one of `Engine.open(trace=...)`: its header has the fingerprint of the weights in force, and
+        times count from its `started`. Prompts that were stored before are forgotten, so that it can be executed again
+        from its beginning. Lanes stop at every token while it is written, and at no other time.
+
+        Entering raises `TraceError` where the engine records already or plays a trace back, where the file cannot be
+        written, and where it has something in it, without `overwrite`; `ThreadStateError` while threads are open.
+        When the block has been left, for whatever reason, the file is complete. Where threads are still open then, it
+        has their beginning only, and `ThreadStateError` says so, unless the body has raised already.
+        """
+        return recording(self._running()[0], Path(path), overwrite)
 
     def thread(
         self,

@@ -10,7 +10,18 @@ import msgspec
 
 from policies.depth.base import DepthPolicy
 from policies.spawn.base import SpawnPolicy
-from runtime.commands import CloseThread, Command, Device, Failed, Interrupt, Load, OpenThread, Record, ThreadPath
+from runtime.commands import (
+    CloseThread,
+    Command,
+    Device,
+    Failed,
+    Interrupt,
+    Load,
+    OpenThread,
+    Record,
+    Request,
+    ThreadPath,
+)
 from runtime.errors import EngineClosed, PromptError, QueueFull
 from runtime.inbox import Inbox, engine_failed
 from runtime.limits import Account
@@ -64,9 +75,10 @@ class Frontend:
         self.inbox = Inbox(self._interrupt_below)
         self._device = device
         self._vocab_size = vocab_size
-        self._records = records
+        self.records = records
+        """Whether events of trees go into a trace."""
         self._observer = observer
-        self._trees = 0
+        self._trees = device.first_tree
         self._loop_thread = get_ident()
         self._queue_size = queue_size
         self._queue = anyio.Semaphore(queue_size, fast_acquire=True)
@@ -78,10 +90,22 @@ class Frontend:
         if self.is_closed:
             raise EngineClosed("The engine is closed. Use its threads inside its `async with` block.")
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Request) -> None:
         """Hands a command to the device; nothing where that is closed or gone."""
         if not self.is_closed and self.inbox.failure is None:
             self._device.send(command)
+
+    async def request(self, make: Callable[[int], Request]) -> None:
+        """Sends the request that `make` gives for its number and waits until the device has executed it.
+
+        Raises what the device refuses it with, and `EngineFailed` or `EngineClosed`. What is sent cannot be taken back,
+        so a cancelled caller waits for it all the same (but for cancellations of asyncio's own).
+        """
+        self.check()
+        answer = self.inbox.expect_answer()
+        self.send(make(answer.number))
+        with anyio.CancelScope(shield=True):
+            await answer.wait()
 
     def new_tree(self) -> ThreadPath:
         """The path of the next root."""
@@ -114,11 +138,11 @@ class Frontend:
 
     @property
     def is_recording(self) -> bool:
-        return self._records or self._observer is not None
+        return self.records or self._observer is not None
 
     def record(self, event: Event) -> None:
         """Sends an event of the tree to the trace and to the observer, which must not raise; its errors are logged."""
-        if self._records:
+        if self.records:
             self.send(Record(event))
         if self._observer is not None:
             try:
@@ -178,6 +202,10 @@ class Frontend:
         self.is_closed = True
         for call in waiting:
             call.give(Failed(call.path, EngineClosed("The engine was closed while this thread was generating.")))
+
+    def end(self) -> None:
+        """The device has stopped: what it has not answered it will not answer."""
+        self.inbox.fail_requests(lambda: EngineClosed("The engine was closed before the device had answered."))
 
     def _interrupt_below(self, account: Account) -> None:
         if not account.pending:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import anyio
 import anyio.lowlevel
 
-from runtime.commands import DeviceFailed, Emitted, Failed, Finished, Report, Signalled, ThreadPath
+from runtime.commands import Answered, DeviceFailed, Emitted, Failed, Finished, Report, Signalled, ThreadPath
 from runtime.errors import EngineFailed
 from runtime.limits import Account
 from runtime.metering import MeteredWatcher
@@ -108,6 +108,27 @@ class Call:
         return self._reports.popleft()
 
 
+class Awaited:
+    """The answer to one request, which one coroutine waits for."""
+
+    __slots__ = ("_event", "error", "number")
+
+    def __init__(self, number: int, event: Event) -> None:
+        self.number = number
+        self.error: Exception | None = None
+        self._event = event
+
+    def give(self, error: Exception | None) -> None:
+        self.error = error
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Raises what the request was refused with."""
+        await self._event.wait()
+        if self.error is not None:
+            raise self.error
+
+
 class _TrioToken(Protocol):
     def run_sync_soon(self, function: Callable[[], Any]) -> None: ...
 
@@ -131,6 +152,8 @@ class Inbox:
         self._is_scheduled = False
         self._calls: dict[ThreadPath, list[Call]] = {}
         self._stranded: dict[ThreadPath, Exception] = {}
+        self._awaited: dict[int, Awaited] = {}
+        self._requests = 0
         self.open: set[ThreadPath] = set()
         """Threads the device was told to open and not yet to close."""
         self.failure: BaseException | None = None
@@ -154,6 +177,12 @@ class Inbox:
         self._calls.setdefault(call.path, []).append(call)
         call.account.begin_call()
 
+    def expect_answer(self) -> Awaited:
+        """The answer to a request that is about to be sent, under a number of its own."""
+        self._requests += 1
+        awaited = self._awaited[self._requests] = Awaited(self._requests, self.new_event())
+        return awaited
+
     def active_calls(self) -> list[Call]:
         """Calls whose last report has not come, abandoned ones included."""
         return [call for calls in self._calls.values() for call in calls]
@@ -175,6 +204,12 @@ class Inbox:
             failed = Failed(call.path, make_error())
             call.account.end_call(failed)
             call.give(failed)
+        self.fail_requests(make_error)
+
+    def fail_requests(self, make_error: Callable[[], Exception]) -> None:
+        """Answers every request with an error of its own."""
+        while self._awaited:
+            self._awaited.popitem()[1].give(make_error())
 
     def _dispatch(self) -> None:
         self._is_scheduled = False
@@ -186,6 +221,11 @@ class Inbox:
         if isinstance(report, DeviceFailed):
             self.failure = report.error
             self.fail(lambda: engine_failed(report.error))
+            return
+        if isinstance(report, Answered):
+            awaited = self._awaited.pop(report.number, None)
+            if awaited is not None:
+                awaited.give(report.error)
             return
         calls = self._calls.get(report.thread)
         if not calls:

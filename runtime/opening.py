@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from traces.events import FORMAT, Header
 from traces.writer import TraceWriter
 
 if TYPE_CHECKING:
-    from runtime.model.checkpoint import Checkpoint, Description
+    from runtime.model.checkpoint import Description
     from traces.reader import Trace
 
 
@@ -42,6 +43,8 @@ class Opened:
     """Most tokens of a context."""
     vocab_size: int | None = None
     """Token ids are below it."""
+    fingerprint: Callable[[], str] | None = None
+    """Of the model's weights as they are; for a device that has not been started, or has stopped."""
     close: Callable[[], None] | None = None
     """Called when the device has stopped."""
 
@@ -73,7 +76,7 @@ def open_device(
 
     from runtime.device.build import build_core, load_native_code, torch_threads
     from runtime.device.core import ModelDevice
-    from runtime.model.checkpoint import load_checkpoint
+    from runtime.model.checkpoint import fingerprint, load_checkpoint
 
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
@@ -82,14 +85,16 @@ def open_device(
     protocol, own_policy = _read_braid(loaded)
     default = policy or own_policy or Policy()
     config = loaded.model.config
-    writer = (
-        None
-        if trace is None
-        else TraceWriter(trace, _header(checkpoint, loaded, settings, default, seed), overwrite=overwrite)
-    )
+
+    def open_trace(path: Path, overwrite: bool) -> TraceWriter:
+        header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed)
+        return TraceWriter(path, header, overwrite=overwrite)
+
+    writer = None if trace is None else open_trace(Path(trace), overwrite)
     return Opened(
         device=ModelDevice(
-            lambda: build_core(loaded.model, settings, default.depth, writer), torch_threads(loaded.model, settings)
+            lambda: build_core(loaded.model, settings, default.depth, writer, open_trace=open_trace),
+            torch_threads(loaded.model, settings),
         ),
         tokenizer=loaded.tokenizer,
         protocol=protocol,
@@ -97,6 +102,7 @@ def open_device(
         stop_tokens=frozenset(loaded.stop_tokens),
         context_size=settings.context_size(config.block_size),
         vocab_size=config.vocab_size,
+        fingerprint=partial(fingerprint, loaded.model),
         close=None if writer is None else writer.close,
     )
 
@@ -138,15 +144,14 @@ def _read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy |
     return braid.protocol.bind(checkpoint.tokenizer), policy
 
 
-def _header(checkpoint: str | Path, loaded: Checkpoint, settings: EngineSettings, policy: Policy, seed: int) -> Header:
-    from runtime.model.checkpoint import fingerprint
-
+def _header(checkpoint: str | Path, model: str, settings: EngineSettings, policy: Policy, seed: int) -> Header:
+    """The header of a trace that begins now; `model` is the fingerprint of its weights."""
     libraries = ("torch", "numpy", "numba", "tokenizers", "msgspec", "anyio")
     return Header(
         format=FORMAT,
         started=time.time(),
         checkpoint=str(checkpoint),
-        fingerprint=fingerprint(loaded.model),
+        fingerprint=model,
         policy=to_builtins(policy),
         seed=seed,
         engine=msgspec.to_builtins(settings),

@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="execute every thread again with the trace's checkpoint and settings; exit status 1 if anything differs",
     )
+    replayed.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="with --verify: where the trace's weights are, if not where it says (they had changed, or moved)",
+    )
     replayed.set_defaults(run=_replay)
 
     exported = commands.add_parser("export", help="write a file for a trace viewer (ui.perfetto.dev, chrome://tracing)")
@@ -84,7 +90,7 @@ def _show(options: argparse.Namespace, open_device: OpenDevice) -> int:
 
 def _replay(options: argparse.Namespace, open_device: OpenDevice) -> int:
     if options.verify:
-        return _verify(options.file, open_device)
+        return _verify(options.file, options.checkpoint, open_device)
     with TraceReader(options.file) as reader:
         for event in reader:
             fields = {name: getattr(event, name) for name in event.__struct_fields__ if name != "time"}
@@ -95,9 +101,12 @@ def _replay(options: argparse.Namespace, open_device: OpenDevice) -> int:
     return 0
 
 
-def _verify(file: Path, open_device: OpenDevice) -> int:
+def _verify(file: Path, checkpoint: Path | None, open_device: OpenDevice) -> int:
     trace = _read(file)
-    result = verify(trace, open_device(trace.header))
+    header = trace.header
+    if checkpoint is not None:
+        header = msgspec.structs.replace(header, checkpoint=str(checkpoint))
+    result = verify(trace, open_device(header))
     print(f"{result.threads} threads, {result.calls} generates, {result.tokens} tokens executed again and found equal")
     if result.divergence is None:
         return 0
@@ -144,7 +153,14 @@ def _open_recorded(header: Header) -> Device:
         policy = None if header.policy is None else from_builtins(header.policy, Policy)
     except (msgspec.ValidationError, ValueError) as error:
         raise TraceError(f"The trace's settings or policy cannot be used: {error}") from error
-    return open_device(header.checkpoint, settings, policy=policy, trace=None, seed=header.seed).device
+    opened = open_device(header.checkpoint, settings, policy=policy, trace=None, seed=header.seed)
+    if opened.fingerprint is not None and opened.fingerprint() != header.fingerprint:
+        print(
+            f"{header.checkpoint} has other weights than the trace was recorded with: expect it to go another way, or "
+            "name the directory of those with --checkpoint.",
+            file=sys.stderr,
+        )
+    return opened.device
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import threading
 import time
 from collections import deque
 
-from runtime.commands import Command, Deliver, DeviceFailed, Load, Report
+from runtime.commands import Answered, Command, Deliver, DeviceFailed, Load, Report, Request
+from runtime.errors import TraceError
+from traces.events import TickDone
 from traces.order import RecordedOrder
 from traces.reader import Trace
 
@@ -15,15 +17,18 @@ from traces.reader import Trace
 class Playback:
     """A `Device` that plays a trace back on a thread of its own; events sent to be recorded are dropped.
 
-    A program that sends the commands it sent before gets the same reports in the same order. `load` counts what of
-    the recording has been played. Raises `TraceError` for a trace whose events do not fit together.
+    A program that sends the commands it sent before gets the same reports in the same order; its trees are numbered
+    from the first recorded one on. Requests are refused. `load` counts what of the recording has been played. Raises
+    `TraceError` for a trace whose events do not fit together.
     """
 
     def __init__(self, trace: Trace, *, patience: float = 2.0) -> None:
         """`patience`, seconds, is how long a report waits for a command that comes later than in the recording."""
         self._order = RecordedOrder(trace, patience)
         self._began = 0.0
-        self._commands: deque[Command] = deque()
+        self._commands: deque[Command | Request] = deque()
+        paths = (event.thread for event in trace.events if not isinstance(event, TickDone))
+        self._first_tree = min((path[0] for path in paths), default=0)
         self._changed = threading.Condition()
         self._stopped = False
         self._worker: threading.Thread | None = None
@@ -33,7 +38,7 @@ class Playback:
         self._worker = threading.Thread(target=self._run, args=(deliver,), name="braid-playback", daemon=True)
         self._worker.start()
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Request) -> None:
         with self._changed:
             if not self._stopped:
                 self._commands.append(command)
@@ -45,6 +50,10 @@ class Playback:
             self._changed.notify()
         if self._worker is not None:
             self._worker.join()
+
+    @property
+    def first_tree(self) -> int:
+        return self._first_tree
 
     @property
     def load(self) -> Load:
@@ -65,7 +74,10 @@ class Playback:
                     commands, self._commands = self._commands, deque()
                 reports = []
                 for command in commands:
-                    self._order.handle(command, reports, self._now())
+                    if isinstance(command, Request):
+                        reports.append(Answered(command.number, _refusal()))
+                    else:
+                        self._order.handle(command, reports, self._now())
                 if reports:
                     deliver(reports)
         except BaseException as error:
@@ -74,3 +86,9 @@ class Playback:
 
     def _now(self) -> float:
         return time.monotonic() - self._began
+
+
+def _refusal() -> TraceError:
+    return TraceError(
+        "This engine plays a trace back: it has no weights to replace, and nothing to record. Open the checkpoint."
+    )

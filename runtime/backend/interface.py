@@ -8,7 +8,8 @@ exit tests; coda, head and sampling for the tokens that leave, and then for thos
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from policies.depth.base import Carry, DepthPolicy
 from runtime.model.architecture import ModelConfig
 from runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -181,6 +185,15 @@ class Backend(Protocol):
 
     def release(self, index: int) -> None:
         """Undoes one `register`. The index may become another policy's once it was released as often."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Replaces the model's weights, and what was made of them, in place; see `runtime.model.replacing`.
+
+        No token may be in flight that takes part in another tick. What pages hold is of the old weights. Raises
+        `ValueError` and `torch.OutOfMemoryError` before anything has changed, and anything else if the device is
+        beyond use.
+        """
         ...
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ copies -> drops -> entering: prelude, first states -> one core iteration -> exit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
@@ -64,6 +65,10 @@ class LaneBackend(ABC):
     def policies_known(self) -> int:
         """Policies that memory is kept for, for looking in."""
         return len(self._exits)
+
+    @abstractmethod
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """See `Backend`."""
 
     @abstractmethod
     def close(self) -> None:

@@ -5,7 +5,7 @@ Lanes go through the modules of the model in one tile, or in tiles of one shape 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.ticking import LaneBackend
 from runtime.model.architecture import Model
 from runtime.model.raven import Attend
+from runtime.model.replacing import replace_weights
 
 TILE = 32
 """Rows of a matrix product in deterministic mode: every product then has one shape, whatever the batch is."""
@@ -59,6 +60,10 @@ class TorchBackend(LaneBackend):
             page_table=torch.from_numpy(self._table).to(self._device),
         )
         self._embedded = self._zeros(cache.lanes, config.n_embd)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        # Captured ticks read the parameters where they lie, too.
+        replace_weights(self._model, weights)
 
     def close(self) -> None:
         """Nothing runs beside the device thread."""

@@ -20,6 +20,7 @@ from runtime.backend.torch_backend import TorchBackend
 from runtime.backend.triton_attention import triton_attention
 from runtime.device.core import DeviceCore
 from runtime.device.ledger import Recorder
+from runtime.device.requests import OpenTrace
 from runtime.device.scheduler import ModelLimits, Scheduler
 from runtime.errors import CapacityError
 from runtime.logs import logger
@@ -68,8 +69,9 @@ def build_core(
     policy: DepthPolicy,
     recorder: Recorder | None = None,
     observe: Callable[[Scheduler, TickResult], None] | None = None,
+    open_trace: OpenTrace | None = None,
 ) -> DeviceCore:
-    """A core on the model's device. `policy` is the engine's default depth policy."""
+    """A core on the model's device. `policy` is the engine's default depth policy; the others are `DeviceCore`'s."""
     most = most_iterations(model, settings, policy)
     state_std = 0.0 if settings.initial_state == "zero" else model.config.state_std
     backend = build_backend(model, settings, cache_shape(model, settings, most), state_std)
@@ -80,7 +82,7 @@ def build_core(
         most_iterations=most,
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
-    return DeviceCore(backend, settings, limits, recorder, observe)
+    return DeviceCore(backend, settings, limits, recorder, observe, open_trace)
 
 
 def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:

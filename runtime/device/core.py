@@ -28,8 +28,10 @@ from runtime.commands import (
     Load,
     OpenThread,
     Record,
+    Request,
 )
 from runtime.device.ledger import Ledger, Recorder
+from runtime.device.requests import OpenTrace, Requests
 from runtime.device.scheduler import ModelLimits, Scheduler
 from runtime.logs import logger
 from runtime.settings import EngineSettings
@@ -53,48 +55,57 @@ class DeviceCore:
         model: ModelLimits,
         recorder: Recorder | None = None,
         observe: Callable[[Scheduler, TickResult], None] | None = None,
+        open_trace: OpenTrace | None = None,
     ) -> None:
-        """`observe` sees every tick's result before it is committed."""
+        """`observe` sees every tick's result before it is committed. `open_trace` opens the traces that are asked for
+        later; `recorder` stays the caller's."""
         self.backend = backend
-        self._recorder = recorder
         self._observe = observe
         self.ledger = Ledger(recorder)
-        self._stepwise = recorder is not None or observe is not None or settings.lockstep
-        self.scheduler = Scheduler(backend, settings, model, self.ledger, stepwise=self._stepwise)
+        self._is_watched = observe is not None or settings.lockstep
+        self.scheduler = Scheduler(backend, settings, model, self.ledger, stepwise=self._is_watched)
+        self._requests = Requests(backend, self.scheduler, self.ledger, open_trace)
         self._most_ticks = 1
 
-    def handle(self, command: Command) -> None:
-        """Executes one command; never touches a tensor."""
+    def handle(self, command: Command | Request) -> None:
+        """Executes one command. Only that for other weights touches a tensor."""
+        threads = self.scheduler.threads
         match command:
             case OpenThread():
-                self.scheduler.open_thread(command)
+                threads.open(command)
             case Extend():
-                self.scheduler.extend(command)
+                threads.extend(command)
             case Generate():
-                self.scheduler.generate(command)
+                threads.generate(command)
             case Interrupt():
-                self.scheduler.interrupt(command)
+                threads.interrupt(command)
             case CloseThread():
-                self.scheduler.close_thread(command)
+                threads.close(command)
             case Record(event):
                 self.ledger.record_as_is(event)
+            case _:
+                self._requests.handle(command)
 
     @property
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
     def close(self) -> None:
-        """Ends what the backend runs; no step may follow."""
-        self.backend.close()
+        """Ends what the backend runs, and the recording that was not ended; no step may follow."""
+        try:
+            self._requests.close()
+        finally:
+            self.backend.close()
 
     def step(self) -> None:
         """One tick, or several in which nothing is to be decided.
 
         A tick that does not fit the device's memory is retried with fewer entering tokens."""
         groups = self.scheduler.plan()
+        stepwise = self._is_watched or self.ledger.recorder is not None
         started = time.perf_counter()
         while True:
-            tick = self.scheduler.build(groups, self._most_ticks)
+            tick = self.scheduler.build(groups, 1 if stepwise else self._most_ticks)
             try:
                 result = self.backend.tick(tick)
                 break
@@ -106,12 +117,12 @@ class DeviceCore:
                 self.scheduler.retract(groups[kept:])
                 groups = groups[:kept]
         seconds = time.perf_counter() - started
-        if not self._stepwise:
+        if not stepwise:
             self._most_ticks = max(1, min(MOST_TICKS, int(PATIENCE * result.ticks / seconds)))
         if self._observe is not None:
             self._observe(self.scheduler, result)
         self.scheduler.commit(result)
-        if self._recorder is not None:
+        if self.ledger.recorder is not None:
             self.ledger.record(
                 TickDone,
                 tick=self.ledger.ticks - 1,
@@ -133,7 +144,7 @@ class ModelDevice:
         self._open_core = open_core
         self._torch_threads = torch_threads
         self._callers_threads = torch.get_num_threads()
-        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._commands: SimpleQueue[Command | Request | None] = SimpleQueue()
         self._stopped = threading.Event()
         self._load = Load()
         self._thread: threading.Thread | None = None
@@ -143,7 +154,7 @@ class ModelDevice:
         self._thread = threading.Thread(target=self._run, args=(deliver,), name="braid-device", daemon=True)
         self._thread.start()
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Request) -> None:
         if not self._stopped.is_set():
             self._commands.put(command)
 
@@ -152,6 +163,10 @@ class ModelDevice:
         self._commands.put(None)
         if self._thread is not None:
             self._thread.join()
+
+    @property
+    def first_tree(self) -> int:
+        return 0
 
     @property
     def load(self) -> Load:
@@ -166,9 +181,9 @@ class ModelDevice:
             try:
                 self._serve(core, deliver)
             finally:
-                core.close()
                 if self._torch_threads is not None:
                     torch.set_num_threads(self._callers_threads)
+                core.close()
         except BaseException as error:
             self._stopped.set()
             _log.error("device_failed", error=repr(error))

@@ -25,6 +25,7 @@ class Ledger:
 
     def __init__(self, recorder: Recorder | None) -> None:
         self.recorder = recorder
+        """Is set between ticks, when nothing is noted that was not handed over."""
         self.reports: list[Report] = []
         self._events: list[Event] = []
         self.ticks = 0
@@ -53,8 +54,9 @@ class Ledger:
     def flush(self) -> None:
         """Gives the recorder the events noted since the last time, in one call."""
         if self.recorder is not None and self._events:
-            self.recorder.write_many(self._events)
-            self._events.clear()
+            # What cannot be written is not for another recorder.
+            events, self._events = self._events, []
+            self.recorder.write_many(events)
 
     def take_reports(self) -> list[Report]:
         """Reports due since they were last taken, in order."""

@@ -230,6 +230,10 @@ class ThreadMemory:
             if end > start:
                 self.pool.store(sequence.pages[number], key, sequence.depths[end - 1])
 
+    def forget_prefixes(self) -> None:
+        """No page is found again that was stored so far; no thread may be open, or it would store on."""
+        self.pool.forget()
+
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Raises `AssertionError` unless pages and rows are exactly those that `sequences`, all there are, hold."""
         threads = list(sequences)

@@ -91,6 +91,13 @@ class PagePool:
             self._kept.pop(stored.page, None)
         return stored
 
+    def forget(self) -> None:
+        """Makes every page unfindable."""
+        self._blank += reversed(self._kept)
+        self._kept.clear()
+        self._stored.clear()
+        self._key_of.clear()
+
     def _forget(self, page: int) -> None:
         key = self._key_of.pop(page, None)
         if key is not None:

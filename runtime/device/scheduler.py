@@ -13,28 +13,19 @@ import math
 import numpy as np
 from msgspec import Struct
 
-from policies.depth.base import DepthPolicy
 from runtime.backend.interface import Backend, Tick, TickResult
-from runtime.commands import (
-    CloseThread,
-    Extend,
-    Generate,
-    Interrupt,
-    Load,
-    OpenThread,
-    ThreadPath,
-)
+from runtime.commands import Load, ThreadPath
 from runtime.device.admission import Admission
 from runtime.device.bounds import Pressure, bounds_of, policy_error
 from runtime.device.calls import Calls
 from runtime.device.entering import Group, build_entering
 from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
-from runtime.device.prefixes import prefix_rule
 from runtime.device.runs import freedom_of
 from runtime.device.sequence import Call, Sequence
 from runtime.device.speculation import Speculation
-from runtime.errors import CapacityError, PolicyError, PromptError, ThreadStateError
+from runtime.device.threads import OpenThreads
+from runtime.errors import CapacityError
 from runtime.settings import EngineSettings
 from traces import events
 
@@ -53,7 +44,10 @@ class ModelLimits(Struct, frozen=True, kw_only=True):
 
 
 class Scheduler:
-    """Owns the threads, their memory and the lanes; `ledger` keeps the counts and takes reports and trace events."""
+    """Owns the threads, their memory and the lanes; `ledger` keeps the counts and takes reports and trace events.
+
+    `threads` takes the commands.
+    """
 
     def __init__(
         self,
@@ -64,7 +58,8 @@ class Scheduler:
         *,
         stepwise: bool = False,
     ) -> None:
-        """`stepwise` where every token is to be seen when its tick is done: lanes then never go on by themselves."""
+        """`stepwise` where every token is to be seen when its tick is done: lanes then never go on by themselves, nor
+        do they while the ledger has a recorder."""
         cache = backend.cache
         self.ledger = ledger
         groups_matter = cache.slots < model.most_iterations
@@ -100,157 +95,19 @@ class Scheduler:
             context=model.context,
             run_of=backend.run_of,
         )
-        self._runs = not (self._lockstep or stepwise)
+        self.threads = OpenThreads(
+            ledger,
+            self.memory,
+            self._admission,
+            self._calls,
+            self._speculation,
+            backend,
+            context=model.context,
+            vocab=model.vocab,
+            mean_recurrence=model.mean_recurrence,
+        )
+        self._goes_on = not (self._lockstep or stepwise)
         self._nothing = build_entering([])
-        self._threads: dict[ThreadPath, Sequence] = {}
-
-    # ---- commands ---------------------------------------------------------------------------------------------------
-
-    def open_thread(self, command: OpenThread) -> None:
-        existing = self._threads.get(command.thread)
-        if existing is not None:
-            self._fail(existing, f"thread {command.thread} is open already; close it before it is opened again.")
-            return
-        parent = None if command.inherits is None else self._threads.get(command.inherits)
-        if command.inherits is not None and (parent is None or parent.call is not None):
-            state = "not open" if parent is None else "generating"
-            error = ThreadStateError(
-                f"thread {command.thread} cannot inherit from {command.inherits}, which is {state}."
-            )
-            self._calls.refuse(command.thread, error)
-            return
-        sequence = Sequence(command.thread, command.seed, command.depth, command.priority)
-        self._threads[command.thread] = sequence
-        self.ledger.record(
-            events.ThreadOpened,
-            thread=command.thread,
-            inherits=command.inherits,
-            seed=command.seed,
-            depth=command.depth,
-        )
-        if parent is not None:
-            sequence.inherit(parent)
-            self.memory.share(sequence.pages)
-            self._admission.park(sequence)
-
-    def extend(self, command: Extend) -> None:
-        sequence = self._open(command.thread)
-        if sequence is None or not command.tokens:
-            return
-        if sequence.call is not None:
-            self._fail(sequence, f"thread {command.thread} received tokens while it was generating.")
-            return
-        wrong = [token for token in (min(command.tokens), max(command.tokens)) if not 0 <= token < self._model.vocab]
-        if wrong:
-            error = PromptError(
-                f"thread {command.thread} received token {wrong[0]}; ids are from 0 to {self._model.vocab - 1}."
-            )
-            self._calls.fail(sequence, error)
-            return
-        if len(sequence.tokens) + len(command.tokens) > self._model.context:
-            error = PromptError(
-                f"thread {command.thread} has {len(sequence.tokens)} tokens and received {len(command.tokens)} more; "
-                f"the model's context holds {self._model.context}."
-            )
-            self._calls.fail(sequence, error)
-            return
-        self.ledger.record(events.Received, thread=command.thread, position=len(sequence.tokens), tokens=command.tokens)
-        sequence.receive(command.tokens)
-
-    def generate(self, request: Generate) -> None:
-        sequence = self._open(request.thread)
-        if sequence is None:
-            return
-        if sequence.call is not None:
-            # Both calls end: nobody could tell whose tokens they would be.
-            message = f"thread {request.thread} was asked to generate while it was generating already."
-            self._fail(sequence, message)
-            self._calls.refuse(request.thread, ThreadStateError(message))
-            return
-        if not sequence.tokens:
-            self._calls.fail(
-                sequence, PromptError(f"thread {request.thread} has an empty context; append a prompt first.")
-            )
-            return
-        try:
-            self._follow(sequence, sequence.depth if request.depth is None else request.depth)
-        except PolicyError as error:
-            self._calls.fail(sequence, error)
-            return
-        sequence.call = Call(request, len(sequence.tokens))
-        sequence.call_start = len(sequence.tokens)
-        self.ledger.record(
-            events.GenerateStarted,
-            thread=request.thread,
-            position=len(sequence.tokens),
-            max_tokens=request.max_tokens,
-            sampling=request.sampling,
-            depth=sequence.depth,
-            max_iterations=request.max_iterations,
-        )
-        if request.max_tokens < 1 or len(sequence.tokens) >= self._model.context:
-            self._calls.finish(sequence, "length" if request.max_tokens < 1 else "context")
-            return
-        if sequence.computed == len(sequence.tokens):
-            # The last token's logits are gone: it is computed once more, at the depth it had.
-            self._admission.step_back(sequence, len(sequence.tokens) - 1)
-        self._admission.enqueue(sequence)
-
-    def interrupt(self, command: Interrupt) -> None:
-        sequence = self._threads.get(command.thread)
-        if sequence is None:
-            return
-        self._calls.land(sequence)
-        length = min(len(sequence.tokens), sequence.call_start + command.keep)
-        self.memory.release(sequence.truncate(length, self.memory.page_size))
-        if sequence.call is not None:
-            sequence.call.keep(command.keep)
-            self._calls.finish(sequence, "interrupted")
-        if sequence.row < 0 and not sequence.pages:
-            self._admission.leave_queues(sequence)
-
-    def close_thread(self, command: CloseThread) -> None:
-        sequence = self._threads.pop(command.thread, None)
-        if sequence is None:
-            return
-        if sequence.call is not None:
-            self._calls.land(sequence)
-        if sequence.call is not None:
-            self._calls.finish(sequence, "interrupted")
-        self._admission.leave_queues(sequence)
-        self.memory.clear(sequence)
-        self._unfollow(sequence)
-        self.ledger.record(events.ThreadClosed, thread=command.thread)
-
-    def _open(self, path: ThreadPath) -> Sequence | None:
-        """The thread of a command; if it is not open, a report says so."""
-        sequence = self._threads.get(path)
-        if sequence is None:
-            self._calls.refuse(path, ThreadStateError(f"thread {path} is not open."))
-        return sequence
-
-    def _fail(self, sequence: Sequence, message: str) -> None:
-        """Ends a thread's call because of a command that it cannot follow."""
-        self._calls.land(sequence)
-        self._calls.fail(sequence, ThreadStateError(message))
-
-    def _follow(self, sequence: Sequence, depth: DepthPolicy) -> None:
-        """Makes a policy the one that decides about a thread's next tokens. Raises `PolicyError` if it cannot."""
-        if sequence.policy >= 0 and depth is sequence.depth:
-            return
-        self._unfollow(sequence)
-        sequence.depth = depth
-        try:
-            self._speculation.check(depth)
-            sequence.rule = prefix_rule(depth, self._model.mean_recurrence)
-            sequence.policy = self._backend.register(depth)
-        except Exception as cause:
-            raise policy_error(depth, cause) from cause
-
-    def _unfollow(self, sequence: Sequence) -> None:
-        if sequence.policy >= 0:
-            self._backend.release(sequence.policy)
-            sequence.policy = -1
 
     # ---- what enters ------------------------------------------------------------------------------------------------
 
@@ -269,6 +126,7 @@ class Scheduler:
         if self._lockstep and self._calls.flying:
             return []
         chosen = self._choose()
+        runs = self._goes_on and self.ledger.recorder is None
         pressure = Pressure(self.ledger.in_flight, self.waiting, self._lanes, self._model.mean_recurrence)
         bounds, failed = bounds_of(chosen, pressure, self._model.most_iterations)
         entering = []
@@ -282,7 +140,7 @@ class Scheduler:
             else:
                 self._calls.take_off(group, bounds[group.last])
                 group.draft = self._speculation.draft_of(group, bounds[group.last])
-                if self._runs and not group.draft:
+                if runs and not group.draft:
                     model = self._model
                     freedom = freedom_of(
                         group, bounds[group.last][0], model.context, model.mean_recurrence, self.memory
@@ -403,7 +261,7 @@ class Scheduler:
         return Load(
             ticks=ledger.ticks,
             in_flight=ledger.in_flight,
-            open_threads=len(self._threads),
+            open_threads=len(self.threads),
             waiting=self.waiting,
             pages_used=self.memory.pool.used,
             pages=self.memory.pool.size,
@@ -422,18 +280,18 @@ class Scheduler:
 
     def lanes_of(self, path: ThreadPath) -> list[int]:
         """Lanes of a thread's tokens in flight, in order of position."""
-        flight = self._threads[path].flight
+        flight = self.threads[path].flight
         return [] if flight is None else list(flight.lanes)
 
     def check_integrity(self) -> None:
         """Raises `AssertionError` if pages, rows or lanes are lost, shared by mistake, or counted wrong."""
-        self.memory.check_integrity(self._threads.values())
+        self.memory.check_integrity(self.threads)
         flying = [lane for sequence in self._calls.flying.values() if sequence.flight for lane in sequence.flight.lanes]
-        drafts = self._speculation.lanes(self._threads.values())
+        drafts = self._speculation.lanes(self.threads)
         lanes = sorted([*flying, *drafts, *self._calls.dropped, *self._admission.free_lanes])
         assert lanes == list(range(self._lanes)), "lanes are lost or doubled"
         for leader in self._admission.following:
-            assert self._threads[leader].flight is not None, f"threads follow {leader}, which has nothing in flight"
-        for sequence in self._threads.values():
+            assert self.threads[leader].flight is not None, f"threads follow {leader}, which has nothing in flight"
+        for sequence in self.threads:
             held = (sequence.pages or sequence.row >= 0) and sequence.call is None
             assert bool(held) == (sequence.path in self._admission.parked), f"{sequence.path} is parked wrongly"

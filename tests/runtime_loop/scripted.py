@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from runtime.commands import (
+    Answered,
     CloseThread,
     Command,
     Deliver,
@@ -28,10 +29,13 @@ from runtime.commands import (
     Generate,
     Interrupt,
     Load,
+    LoadWeights,
     OpenThread,
     Record,
     Report,
     Signalled,
+    StartRecording,
+    StopRecording,
     ThreadPath,
 )
 from runtime.errors import BraidError
@@ -185,6 +189,8 @@ class ScriptedCore:
             case Record(event):
                 assert isinstance(event, Event)
                 self.events.append(event)
+            case LoadWeights() | StartRecording() | StopRecording():
+                self.reports.append(Answered(command.number))
 
     def tick(self) -> None:
         self.ticks += 1
@@ -325,6 +331,8 @@ class SteppedDevice:
         self.take_commands()
         self.is_stopped = True
 
+    first_tree = 0
+
     @property
     def load(self) -> Load:
         return self.core.load()
@@ -380,6 +388,8 @@ class ScriptedDevice:
         self._commands.put(None)
         if self._thread is not None:
             self._thread.join()
+
+    first_tree = 0
 
     @property
     def load(self) -> Load:

@@ -287,6 +287,8 @@ class ToyDevice:
         assert self._worker is not None
         self._worker.join()
 
+    first_tree = 0
+
     @property
     def load(self) -> Load:
         return Load()

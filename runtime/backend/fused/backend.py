@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
@@ -25,10 +25,12 @@ from runtime.backend.fused.context import as_record
 from runtime.backend.fused.crew import Crew
 from runtime.backend.fused.entries import CODA, HEAD, ITERATE, MEASURE, PRELUDE, SAMPLE, SETTLE, load_entries
 from runtime.backend.fused.memory import LONGEST_RUN, make_context
+from runtime.backend.fused.packing import pack
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.sampler import Sampled
 from runtime.backend.ticking import LaneBackend
 from runtime.model.architecture import Model, ModelConfig
+from runtime.model.replacing import replace_weights
 from runtime.sampling import Sampling
 
 _CRITERIA: dict[type[DepthPolicy], int] = {LatentDiff: 1, Cosine: 2}
@@ -55,7 +57,7 @@ class FusedBackend(LaneBackend):
         threads: int,
     ) -> None:
         super().__init__(model.config, cache, torch.device("cpu"), torch.float32, state_std)
-        self._final_norm = model.final_norm
+        self._model = model
         crew = Crew(threads - 1)
         self._context = context = make_context(model, cache, self._lanes, self._table, crew)
         self._entries = entries = load_entries(context.weights.dtype == np.uint16)
@@ -77,6 +79,12 @@ class FusedBackend(LaneBackend):
     def repeat(self, which: int, rows: int) -> None:
         """One pass over so many rows as they were left, for timing it. See `entries` for the passes."""
         self._entries.perform(self._record, which, rows, self._counts)
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        replace_weights(self._model, weights)
+        # The native functions know these arrays by their addresses.
+        for name, packed in pack(self._model)._asdict().items():
+            np.copyto(getattr(self._context, name), packed)
 
     def close(self) -> None:
         self._stop_crew()
@@ -264,7 +272,7 @@ class FusedBackend(LaneBackend):
         self._perform(SETTLE, lanes)
 
     def _normed(self, state: Tensor) -> Tensor:
-        return self._final_norm(state)
+        return self._model.final_norm(state)
 
     def _measured(self, lanes: Int64) -> Tensor:
         """Exit values of lanes by their native criteria."""

@@ -1,0 +1,366 @@
+"""Traces of blocks of one engine's life: whole, by themselves, and of nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from anyio.abc import TaskGroup, TaskStatus
+
+from policies import ChildBudget, Fixed, Limits, Policy
+from runtime import Answer, Engine, EngineFailed, LimitExceeded, ReasoningThread, Sampling, ThreadStateError, TraceError
+from runtime.backend.interface import Tick, TickResult
+from runtime.backend.torch_backend import TorchBackend
+from runtime.commands import StartRecording, StopRecording
+from runtime.device.build import build_core
+from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from runtime.settings import EngineSettings
+from tests.engine.solo import Solo
+from tests.engine.tiny import tiny_model
+from tests.runtime_loop.scripted import SteppedDevice, counting
+from tests.runtime_loop.turns import turn
+from tests.traces.toy_device import header
+from traces import imbalances, read, tree_of, usage_of, walk
+from traces.__main__ import main as traces_command
+from traces.events import RunStarted, ThreadEnded
+from traces.writer import TraceWriter
+
+SIZES: dict[str, Any] = {"page_size": 4, "pages": 128, "lanes": 64, "chunk": 16, "most_iterations": 4}
+WARM = Sampling(temperature=4.0)
+FEW = Limits(tokens=150, threads=12, tree_depth=3)
+POLICY = Policy(depth=Fixed(3), spawn=ChildBudget(2))
+COUNTED = ("sampled", "computed", "iterations", "recomputed", "reused", "received")
+
+
+def opened(checkpoint: Path, **changes: Any) -> Engine:
+    return Engine.open(checkpoint, policy=POLICY, sampling=WARM, limits=FEW, seed=7, **SIZES, **changes)
+
+
+def prompt(number: int) -> str:
+    return " ".join(f"w{(number * 7 + step * 3) % 32}" for step in range(9 + number % 4))
+
+
+async def work(engine: Engine, *numbers: int) -> list[Answer | None]:
+    """Trees that spawn by accident, at the same time; None for those that run into a limit."""
+    found: dict[int, Answer | None] = {}
+
+    async def run(number: int) -> None:
+        try:
+            found[number] = await engine.run(prompt(number), max_tokens=30)
+        except LimitExceeded:
+            found[number] = None
+
+    async with anyio.create_task_group() as group:
+        for number in numbers:
+            group.start_soon(run, number)
+    return [found[number] for number in numbers]
+
+
+def essence(answers: list[Answer | None]) -> list[tuple[object, ...] | None]:
+    return [answer and (answer.path, answer.tokens, answer.text, answer.reason) for answer in answers]
+
+
+async def verified(*arguments: object) -> int:
+    return await anyio.to_thread.run_sync(traces_command, ["replay", "--verify", *map(str, arguments)])
+
+
+@pytest.mark.anyio
+async def test_a_block_is_recorded_and_nothing_else(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "block.trace"
+    async with opened(tiny_checkpoint) as engine:
+        await work(engine, 0, 1)
+        before, began = engine.usage, time.time()
+        async with engine.recording(path):
+            answers = await work(engine, 0, 1)
+            async with engine.thread(prompt(2)) as root:
+                child = root.spawn("w1 w2", max_tokens=5)
+                await root.generate(max_tokens=3)
+                await root.join([child])
+        trace, ended = read(path), time.time()
+        spent = engine.usage
+        size = path.stat().st_size
+        await work(engine, 3)
+        assert path.stat().st_size == size
+    assert trace.lost is None
+    assert imbalances(trace.events) == []
+    assert trace.header.fingerprint == fingerprint(load_checkpoint(tiny_checkpoint).model)
+    assert (trace.header.seed, trace.header.checkpoint) == (7, str(tiny_checkpoint))
+    # The clock of files and the one of events are not the same.
+    assert began - 0.1 <= trace.header.started <= ended
+    assert 0 <= trace.events[0].time <= trace.events[-1].time <= ended - began + 0.1
+    roots = tree_of(trace.events)
+    assert [story.path for story in roots] == [(2,), (3,), (4,)]
+    assert all(story.closed is not None for story in walk(roots))
+    assert [event.thread for event in trace.events if isinstance(event, RunStarted)] == [(2,), (3,), (4,)]
+    texts = {event.thread: event.text for event in trace.events if isinstance(event, ThreadEnded)}
+    assert [texts[answer.path] for answer in answers if answer] == [answer.text for answer in answers if answer]
+    recorded = usage_of(trace.events)
+    for name in COUNTED:
+        assert getattr(recorded, name) == getattr(spent, name) - getattr(before, name), name
+    assert recorded.threads >= 4
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+async def test_two_recordings_of_two_models(
+    tiny_checkpoint: Path, tmp_path: Path, backend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each verifies against its own weights and plays back, whatever the number of its first tree."""
+    other = tmp_path / "other"
+    loaded = load_checkpoint(tiny_checkpoint)
+    save_checkpoint(other, tiny_model(11), tokenizer=loaded.tokenizer, braid=loaded.braid)
+    paths = [tmp_path / "first.trace", tmp_path / "second.trace"]
+    said = []
+    async with opened(tiny_checkpoint, backend=backend, deterministic=True) as engine:
+        async with engine.recording(paths[0]):
+            said.append(await work(engine, 0, 1))
+        await engine.load_weights(dict(tiny_model(11).named_parameters()))
+        async with engine.recording(paths[1]):
+            said.append(await work(engine, 0, 1))
+    traces = [read(path) for path in paths]
+    assert [trace.header.fingerprint for trace in traces] == [fingerprint(tiny_model(seed)) for seed in (3, 11)]
+    assert [min(story.path for story in tree_of(trace.events)) for trace in traces] == [(0,), (2,)]
+    for trace, answers in zip(traces, said, strict=True):
+        async with Engine.playback(trace, sampling=WARM, limits=FEW) as engine:
+            assert essence(await work(engine, 0, 1)) == essence(answers)
+    assert await verified(paths[0]) == 0
+    assert capsys.readouterr().err == ""
+    assert await verified(paths[1], "--checkpoint", other) == 0
+    assert capsys.readouterr().err == ""
+    assert await verified(paths[1]) == 1
+    assert "has other weights than the trace was recorded with" in capsys.readouterr().err
+
+
+@pytest.mark.anyio
+async def test_a_recording_begins_without_stored_prompts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """What a token cost is in the trace itself, so that it can be executed again."""
+
+    async def reused(engine: Engine) -> int:
+        async with engine.thread(prompt(3)) as thread:
+            await thread.generate(max_tokens=2)
+            return thread.usage.reused
+
+    async with opened(tiny_checkpoint) as engine:
+        assert [await reused(engine) for _ in range(2)] == [0, 8]
+        async with engine.recording(tmp_path / "block.trace"):
+            assert [await reused(engine) for _ in range(2)] == [0, 8]
+        assert await reused(engine) == 8
+
+
+def test_lanes_run_freely_outside(tmp_path: Path) -> None:
+    """While a trace is written, the backend is asked for one tick at a time; before and after, for many."""
+    core = build_core(
+        tiny_model(3),
+        EngineSettings(**SIZES, backend="fused", threads=1),
+        Fixed(3),
+        open_trace=lambda path, overwrite: TraceWriter(path, header(), overwrite=overwrite),
+    )
+    solo, asked = Solo(core), list[tuple[bool, bool]]()
+    tick = core.backend.tick
+
+    def watched(wanted: Tick) -> TickResult:
+        asked.append((wanted.most_ticks > 1, bool((wanted.entering.run > 0).any())))
+        return tick(wanted)
+
+    core.backend.tick = watched  # type: ignore[method-assign]
+
+    def goes_on(path: tuple[int, ...]) -> tuple[bool, bool]:
+        """Whether calls were to do several ticks, and whether lanes were to go on by themselves."""
+        asked.clear()
+        solo.generate([1, 2, 3], Fixed(3), 20, path=path)
+        several, runs = zip(*asked, strict=True)
+        return any(several), any(runs)
+
+    assert goes_on((0,)) == (True, True)
+    solo.send(StartRecording(1, tmp_path / "block.trace"))
+    assert goes_on((1,)) == (False, False)
+    solo.send(StopRecording(2))
+    assert goes_on((2,)) == (True, True)
+    core.close()
+    (story,) = tree_of(read(tmp_path / "block.trace").events)
+    assert (story.path, story.sampled) == ((1,), 20)
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_what_cannot_be_recorded_is_refused_at_entry(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path, whole = tmp_path / "block.trace", tmp_path / "whole.trace"
+    path.write_bytes(b"dear")
+    async with opened(tiny_checkpoint) as engine:
+        with pytest.raises(TraceError, match="exists and is not empty"):
+            async with engine.recording(path):
+                pytest.fail("the block is not entered")
+        with pytest.raises(TraceError, match="Cannot write a trace"):
+            async with engine.recording(tmp_path / "nowhere" / "block.trace"):
+                pytest.fail("the block is not entered")
+        async with engine.thread(prompt(1)):
+            with pytest.raises(ThreadStateError, match=r"can only begin between trees: 1 open, \(0,\)"):
+                async with engine.recording(tmp_path / "late.trace"):
+                    pytest.fail("the block is not entered")
+        assert path.read_bytes() == b"dear"
+        assert not (tmp_path / "late.trace").exists()
+        async with engine.recording(path, overwrite=True):
+            with pytest.raises(TraceError, match="records already"):
+                async with engine.recording(tmp_path / "second.trace"):
+                    pytest.fail("the block is not entered")
+            await work(engine, 0)
+        assert [story.path for story in tree_of(read(path).events)] == [(1,)]
+    async with opened(tiny_checkpoint, trace=whole) as engine:
+        with pytest.raises(TraceError, match="records already"):
+            async with engine.recording(tmp_path / "second.trace"):
+                pytest.fail("the block is not entered")
+        await work(engine, 0)
+    assert len(tree_of(read(whole).events)) == 1
+    async with Engine.playback(read(whole)) as engine:
+        with pytest.raises(TraceError, match="nothing to record"):
+            async with engine.recording(tmp_path / "second.trace"):
+                pytest.fail("the block is not entered")
+    assert not (tmp_path / "second.trace").exists()
+
+
+# ---- the end --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_threads_that_outlive_the_recording(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The trace has their beginning, and says no more; they go on as if nothing had been."""
+    path = tmp_path / "block.trace"
+    async with opened(tiny_checkpoint) as engine, engine.thread(prompt(0)) as thread:
+        whole = await thread.generate(max_tokens=9, stop=[-1])
+    said: tuple[int, ...] = ()
+
+    async def begin(thread: ReasoningThread) -> None:
+        nonlocal said
+        async with engine.recording(path):
+            await thread.__aenter__()
+            said += (await thread.generate(max_tokens=4, stop=[-1])).tokens
+
+    async with opened(tiny_checkpoint) as engine:
+        thread = engine.thread(prompt(0))
+        with pytest.raises(ThreadStateError, match=r"ends before these threads do.* 1 open, \(0,\)"):
+            await begin(thread)
+        said += (await thread.generate(max_tokens=5, stop=[-1])).tokens
+        await thread.__aexit__(None, None, None)
+        assert said == whole.tokens
+        async with engine.recording(tmp_path / "next.trace"):
+            await work(engine, 1)
+    trace = read(path)
+    assert trace.lost is None
+    (story,) = tree_of(trace.events)
+    assert (story.sampled, story.closed, story.outcome) == (4, None, None)
+    assert await verified(path) == 0
+    assert [story.path for story in tree_of(read(tmp_path / "next.trace").events)] == [(1,)]
+
+
+async def hold(engine: Engine, done: anyio.Event, *, task_status: TaskStatus[None]) -> None:
+    """Keeps a thread open."""
+    async with engine.thread(prompt(1)):
+        task_status.started()
+        await done.wait()
+
+
+@pytest.mark.anyio
+async def test_what_the_body_raises_goes_before_what_the_end_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path, done = tmp_path / "block.trace", anyio.Event()
+
+    async def fail(group: TaskGroup | None) -> None:
+        async with engine.recording(path, overwrite=True):
+            await work(engine, 0)
+            if group is not None:
+                await group.start(hold, engine, done)
+            raise ZeroDivisionError("no more")
+
+    async with opened(tiny_checkpoint) as engine, anyio.create_task_group() as group:
+        for holding in (None, group):
+            with pytest.raises(ZeroDivisionError, match="no more") as raised:
+                await fail(holding)
+            notes = "".join(getattr(raised.value, "__notes__", []))
+            assert ("1 open" in notes) == (holding is not None)
+            trace = read(path)
+            assert trace.lost is None
+            assert tree_of(trace.events)[0].outcome is not None
+        done.set()
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_recording_is_whole(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "block.trace"
+    async with opened(tiny_checkpoint) as engine:
+        with anyio.CancelScope() as scope:
+            async with engine.recording(path), engine.thread(prompt(0)) as thread:
+                await thread.generate(max_tokens=3)
+                scope.cancel()
+                await thread.generate(max_tokens=3)
+        assert scope.cancelled_caught
+        trace = read(path)
+        async with engine.recording(path, overwrite=True):
+            await work(engine, 1)
+    assert trace.lost is None
+    (story,) = tree_of(trace.events)
+    assert story.outcome == "cancelled"
+    assert story.closed is not None
+
+
+@pytest.mark.anyio
+async def test_a_device_that_fails_within(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: TorchBackend, tick: Tick) -> None:
+        raise RuntimeError("the device is on fire")
+
+    async def fail() -> None:
+        async with engine.recording(path):
+            async with engine.thread(prompt(0)) as thread:
+                await thread.generate(max_tokens=3)
+            monkeypatch.setattr(TorchBackend, "tick", die)
+            async with engine.thread(prompt(1)) as thread:
+                await thread.generate(max_tokens=3)
+
+    path = tmp_path / "block.trace"
+    async with opened(tiny_checkpoint, backend="torch") as engine:
+        with pytest.raises(EngineFailed, match="on fire"):
+            await fail()
+    assert [story.sampled for story in tree_of(read(path).events)] == [3, 0]
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_is_left_within(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    async with opened(tiny_checkpoint) as engine:
+        recording = engine.recording(tmp_path / "block.trace")
+        await recording.__aenter__()
+        await work(engine, 0)
+    trace = read(tmp_path / "block.trace")
+    assert trace.lost is None
+    assert [story.path for story in tree_of(trace.events)] == [(0,)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_asyncio_cancels_while_the_device_begins() -> None:
+    """Its own cancellation goes through shields: the recording that nobody waits for is ended again."""
+    device = SteppedDevice(counting)
+    async with Engine.over(device) as engine:
+
+        async def enter() -> None:
+            async with engine.recording("block.trace"):
+                pytest.fail("the block is not entered")
+
+        task = asyncio.create_task(enter())
+        await turn()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [type(command) for command in device.sent] == [StartRecording, StopRecording]
+        device.step()
+        await turn()
+        async with engine.thread([1]):
+            device.step()
+    assert device.core.events == [], "no event of a tree was sent"
