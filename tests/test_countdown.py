@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.countdown.demonstrations import (
+    BudgetedRoot,
     ChildThread,
     NestedRoot,
     ParentThread,
@@ -29,11 +30,11 @@ from examples.countdown.problems import (
     read_problems,
 )
 from examples.countdown.protocol import COUNTDOWN
-from examples.countdown.search import first_steps, most_promising
-from examples.countdown.serial import SerialThread, serial_examples
+from examples.countdown.search import first_steps, ranked
+from examples.countdown.serial import SerialSearch, serial_examples
 from examples.countdown.solve import evaluate, steps_in
 from examples.countdown.train import exhaustive_examples
-from examples.countdown.vocabulary import ID_OF, WORDS, build_tokenizer
+from examples.countdown.vocabulary import ID_OF, WINDOWS, WORDS, build_tokenizer
 from runtime import Engine
 from runtime.model.checkpoint import shipped_directory
 from runtime.model.tokenizer import Tokenizer
@@ -104,8 +105,8 @@ def test_demonstrations_speak_the_protocol() -> None:
 def test_every_kind_of_parent_spawns_its_children(nums: tuple[int, ...]) -> None:
     protocol = COUNTDOWN.bind(Tokenizer(build_tokenizer()))
     problem = Problem(nums, 27)
-    ranked = most_promising(first_steps(problem.key[0]), problem.target, random.Random(0))
-    roots: list[ParentThread] = [RootThread(problem), RootThread(problem, ranked[:5])]
+    ranking = ranked(first_steps(problem.key[0]), problem.target, random.Random(0))
+    roots: list[ParentThread] = [RootThread(problem), BudgetedRoot(problem, ranking, 5)]
     if len(nums) == 4:
         roots.append(NestedRoot(problem))
     waiting, seen = list(roots), 0
@@ -125,21 +126,23 @@ def test_every_kind_of_parent_spawns_its_children(nums: tuple[int, ...]) -> None
 
 def test_what_serial_threads_write_solves_the_problem() -> None:
     chance = random.Random(3)
-    succeeded = 0
+    succeeded = dict.fromkeys(WINDOWS[:-1], 0)
     for problem, _ in zip(draw_problems(chance), range(40), strict=False):
-        thread = SerialThread(problem, chance)
-        example = thread.example(256)
-        assert len(example.tokens) <= 256
-        assert example.tokens[:8] == [ID_OF[word] for word in thread.prompt(256)]
-        if thread.path is not None:
-            expression = expression_of(thread.path, problem.nums)
-            assert expression is not None
-            assert is_solution(problem, expression)
-        if thread.succeeds_within(256):
-            succeeded += 1
-            assert WORDS[example.tokens[-1]] == "<end>"
-            assert len(example.tokens) == thread.length
-    assert 10 < succeeded < 40
+        search = SerialSearch(problem, chance)
+        for window in succeeded:
+            thread = search.thread(window)
+            assert len(thread.prompt) + len(thread.written) <= window
+            if thread.path is not None:
+                succeeded[window] += 1
+                expression = expression_of(thread.path, problem.nums)
+                assert expression is not None
+                assert is_solution(problem, expression)
+                assert thread.written[-1 - 4 * len(thread.path) - 1] == "<win>"
+            else:
+                assert "<win>" not in thread.written
+    assert list(succeeded.values()) == sorted(succeeded.values())
+    assert 5 < succeeded[128] < 30
+    assert succeeded[1024] > 30
 
 
 def test_training_examples_stay_inside_vocabulary_and_context() -> None:

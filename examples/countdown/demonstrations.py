@@ -15,10 +15,11 @@ target. At distance 0 it writes the whole path from the root's numbers and stops
 A child that finds nothing ends without `<win>` and returns nothing. The root receives the first few paths as
 `<message> path </message>`, and ends with `<win> path <end>` for one whose arithmetic is right, or `<end>`.
 
-Three variations. `... -> 27 children 6` asks for six spawns at most, the most promising ones first. `... -> 27 nested`
-asks for one spawn per pair of numbers, `<spawn> P 27 53 31 26 22 </spawn>`, of a thread that spawns the children of
-that pair. And a thread of four numbers that has a parent (`8 - 3 5 Q 27 53 31 26 22`) spawns as a root does and
-returns what it receives: with it, five numbers are a tree of three levels.
+Three variations. `... -> 27 children 6` asks for six spawns at most, those of the most promising operations, and
+counts them down: `6 <spawn> 53 - 31 22 ... </spawn> 5 <spawn> ...`. `... -> 27 nested` asks for one spawn per pair of
+numbers, `<spawn> P 27 53 31 26 22 </spawn>`, of a thread that spawns the children of that pair. And a thread of four
+numbers that has a parent (`8 - 3 5 Q 27 53 31 26 22`) spawns as a root does and returns what it receives: with it,
+five numbers are a tree of three levels.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from examples.countdown.search import (
     Branch,
     Numbers,
     first_steps,
-    most_promising,
+    in_order,
     question_words,
+    ranked,
     search_three,
     without,
     words_of,
@@ -114,24 +116,39 @@ class ParentThread:
         answer = [END] if right is None else [WIN, *words_of(right), END]
         return example([(self.prompt, 0.0), (self.written, 1.0), (received, 0.0), (answer, ANSWER_WEIGHT)])
 
-    def _spawn(self, messages: list[list[str]]) -> list[str]:
-        return [*(word for message in messages for word in (SPAWN, *message, SPAWN_END)), JOIN]
+    def _messages(self) -> list[list[str]]:
+        return [[*words_of([*self.before, step]), *question_words(self.target, rest)] for step, rest in self.branches]
 
-    def _spawn_branches(self) -> list[str]:
-        return self._spawn(
-            [[*words_of([*self.before, step]), *question_words(self.target, rest)] for step, rest in self.branches]
-        )
+
+def spawn_words(messages: list[list[str]]) -> list[str]:
+    return [*(word for message in messages for word in (SPAWN, *message, SPAWN_END)), JOIN]
 
 
 class RootThread(ParentThread):
-    """Spawns a child per first operation: all of them in order, or the most promising ones up to a budget."""
+    """Spawns a child per first operation."""
 
-    def __init__(self, problem: Problem, ranked: list[Branch] | None = None) -> None:
+    def __init__(self, problem: Problem) -> None:
         numbers = problem.key[0]
         self.before, self.target = [], problem.target
-        self.branches = first_steps(numbers) if ranked is None else ranked
-        self.prompt = prompt_words(problem, [] if ranked is None else [CHILDREN, str(len(ranked))])
-        self.written = [*question_words(problem.target, numbers), *self._spawn_branches()]
+        self.branches = first_steps(numbers)
+        self.prompt = prompt_words(problem, [])
+        self.written = [*question_words(problem.target, numbers), *spawn_words(self._messages())]
+
+
+class BudgetedRoot(ParentThread):
+    """Spawns the first `budget` of ranked operations, in the order in which a root lists them all."""
+
+    def __init__(self, problem: Problem, ranking: list[Branch], budget: int) -> None:
+        numbers = problem.key[0]
+        self.before, self.target = [], problem.target
+        self.branches = in_order(ranking[:budget], first_steps(numbers))
+        self.prompt = prompt_words(problem, [CHILDREN, str(budget)])
+        spawns = [
+            word
+            for number, message in enumerate(self._messages())
+            for word in (str(budget - number), SPAWN, *message, SPAWN_END)
+        ]
+        self.written = [*question_words(problem.target, numbers), *spawns, JOIN]
 
 
 class NestedRoot(ParentThread):
@@ -147,7 +164,7 @@ class NestedRoot(ParentThread):
             for j in range(i + 1, len(numbers))
         ]
         messages = [child.prompt for child in self._children]
-        self.written = [*question_words(problem.target, numbers), *self._spawn(messages)]
+        self.written = [*question_words(problem.target, numbers), *spawn_words(messages)]
 
     def children(self) -> Sequence[ParentThread]:
         return self._children
@@ -162,7 +179,7 @@ class PairThread(ParentThread):
         self.branches = [
             (step, tuple(sorted((*others, step.result), reverse=True))) for step in steps(pair[0], pair[1])
         ]
-        self.written = self._spawn_branches()
+        self.written = spawn_words(self._messages())
 
 
 class MiddleThread(ParentThread):
@@ -172,7 +189,7 @@ class MiddleThread(ParentThread):
         self.before, self.target = before, target
         self.branches = first_steps(numbers)
         self.prompt = [*words_of(before), *question_words(target, numbers)]
-        self.written = self._spawn_branches()
+        self.written = spawn_words(self._messages())
 
 
 def child_thread(before: list[Step], target: int, numbers: Numbers) -> ChildThread | MiddleThread:
@@ -249,14 +266,13 @@ def budgeted_examples(problem: Problem, random_source: random.Random) -> list[Ex
     branches = first_steps(problem.key[0])
     examples = []
     for _ in range(3):
-        ranked = most_promising(branches, problem.target, random_source)
-        won = next(
-            (rank for rank, (step, rest) in enumerate(ranked, 1) if search_three([step], problem.target, rest)[1]), 99
-        )
-        most = min(MOST_CHILDREN, len(ranked))
-        enough = random_source.randint(won, min(won + 2, most)) if won <= most else most
-        budget = enough if random_source.random() < 0.75 else random_source.randint(1, most)
-        root = RootThread(problem, ranked[:budget])
+        ranking = ranked(branches, problem.target, random_source)
+        wins = [search_three([step], problem.target, rest)[1] is not None for step, rest in ranking]
+        won = 1 + wins.index(True) if True in wins else len(wins)
+        budget = random_source.randint(1, MOST_CHILDREN)
+        if random_source.random() < 0.75:
+            budget = min(random_source.randint(won, won + 2), MOST_CHILDREN)
+        root = BudgetedRoot(problem, ranking, budget)
         examples.append(root.example(messages_of(root, random_source)))
     return [*examples, *_searched(RootThread(problem), random_source, 1, 1)]
 
@@ -316,11 +332,11 @@ def parallel_examples(
     of_five = training_problems(random_source, excluded, count=5)
     while True:
         kind = random_source.random()
-        if kind < 0.45:
+        if kind < 0.35:
             yield from tree_examples(next(problems), random_source)
-        elif kind < 0.75:
+        elif kind < 0.8:
             yield from budgeted_examples(next(problems), random_source)
-        elif kind < 0.85:
+        elif kind < 0.88:
             yield from nested_examples(next(problems), random_source)
         else:
             yield from five_examples(next(of_five), random_source)

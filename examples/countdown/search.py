@@ -1,4 +1,4 @@
-"""The symbolic search that demonstrations write down, and the order in which it tries first operations.
+"""The symbolic search that demonstrations write down, and which first operations it tries when it cannot try all.
 
 The serial and the parallel solver share all of it, so that a comparison of the two compares nothing else.
 """
@@ -49,12 +49,26 @@ def promise(target: int, numbers: Numbers) -> int:
     return sum(abs(number - target) for number in numbers)
 
 
-def most_promising(branches: list[Branch], target: int, random_source: random.Random) -> list[Branch]:
+def ranked(branches: list[Branch], target: int, random_source: random.Random) -> list[Branch]:
     """The branches, most promising first, as somebody ranks them who sees the promise through noise."""
     return sorted(
         branches,
         key=lambda branch: math.log1p(promise(target, branch[1])) + random_source.gauss(0.0, ORDER_NOISE),
     )
+
+
+def in_order(chosen: list[Branch], branches: list[Branch]) -> list[Branch]:
+    """Those of `branches` that were chosen. Searches go through them in this order, so that none comes twice."""
+    places = dict(enumerate(branches))
+    kept = sorted(_place(branch, places) for branch in chosen)
+    return [branches[position] for position in kept]
+
+
+def _place(branch: Branch, places: dict[int, Branch]) -> int:
+    """Takes the first place that still has an equal branch: equal numbers make equal branches."""
+    position = next(position for position, other in places.items() if other == branch)
+    del places[position]
+    return position
 
 
 def search_three(before: list[Step], target: int, numbers: Numbers) -> tuple[list[str], list[Step] | None]:

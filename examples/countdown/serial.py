@@ -3,9 +3,9 @@
     22 26 31 53 -> 27 within 256  Q 27 53 31 26 22
     53 - 31 22 Q 27 26 22 22   26 + 22 48 22 + 70 43 - 26 1 ...   31 - 26 5 Q ...   <win> 53 - 31 22 ... <end>
 
-One first operation after the other, the most promising ones first, each with the search that the parallel solver
-leaves to a child. It stops at its first success, or when its window is full. `within` tells the model how long its
-context may get: in demonstrations mostly the smallest window into which they fit.
+One first operation after the other, each with the search that the parallel solver leaves to a child, up to the first
+success. Where the window has no room for all of them, it has those that a parallel root with a budget would spawn: the
+most promising ones, in the order in which a root lists them all.
 """
 
 from __future__ import annotations
@@ -15,61 +15,93 @@ from collections.abc import Collection, Iterator
 
 from examples.countdown.demonstrations import example, prompt_words, training_problems
 from examples.countdown.problems import Problem, Step
-from examples.countdown.search import Numbers, first_steps, most_promising, question_words, search_three, words_of
+from examples.countdown.search import (
+    Branch,
+    Numbers,
+    first_steps,
+    in_order,
+    question_words,
+    ranked,
+    search_three,
+    words_of,
+)
 from examples.countdown.vocabulary import END, WINDOWS, WITHIN
 from policies.training.examples import Example
 
+Segment = tuple[list[str], list[Step] | None]
+"""What is written about a first operation, and the path it ends with, if it succeeds."""
+
+
+class SerialSearch:
+    """The search of one problem, with one ranking of its first operations, for windows of any size."""
+
+    def __init__(self, problem: Problem, random_source: random.Random) -> None:
+        self.problem = problem
+        self._branches = first_steps(problem.key[0])
+        self._ranking = ranked(self._branches, problem.target, random_source)
+        self._segments: dict[Branch, Segment] = {}
+
+    def thread(self, window: int) -> SerialThread:
+        """The thread that fits into so many tokens, its prompt included."""
+        prompt = prompt_words(self.problem, [WITHIN, str(window)])
+        written = question_words(self.problem.target, self.problem.key[0])
+        room = window - len(prompt) - len(written) - 1
+        chosen: list[Branch] = []
+        for branch in self._ranking:
+            room -= len(self._segment(branch)[0])
+            if room < 0:
+                break
+            chosen.append(branch)
+        path: list[Step] | None = None
+        for branch in in_order(chosen, self._branches):
+            words, path = self._segment(branch)
+            written += words
+            if path is not None:
+                break
+        return SerialThread(prompt, [*written, END], path)
+
+    def _segment(self, branch: Branch) -> Segment:
+        if branch not in self._segments:
+            self._segments[branch] = self._search([branch[0]], branch[1])
+        return self._segments[branch]
+
+    def _search(self, before: list[Step], numbers: Numbers) -> Segment:
+        target = self.problem.target
+        written = [*words_of(before[-1:]), *question_words(target, numbers)]
+        if len(numbers) == 3:
+            words, path = search_three(before, target, numbers)
+            return [*written, *words], path
+        for step, rest in first_steps(numbers):
+            words, path = self._search([*before, step], rest)
+            written += words
+            if path is not None:
+                return written, path
+        return written, None
+
 
 class SerialThread:
-    """The whole search: what it writes, whatever its window, and the path it ends with, if any."""
+    """A thread of the serial solver: its prompt, what it writes, and the path it ends with, if any."""
 
-    def __init__(self, problem: Problem, random_source: random.Random, longest: int = WINDOWS[-1]) -> None:
-        self.problem = problem
-        self._random, self._longest = random_source, longest
-        self.path: list[Step] | None = None
-        self.written = question_words(problem.target, problem.key[0])
-        self._search([], problem.key[0])
-        self.written.append(END)
+    def __init__(self, prompt: list[str], written: list[str], path: list[Step] | None) -> None:
+        self.prompt, self.written, self.path = prompt, written, path
 
-    def _search(self, before: list[Step], numbers: Numbers) -> None:
-        target = self.problem.target
-        for step, rest in most_promising(first_steps(numbers), target, self._random):
-            self.written += [*words_of([step]), *question_words(target, rest)]
-            if len(rest) == 3:
-                words, self.path = search_three([*before, step], target, rest)
-                self.written += words
-            else:
-                self._search([*before, step], rest)
-            if self.path is not None or len(self.written) > self._longest:
-                return
-
-    def prompt(self, window: int) -> list[str]:
-        return prompt_words(self.problem, [WITHIN, str(window)])
-
-    @property
-    def length(self) -> int:
-        """Tokens of the whole thread, prompt included."""
-        return len(self.prompt(WINDOWS[0])) + len(self.written)
-
-    def succeeds_within(self, window: int) -> bool:
-        return self.path is not None and self.length <= window
-
-    def example(self, window: int) -> Example:
-        prompt = self.prompt(window)
-        return example([(prompt, 0.0), (self.written[: window - len(prompt)], 1.0)])
+    def example(self) -> Example:
+        return example([(self.prompt, 0.0), (self.written, 1.0)])
 
 
 def serial_examples(
     random_source: random.Random, excluded: Collection[tuple[tuple[int, ...], int]]
 ) -> Iterator[Example]:
-    """Endless threads of the serial solver; one in a hundred has five numbers."""
+    """Endless threads of the serial solver, mostly in the smallest window in which they succeed; one in a hundred has
+    five numbers."""
     problems = training_problems(random_source, excluded)
     of_five = training_problems(random_source, excluded, count=5)
+    *windows, longest = WINDOWS
     while True:
         if random_source.random() < 0.01:
-            yield SerialThread(next(of_five), random_source).example(WINDOWS[-1])
+            yield SerialSearch(next(of_five), random_source).thread(longest).example()
             continue
-        thread = SerialThread(next(problems), random_source)
-        windows = WINDOWS[:-1]
-        fitting = next((window for window in windows if thread.succeeds_within(window)), windows[-1])
-        yield thread.example(fitting if random_source.random() < 0.75 else random_source.choice(windows))
+        search = SerialSearch(next(problems), random_source)
+        threads = [search.thread(window) for window in windows]
+        succeeding = next((thread for thread in threads if thread.path is not None), threads[-1])
+        yield (succeeding if random_source.random() < 0.75 else random_source.choice(threads)).example()
