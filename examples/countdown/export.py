@@ -1,18 +1,15 @@
-"""Makes a checkpoint directory of a training run: `python -m examples.countdown.export runs/countdown DIRECTORY`."""
+"""Makes a checkpoint directory of a training run: `python -m examples.countdown.export runs/parallel DIRECTORY`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import msgspec
-
 from examples.countdown.protocol import COUNTDOWN
 from examples.countdown.train import MODEL
-from examples.countdown.vocabulary import END, ID_OF, build_tokenizer
-from policies import AsAsked, Fixed, Policy, to_builtins
-from policies.training.resume import restore
-from runtime.model.checkpoint import save_checkpoint
+from examples.countdown.vocabulary import build_tokenizer
+from policies import AsAsked, Fixed, Policy
+from policies.training import export_checkpoint, restore
 from runtime.model.raven import Raven
 from runtime.model.tokenizer import Tokenizer
 
@@ -22,21 +19,14 @@ POLICY = Policy(depth=Fixed(), spawn=AsAsked())
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="directory of a training run")
+    parser.add_argument("run", type=Path, help="directory of a training run, supervised or by reinforcement")
     parser.add_argument("directory", type=Path, help="where the checkpoint goes")
     given = parser.parse_args()
     model = Raven(MODEL)
     step = restore(given.run, model)
     if not step:
         parser.error(f"{given.run} holds no training run; make one with python -m examples.countdown.train")
-    braid = {"protocol": msgspec.to_builtins(COUNTDOWN), "policy": to_builtins(POLICY)}
-    save_checkpoint(
-        given.directory,
-        model,
-        tokenizer=Tokenizer(build_tokenizer()),
-        eos=(ID_OF[END],),
-        braid=msgspec.json.format(msgspec.json.encode(braid)),
-    )
+    export_checkpoint(given.directory, model, Tokenizer(build_tokenizer()), COUNTDOWN, POLICY)
     print(f"step {step} -> {given.directory}")
 
 

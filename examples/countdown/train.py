@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import torch
-import torch.distributed as distributed
 
 from examples.countdown.demonstrations import RootThread, parallel_examples, training_problems, tree_examples
 from examples.countdown.problems import LARGEST_VALUE, draw_problems, read_problems
-from examples.countdown.serial import SerialThread, serial_examples
-from examples.countdown.vocabulary import WORDS
-from policies.training.examples import Example
-from policies.training.supervised import SupervisedConfig, train
-from runtime.model.checkpoint import load_checkpoint
+from examples.countdown.serial import SerialSearch, serial_examples
+from examples.countdown.vocabulary import WORDS, build_tokenizer
+from policies.training import Example, SupervisedConfig, initialise_from, run_processes, train
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
+from runtime.model.tokenizer import Tokenizer
 
 MODEL = RavenConfig(
     n_embd=128,
@@ -53,7 +50,6 @@ class TrainArguments(msgspec.Struct, frozen=True):
     excluded: Path
     demonstrations: str
     start: Path | None
-    processes: int
     config: SupervisedConfig
 
 
@@ -81,16 +77,6 @@ def fresh_model(seed: int) -> Raven:
     return model
 
 
-def started_model(start: Path, seed: int) -> Raven:
-    """A fresh model with the weights of a checkpoint; words that it did not know keep their fresh rows."""
-    model = fresh_model(seed)
-    weights = load_checkpoint(start).model.state_dict()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter[: len(weights[name])] = weights[name]
-    return model
-
-
 def exhaustive_examples(random_source: random.Random, excluded: Excluded) -> Iterator[Example]:
     """Endless threads of trees in which the root spawns every child: arithmetic, and how to write it down."""
     for problem in training_problems(random_source, excluded):
@@ -110,31 +96,30 @@ def held_out_examples(excluded: Excluded) -> dict[str, list[Example]]:
         "roots": roots,
         "winners": [child.example() for child in children if child.path],
         "losers": [child.example() for child in children if not child.path][:400],
-        "serial": [SerialThread(problem, random_source).example(256) for problem in problems],
+        "serial": [SerialSearch(problem, random_source).thread(1024).example() for problem in problems],
     }
 
 
-def work(rank: int, arguments: TrainArguments) -> None:
+def work(rank: int, world: int, arguments: TrainArguments) -> None:
     config = arguments.config
-    if arguments.processes > 1:
-        distributed.init_process_group(
-            "gloo", init_method="tcp://127.0.0.1:29871", rank=rank, world_size=arguments.processes
-        )
     excluded = {problem.key for problem in read_problems(arguments.excluded)}
+    model = fresh_model(config.seed)
+    if arguments.start is not None:
+        initialise_from(model, arguments.start, Tokenizer(build_tokenizer()))
     draw = DEMONSTRATIONS[arguments.demonstrations]
     train(
-        fresh_model(config.seed) if arguments.start is None else started_model(arguments.start, config.seed),
+        model,
         lambda random_source: draw(random_source, excluded),
         config,
         arguments.directory,
         held_out_examples(excluded) if rank == 0 else {},
         rank,
-        arguments.processes,
+        world,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="where checkpoints and metrics go; continued if it has some")
     parser.add_argument("--exclude", type=Path, required=True, help="problems never to train on (JSON)")
     parser.add_argument("--demonstrations", choices=DEMONSTRATIONS, default="parallel")
@@ -154,18 +139,10 @@ def main() -> None:
         muon_rate=given.muon_rate,
         adam_rate=given.adam_rate,
         tokens_per_step=given.tokens // given.processes,
+        tokens_per_batch=2176,
     )
-    given.directory.mkdir(parents=True, exist_ok=True)
-    arguments = TrainArguments(
-        given.directory, given.exclude, given.demonstrations, given.start, given.processes, config
-    )
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(rank, arguments)) for rank in range(1, given.processes)]
-    for worker in workers:
-        worker.start()
-    work(0, arguments)
-    for worker in workers:
-        worker.join()
+    arguments = TrainArguments(given.directory, given.exclude, given.demonstrations, given.start, config)
+    run_processes(work, given.processes, arguments)
 
 
 if __name__ == "__main__":

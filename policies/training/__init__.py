@@ -1,0 +1,31 @@
+"""How deciding is learned: supervised training on demonstrations, reinforcement learning over thread trees.
+
+docs/training.md shows the way from a task to a checkpoint.
+"""
+
+from policies.training.examples import Example
+from policies.training.export import export_checkpoint
+from policies.training.grpo import GrpoConfig, train_grpo
+from policies.training.initial import initialise_from
+from policies.training.plot import plot_metrics
+from policies.training.processes import run_processes
+from policies.training.questions import Question
+from policies.training.resume import restore
+from policies.training.schedule import SupervisedConfig
+from policies.training.supervised import train
+from policies.training.teacher_forcing import exactness
+
+__all__ = [
+    "Example",
+    "GrpoConfig",
+    "Question",
+    "SupervisedConfig",
+    "exactness",
+    "export_checkpoint",
+    "initialise_from",
+    "plot_metrics",
+    "restore",
+    "run_processes",
+    "train",
+    "train_grpo",
+]

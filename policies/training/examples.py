@@ -10,16 +10,20 @@ from torch import Tensor
 
 
 class Example(msgspec.Struct, frozen=True):
-    """One thread. `weights[i]` is the loss weight of predicting `tokens[i]`: 0 for prompts and messages received."""
+    """One thread. `weights[i]` is the loss weight of predicting `tokens[i]`: 0 for prompts and messages received.
+
+    Nothing predicts `tokens[0]`, so that `weights[0]` is never used.
+    """
 
     tokens: list[int]
     weights: list[float]
 
 
 class PackedBatch(msgspec.Struct, frozen=True):
-    """Threads padded at the end to one length; causal attention never sees the padding.
+    """Threads, one a row, padded at the end to one length; causal attention never sees the padding.
 
-    inputs [batch, length] int64; targets [batch, length] int64 (the next token); weights [batch, length] float32.
+    inputs [batch, length] int64; targets [batch, length] int64 (the next token); weights [batch, length] float32, 0
+    on padding.
     """
 
     inputs: Tensor
@@ -30,8 +34,16 @@ class PackedBatch(msgspec.Struct, frozen=True):
 def pack(examples: list[Example], tokens_per_batch: int, length_step: int = 16) -> Iterator[PackedBatch]:
     """Groups examples of like length into batches of at most `tokens_per_batch` tokens, padding included.
 
-    Lengths are rounded up to a multiple of `length_step`, so that few shapes occur.
+    An example that is longer by itself makes a batch of its own. A row is one thread, so that none attends to
+    another. Lengths are rounded up to a multiple of `length_step`, so that few shapes occur. Raises `ValueError` for
+    an example with fewer than two tokens, or without a weight for each.
     """
+    for example in examples:
+        if len(example.tokens) < 2 or len(example.tokens) != len(example.weights):
+            raise ValueError(
+                f"An example has {len(example.tokens)} tokens and {len(example.weights)} weights; it needs at least "
+                "two tokens, and a weight for each."
+            )
     ordered = sorted(examples, key=lambda example: len(example.tokens))
     group: list[Example] = []
     for example in ordered:
@@ -42,6 +54,13 @@ def pack(examples: list[Example], tokens_per_batch: int, length_step: int = 16) 
         group.append(example)
     if group:
         yield _padded(group, length_step)
+
+
+def on_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
+    """The batch with its tensors on `device`; the batch itself where they are there already."""
+    if batch.inputs.device == device:
+        return batch
+    return PackedBatch(batch.inputs.to(device), batch.targets.to(device), batch.weights.to(device))
 
 
 def _rounded(length: int, step: int) -> int:

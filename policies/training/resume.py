@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from runtime.errors import CheckpointError
 
 FILE = "training.safetensors"
 
@@ -27,13 +29,21 @@ def save(directory: Path, step: int, model: nn.Module, optimizers: list[torch.op
 
 
 def restore(directory: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer] | None = None) -> int:
-    """Loads what `save` wrote into the model and, if given, the optimizers; returns its step, 0 without a file."""
+    """Loads what `save` wrote into the model and, if given, the optimizers; returns its step, 0 without a file.
+
+    Raises `CheckpointError`, naming the file, if it is not such a file or is a run of another model; the model and
+    the optimizers are then as they were.
+    """
     path = directory / FILE
     if not path.is_file():
         return 0
-    with safe_open(path, framework="pt") as file:
-        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        step = int(file.metadata()["step"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            step = int((file.metadata() or {})["step"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a training run ({error}). Move it away to start anew.") from error
+    _check(path, tensors, model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -42,8 +52,25 @@ def restore(directory: Path, model: nn.Module, optimizers: list[torch.optim.Opti
         for name, tensor in tensors.items():
             if name.startswith(f"optimizer.{number}."):
                 _, _, index, key = name.split(".")
-                optimizer.state[parameters[int(index)]][key] = tensor
+                owner = parameters[int(index)]
+                # PyTorch's optimizers keep their step counts, which are scalars, on the CPU.
+                optimizer.state[owner][key] = tensor.to(owner.device) if tensor.ndim else tensor
     return step
+
+
+def _check(path: Path, tensors: dict[str, Tensor], model: nn.Module) -> None:
+    ours = {f"model.{name}": tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("model.")}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise CheckpointError(
+                f"{path}: a run of another model: {name.removeprefix('model.')} is {_shown(theirs.get(name))} there "
+                f"and {_shown(ours.get(name))} here. Choose another directory, or the model that was trained there."
+            )
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

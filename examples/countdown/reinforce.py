@@ -1,0 +1,119 @@
+"""Reinforcement learning of a Countdown model, from where demonstrations have brought it.
+
+python -m examples.countdown.reinforce CHECKPOINT runs/parallel-rl --exclude validation.json
+python -m examples.countdown.reinforce CHECKPOINT runs/serial-rl --serial --exclude validation.json
+
+The parallel model is asked mostly with budgets of children, so that it learns which ones to spend them on; the serial
+one with windows, in which it has to be done. An answer is worth 1 if it evaluates to the target, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from examples.countdown.problems import Problem, draw_problems, read_problems
+from examples.countdown.solve import solution_of
+from examples.countdown.train import Excluded
+from examples.countdown.vocabulary import CHILDREN, NESTED, WITHIN
+from policies.training.grpo import GrpoConfig, train_grpo
+from policies.training.processes import run_processes
+from policies.training.questions import Question
+
+BUDGETS = (1, 2, 2, 3, 3, 4, 6)
+WINDOWS = (128, 192, 256, 320)
+
+
+class ReinforceArguments(msgspec.Struct, frozen=True):
+    checkpoint: Path
+    directory: Path
+    excluded: Path
+    serial: bool
+    config: GrpoConfig
+
+
+def question(problem: Problem, condition: str = "", window: int | None = None) -> Question:
+    prompt = f"{problem.prompt} {condition}".strip()
+    return Question(
+        prompt,
+        lambda answer: float(solution_of(problem, answer).is_right),
+        max_tokens=None if window is None else window - len(prompt.split()),
+    )
+
+
+def serial_question(problem: Problem, window: int) -> Question:
+    return question(problem, f"{WITHIN} {window}", window)
+
+
+def parallel_condition(chance: random.Random) -> str:
+    """A budget of children, in most cases; else all of them, or a nested tree."""
+    kind = chance.random()
+    if kind < 0.85:
+        return f"{CHILDREN} {chance.choice(BUDGETS)}"
+    return "" if kind < 0.95 else NESTED
+
+
+def draw_question(serial: bool, excluded: Excluded, chance: random.Random) -> Question:
+    problem = next(draw_problems(chance, excluded=excluded))
+    if serial:
+        return serial_question(problem, chance.choice(WINDOWS))
+    return question(problem, parallel_condition(chance))
+
+
+def held_out(serial: bool, excluded: Excluded) -> list[Question]:
+    """The same problems at every evaluation, drawn with a seed that training does not use, at a few conditions."""
+    problems = islice(draw_problems(random.Random("held out of reinforcement"), excluded=excluded), 150)
+    if serial:
+        return [serial_question(problem, window) for problem in problems for window in (128, 256)]
+    return [question(problem, f"{CHILDREN} {budget}") for problem in problems for budget in (3, 6)]
+
+
+def work(rank: int, world: int, arguments: ReinforceArguments) -> None:
+    excluded = {problem.key for problem in read_problems(arguments.excluded)}
+    run = partial(
+        train_grpo,
+        arguments.checkpoint,
+        partial(draw_question, arguments.serial, excluded),
+        arguments.config,
+        arguments.directory,
+        held_out(arguments.serial, excluded) if rank == 0 else (),
+        rank,
+        world,
+    )
+    anyio.run(run)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="directory of the checkpoint to begin with")
+    parser.add_argument("directory", type=Path, help="where the run goes; continued if it has one")
+    parser.add_argument("--exclude", type=Path, required=True, help="problems never to train on (JSON)")
+    parser.add_argument("--serial", action="store_true", help="the checkpoint is a serial one")
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--questions", type=int, default=32, help="problems a step, over all processes")
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--iteration-price", type=float, default=0.0, help="per thousand token-iterations")
+    parser.add_argument("--path-price", type=float, default=0.0, help="per thousand tokens of the critical path")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    config = GrpoConfig(
+        steps=given.steps,
+        seed=given.seed,
+        questions=given.questions // given.processes,
+        rate=given.rate,
+        iteration_price=given.iteration_price,
+        path_price=given.path_price,
+    )
+    arguments = ReinforceArguments(given.checkpoint, given.directory, given.exclude, given.serial, config)
+    run_processes(work, given.processes, arguments)
+
+
+if __name__ == "__main__":
+    main()

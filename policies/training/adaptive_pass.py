@@ -1,0 +1,191 @@
+"""What an exit rule does to threads whose tokens are known, by dense passes: cheaper than decoding them again.
+
+The tokens are given, so all of a batch iterate together. A token that has exited keeps the keys and values of its last
+iteration, which is what the engine's memory shows to deeper readers. So exit values and depths are those of an engine
+that keeps every iteration and samples these very tokens. One thing differs: in models with coda layers, rules that
+read logits see other tokens' coda at the same iteration, where the engine has it at their last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policies.depth.base import DepthPolicy, DepthView, Role
+from policies.training.recorded_threads import ThreadTokens
+from runtime.model.raven import Raven, attend_causally
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ThreadBatch:
+    """Threads of one role and tree depth, padded at the end to one length; n is batch * length, padding included."""
+
+    role: Role
+    tree_depth: int
+    tokens: Tensor
+    """[batch, length] int64."""
+    is_token: Tensor
+    """[n] bool: False for padding."""
+    is_read: Tensor
+    """[n] bool: whether the token after this one was sampled, from this one's logits."""
+    is_received: Tensor
+    """[n] bool."""
+    group: Tensor
+    """[n] int64: number of the token's group; every padding is a group of its own, after all others."""
+    last: Tensor
+    """[groups] int64: the last token of each group."""
+
+
+def batches(
+    threads: Sequence[ThreadTokens], device: torch.device | str = "cpu", tokens_per_batch: int = 8192
+) -> Iterator[ThreadBatch]:
+    """Threads of one kind and like length together, padding included in `tokens_per_batch`."""
+    kinds = sorted({(thread.tree_depth, thread.role) for thread in threads})
+    for kind in kinds:
+        same = [thread for thread in threads if (thread.tree_depth, thread.role) == kind]
+        same.sort(key=lambda thread: len(thread.tokens))
+        start = 0
+        for end in range(1, len(same) + 1):
+            if end == len(same) or (end + 1 - start) * (len(same[end].tokens) - 1) > tokens_per_batch:
+                yield _batch(same[start:end], torch.device(device))
+                start = end
+
+
+def _batch(threads: Sequence[ThreadTokens], device: torch.device) -> ThreadBatch:
+    shape = len(threads), len(threads[-1].tokens) - 1
+    tokens, group = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    is_token, is_read, is_received = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
+    last: list[int] = []
+    for row, thread in enumerate(threads):
+        count = len(thread.tokens) - 1
+        sampled = torch.tensor(thread.is_sampled)
+        tokens[row, :count] = torch.tensor(thread.tokens[:-1])
+        is_token[row, :count] = True
+        is_read[row, :count], is_received[row, :count] = sampled[1:], ~sampled[:-1]
+        for each in thread.groups:
+            group[row, each.start : each.end] = len(last)
+            last.append(row * shape[1] + each.end - 1)
+    padding = (~is_token).flatten().nonzero()[:, 0]
+    group.view(-1)[padding] = torch.arange(len(padding)) + len(last)
+    return ThreadBatch(
+        role=threads[0].role,
+        tree_depth=threads[0].tree_depth,
+        tokens=tokens.to(device),
+        is_token=is_token.flatten().to(device),
+        is_read=is_read.flatten().to(device),
+        is_received=is_received.flatten().to(device),
+        group=group.flatten().to(device),
+        last=torch.cat([torch.tensor(last, dtype=torch.int64), padding]).to(device),
+    )
+
+
+class AdaptivePass:
+    """The iterations of one batch, one at a time, from zero states. Stopped tokens rest in their last state."""
+
+    def __init__(self, model: Raven, batch: ThreadBatch) -> None:
+        self.model, self.batch = model, batch
+        self._rotation = model.rotation(torch.arange(batch.tokens.shape[1], device=batch.tokens.device))[None]
+        self._embedded = model.prelude(batch.tokens, self._rotation, attend_causally)
+        self._state = torch.zeros_like(self._embedded)
+        self._stopped = torch.zeros_like(batch.is_token)
+        self._written: dict[int, tuple[Tensor, Tensor]] = {}
+        """By core layer: keys and values of every token's last iteration, [batch, length, heads, head_dim]."""
+        self.depths = torch.zeros_like(batch.group)
+        """[n] int64: iterations done."""
+
+    @property
+    def latent(self) -> Tensor:
+        """Present states, [n, width]."""
+        return self._state.flatten(0, 1)
+
+    def logits(self) -> Tensor:
+        """[n, vocab] float32, from the present states."""
+        return self.model.coda(self._state, self._rotation, attend_causally).flatten(0, 1)
+
+    def iterate(self) -> None:
+        """One more iteration of every token that is not stopped."""
+        stopped = self._stopped.view_as(self.batch.tokens)
+        state = self.model.iterate(self._state, self._embedded, self._rotation, self._attend)
+        self._state = torch.where(stopped[..., None], self._state, state)
+        self.depths += ~self._stopped
+
+    def stop(self, done: Tensor) -> None:
+        """Stops the tokens of a mask [n] for good."""
+        self._stopped = self._stopped | done
+
+    def _attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if layer in self._written:
+            stopped = self._stopped.view_as(self.batch.tokens)[..., None, None]
+            before_key, before_value = self._written[layer]
+            key, value = torch.where(stopped, before_key, key), torch.where(stopped, before_value, value)
+        self._written[layer] = key, value
+        return attend_causally(layer, query, key, value)
+
+
+class ExitTest:
+    """One rule's exit values over the iterations of a batch, as the engine's backends take them."""
+
+    def __init__(self, policy: DepthPolicy, run: AdaptivePass) -> None:
+        self.policy, self._run = policy, run
+        self._vocab = run.model.config.vocab_size
+        self._memory = policy.begin(self._rows(run.latent).float(), self._vocab)
+        self._sizes = torch.bincount(run.batch.group)
+
+    def is_due(self, iteration: int) -> bool:
+        checks = iteration - self.policy.minimum - 1
+        return self.policy.reads != "nothing" and checks >= 0 and checks % self.policy.every == 0
+
+    def values(self, iteration: int, logits: Tensor | None) -> Tensor:
+        """[groups] float32 after `iteration`, from logits [n, vocab] where the policy reads them."""
+        seen = None if self.policy.reads == "latent" or logits is None else self._rows(logits)
+        latent = self._rows(self._run.latent)
+        iterations = latent.new_full((len(latent),), iteration, dtype=torch.int64)
+        values, self._memory = self.policy.measure(DepthView(iterations, latent.float(), seen, self._memory))
+        if self.policy.reads == "logits":
+            return values
+        sums = values.new_zeros(len(self._sizes)).index_add_(0, self._run.batch.group, values)
+        return sums / self._sizes
+
+    def _rows(self, of_tokens: Tensor) -> Tensor:
+        return of_tokens[self._run.batch.last] if self.policy.reads == "logits" else of_tokens
+
+
+@torch.no_grad()
+def run_policy(model: Raven, batch: ThreadBatch, policy: DepthPolicy) -> tuple[Tensor, Tensor]:
+    """Depths [n] int64 and likeliest next tokens [n] int64 of a batch that follows `policy`."""
+    policy = policy.for_thread(batch.role, batch.tree_depth)
+    run = AdaptivePass(model, batch)
+    test = ExitTest(policy, run)
+    may_exit = ~batch.is_received | policy.exit_received
+    for iteration in range(1, policy.deepest(model.config.mean_recurrence) + 1):
+        run.iterate()
+        if test.is_due(iteration):
+            done = policy.is_done(test.values(iteration, run.logits() if policy.reads == "logits" else None))
+            run.stop(done[batch.group] & may_exit)
+    return run.depths, run.logits().argmax(-1)
+
+
+@torch.no_grad()
+def run_full(model: Raven, batch: ThreadBatch, policies: Sequence[DepthPolicy]) -> tuple[list[Tensor], Tensor]:
+    """What the policies would see where no token exits: exit values [groups, iterations] of each, NaN where it does not
+    test, and the likeliest next token [n] at the model's mean recurrence."""
+    run = AdaptivePass(model, batch)
+    tests = [ExitTest(policy, run) for policy in policies]
+    most = model.config.mean_recurrence
+    last = [policy.deepest(most) for policy in policies]
+    columns: list[list[Tensor]] = [[] for _ in policies]
+    full = torch.zeros_like(batch.group)
+    for iteration in range(1, max(most, *last) + 1):
+        run.iterate()
+        logits = run.logits()
+        if iteration == most:
+            full = logits.argmax(-1)
+        for column, test, end in zip(columns, tests, last, strict=True):
+            if test.is_due(iteration) and iteration <= end:
+                column.append(test.values(iteration, logits))
+            elif iteration <= end:
+                column.append(torch.full((len(batch.last),), torch.nan, device=logits.device))
+    return [torch.stack(column, -1) for column in columns], full

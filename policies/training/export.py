@@ -1,0 +1,31 @@
+"""Making a checkpoint directory that `Engine.open` needs nothing else for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from policies.policy import Policy
+from policies.registry import to_builtins
+from runtime import TagProtocol
+from runtime.model.checkpoint import save_checkpoint
+from runtime.model.raven import Raven
+from runtime.model.tokenizer import Tokenizer
+
+
+def export_checkpoint(
+    directory: Path, model: Raven, tokenizer: Tokenizer, protocol: TagProtocol, policy: Policy | None = None
+) -> None:
+    """Writes config, weights, tokenizer and braid.json: the protocol, and the policy that is used by default.
+
+    The protocol's end tags that are single tokens are written as the stop tokens of generation_config.json too. Raises
+    `ProtocolError` if the tokenizer cannot write the protocol's tags.
+    """
+    protocol.bind(tokenizer)
+    ends = [token for tag in protocol.end if (token := tokenizer.token_to_id(tag)) is not None]
+    braid = {"protocol": msgspec.to_builtins(protocol)}
+    if policy is not None:
+        braid["policy"] = to_builtins(policy)
+    content = msgspec.json.format(msgspec.json.encode(braid), indent=2) + b"\n"
+    save_checkpoint(directory, model, tokenizer=tokenizer, eos=ends, braid=content)

@@ -1,0 +1,22 @@
+"""Which optimizer updates which parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from policies.training.schedule import SupervisedConfig
+from runtime.model.raven import Raven
+
+
+def optimizers_for(model: Raven, config: SupervisedConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks and adapter; Adam for embedding, head, norms and biases."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        is_table = "wte" in name or "lm_head" in name
+        (matrices if parameter.ndim == 2 and not is_table else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=config.muon_rate, weight_decay=config.weight_decay),
+        torch.optim.Adam(others, lr=config.adam_rate, betas=(0.9, 0.98)),
+    ]

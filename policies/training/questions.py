@@ -1,0 +1,109 @@
+"""Asking an engine questions in groups, recorded: the rollouts that reinforcement learning learns from."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from policies.training.rollouts import Trajectory, trajectories
+from runtime import Answer, Engine, Sampling
+from traces import read
+from traces.critical_path import critical_paths
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and what an answer to it is worth: 0 for a wrong one, up to 1 for a right one."""
+
+    prompt: str
+    score: Callable[[Answer], float]
+    max_tokens: int | None = None
+    """Most tokens that a thread may sample; None is what the context holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """What a right answer's reward loses: per thousand token-iterations of its tree, and per thousand tokens of its
+    critical path. Wrong answers pay nothing, so that saving never beats solving (P-GRPO, arXiv 2512.07843)."""
+
+    iterations: float = 0.0
+    critical_path: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One tree: what was answered, what that was worth, and what was said on the way."""
+
+    answer: Answer
+    score: float
+    reward: float
+    """The score less prices."""
+    critical_path: int
+    """Sampled tokens on the longest chain of dependent ones."""
+    threads: tuple[Trajectory, ...]
+
+
+async def roll_out(
+    engine: Engine,
+    questions: Sequence[Question],
+    samples: int,
+    *,
+    sampling: Sampling,
+    prices: Prices,
+    trace: Path,
+    at_once: int = 64,
+) -> list[list[Rollout]]:
+    """Asks each question `samples` times, at most `at_once` trees at a time; one group of rollouts a question.
+
+    Everything is recorded in the file `trace`, which is replaced. Raises what `Engine.run` and `recording` raise.
+    """
+    answers: dict[tuple[int, int], Answer] = {}
+    places = anyio.CapacityLimiter(at_once)
+
+    async def ask(number: int, sample: int) -> None:
+        async with places:
+            question = questions[number]
+            answers[number, sample] = await engine.run(
+                question.prompt, sampling=sampling, max_tokens=question.max_tokens
+            )
+
+    async with engine.recording(trace, overwrite=True), anyio.create_task_group() as group:
+        for number in range(len(questions)):
+            for sample in range(samples):
+                group.start_soon(ask, number, sample)
+    recorded = await anyio.to_thread.run_sync(read, trace)
+    said: dict[int, list[Trajectory]] = {}
+    for thread in await anyio.to_thread.run_sync(trajectories, recorded):
+        said.setdefault(thread.tree, []).append(thread)
+    longest = critical_paths(recorded.events)
+
+    def rollout(question: Question, answer: Answer) -> Rollout:
+        score, tree = question.score(answer), answer.path[0]
+        path = longest[answer.path[:1]]
+        price = prices.iterations * answer.usage.iterations / 1000 + prices.critical_path * path / 1000
+        return Rollout(
+            answer=answer,
+            score=score,
+            reward=score - price if score > 0 else score,
+            critical_path=path,
+            threads=tuple(said.get(tree, ())),
+        )
+
+    return [
+        [rollout(question, answers[number, sample]) for sample in range(samples)]
+        for number, question in enumerate(questions)
+    ]
+
+
+def advantages(group: Sequence[Rollout]) -> list[float]:
+    """Each rollout's reward, less the group's mean, in standard deviations (GRPO, arXiv 2402.03300, section 4.1.2).
+
+    All 0 where all rewards are the same: there is nothing to learn then.
+    """
+    rewards = [rollout.reward for rollout in group]
+    mean, spread = statistics.fmean(rewards), statistics.pstdev(rewards)
+    return [(reward - mean) / spread if spread > 1e-9 else 0.0 for reward in rewards]

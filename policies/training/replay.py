@@ -1,0 +1,134 @@
+"""The log-probabilities of what an engine sampled, computed again in dense passes, and with gradients.
+
+Tokens of a thread iterate together, each as often as it did then. A token that has done its iterations keeps its latent
+state, and deeper tokens see the keys and values of its last iteration: the engine's lookup where every iteration is
+kept. So whatever depth policy made a rollout, the trainer computes the probabilities that it was sampled with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policies.training.rollouts import Trajectory
+from runtime.model.raven import Raven, attend_causally
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ReplayBatch:
+    """Threads padded at the end to one length, all tensors [batch, length] and on one device.
+
+    Position i is about reading token i and having sampled token i + 1.
+    """
+
+    inputs: Tensor
+    """int64."""
+    depths: Tensor
+    """int64: iterations of each input; 0 for padding."""
+    targets: Tensor
+    """int64: the next token."""
+    is_sampled: Tensor
+    """float32: 1 where the target was sampled by the thread, else 0."""
+    logprobs: Tensor
+    """float32, nats: at which the target was sampled; 0 where it was not."""
+    advantages: Tensor
+    """float32: of the tree that the thread belongs to."""
+
+
+def replay_batches(
+    rollouts: Sequence[tuple[Trajectory, float]], tokens_per_batch: int, device: torch.device
+) -> Iterator[ReplayBatch]:
+    """Packs threads, each with its advantage, into batches of at most `tokens_per_batch` tokens, padding included.
+
+    Threads of like length go together, except that one longer than that has a batch of its own.
+    """
+    ordered = sorted(rollouts, key=lambda rollout: len(rollout[0].tokens))
+    start = 0
+    for end in range(1, len(ordered) + 1):
+        if end == len(ordered) or (end - start + 1) * _rounded(len(ordered[end][0].tokens) - 1) > tokens_per_batch:
+            yield _batch(ordered[start:end], device)
+            start = end
+
+
+def _rounded(length: int) -> int:
+    return -(-length // 16) * 16
+
+
+def _batch(rollouts: Sequence[tuple[Trajectory, float]], device: torch.device) -> ReplayBatch:
+    length = _rounded(len(rollouts[-1][0].tokens) - 1)
+
+    def padded(rows: list[Sequence[float]], dtype: torch.dtype) -> Tensor:
+        table = torch.zeros(len(rows), length, dtype=dtype)
+        for number, row in enumerate(rows):
+            table[number, : len(row)] = torch.tensor(row, dtype=dtype)
+        return table.to(device)
+
+    threads = [thread for thread, _ in rollouts]
+    return ReplayBatch(
+        inputs=padded([thread.tokens[:-1] for thread in threads], torch.int64),
+        depths=padded([thread.depths for thread in threads], torch.int64),
+        targets=padded([thread.tokens[1:] for thread in threads], torch.int64),
+        is_sampled=padded([thread.is_sampled[1:] for thread in threads], torch.float32),
+        logprobs=padded([thread.logprobs[1:] for thread in threads], torch.float32),
+        advantages=torch.tensor([advantage for _, advantage in rollouts], device=device)[:, None].expand(-1, length),
+    )
+
+
+class Replay:
+    """Log-probabilities of batches under a model that starts from zero states; its iteration may be compiled."""
+
+    def __init__(self, model: Raven, *, temperature: float = 1.0, compile_model: bool = False) -> None:
+        """Raises `ValueError` for a model that starts from noise, of which a trace tells nothing."""
+        if model.config.state_std > 0:
+            raise ValueError(f"The model starts from noise ({model.config.state_init}); rollouts need a zero start.")
+        self.model, self.temperature = model, temperature
+        self._together: Callable[[Tensor, Tensor, Tensor], Tensor] = self._iterate
+        self._score: Callable[[Tensor, Tensor, Tensor], Tensor] = self._target_logprobs
+        if compile_model:
+            self._together = torch.compile(self._iterate, dynamic=True)
+            self._score = torch.compile(self._target_logprobs, dynamic=True)
+
+    def logprobs(self, batch: ReplayBatch) -> Tensor:
+        """[batch, length] float32, nats: of every target given what is before it; meaningless where padded."""
+        length = batch.inputs.shape[1]
+        rotation = self.model.rotation(torch.arange(length, device=batch.inputs.device))[None]
+        embedded = self.model.prelude(batch.inputs, rotation, attend_causally)
+        state = torch.zeros_like(embedded)
+        written: dict[int, tuple[Tensor, Tensor]] = {}
+        deepest = int(batch.depths.max())
+        # Padding is behind everything that is real, so it may iterate as deep as anything.
+        shallowest = int(torch.where(batch.depths > 0, batch.depths, deepest).min())
+        for iteration in range(1, deepest + 1):
+            if shallowest == deepest:
+                state = self._together(state, embedded, rotation)
+                continue
+            goes_on = batch.depths >= iteration
+            stepped = self.model.iterate(state, embedded, rotation, _attend_to_last(written, goes_on))
+            state = torch.where(goes_on[..., None], stepped, state)
+        return self._score(state, rotation, batch.targets)
+
+    def _iterate(self, state: Tensor, embedded: Tensor, rotation: Tensor) -> Tensor:
+        return self.model.iterate(state, embedded, rotation, attend_causally)
+
+    def _target_logprobs(self, state: Tensor, rotation: Tensor, targets: Tensor) -> Tensor:
+        logits = self.model.coda(state, rotation, attend_causally) / self.temperature
+        return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+
+
+def _attend_to_last(
+    written: dict[int, tuple[Tensor, Tensor]], goes_on: Tensor
+) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+    """Attention in which tokens that have done their iterations [batch, length] show what they last wrote."""
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if layer in written:
+            old_key, old_value = written[layer]
+            fresh = goes_on[..., None, None]
+            key, value = torch.where(fresh, key, old_key), torch.where(fresh, value, old_value)
+        written[layer] = key, value
+        return attend_causally(layer, query, key, value)
+
+    return attend

@@ -1,0 +1,240 @@
+"""Reinforcement learning: rollouts are replayed as they were sampled, rewards become advantages, and runs go on."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import anyio
+import pytest
+import torch
+
+from policies import (
+    KL,
+    ArgmaxStability,
+    ByRole,
+    DepthPolicy,
+    EntropyDiff,
+    EvenBudget,
+    Fixed,
+    LatentDiff,
+    Policy,
+    Speculative,
+)
+from policies.training.grpo import GrpoConfig, Learner, objective, train_grpo
+from policies.training.metrics import read_metrics
+from policies.training.questions import Prices, Question, Rollout, advantages, roll_out
+from policies.training.replay import Replay, ReplayBatch, replay_batches
+from policies.training.rollouts import Trajectory, trajectories
+from runtime import Answer, Engine, Limits, Sampling, Usage
+from runtime.model.checkpoint import load_checkpoint
+from runtime.model.raven import Raven
+from tests.engine.conftest import tiny_checkpoint as tiny_checkpoint
+from tests.engine.tiny import tiny_model
+from traces import read
+
+POLICIES: list[DepthPolicy] = [
+    Fixed(3),
+    Fixed(1),
+    LatentDiff(0.7, most=4),
+    LatentDiff(0.7, most=5, minimum=1, every=2, exit_received=False),
+    KL(0.05, most=4),
+    EntropyDiff(0.05, most=4),
+    ArgmaxStability(1, most=5),
+    ByRole(root=LatentDiff(0.5, most=5), otherwise=Fixed(2)),
+    EvenBudget(LatentDiff(0.6, most=4)),
+    Speculative(1, 2, most=3),
+]
+
+
+async def rollouts_of(
+    checkpoint: Path, policy: DepthPolicy, trace: Path, backend: str, temperature: float = 1.0
+) -> list[Trajectory]:
+    async with (
+        Engine.open(checkpoint, policy=Policy(depth=policy), backend=backend, most_iterations=6, seed=3) as engine,
+        engine.recording(trace),
+        anyio.create_task_group() as group,
+    ):
+        for number in range(12):
+            prompt = [number % 5, *range(number % 3, 20 + number % 3)]
+            sampling, limits = Sampling(temperature=temperature), Limits(iterations=100_000)
+            group.start_soon(lambda: engine.run(prompt, sampling=sampling, limits=limits, max_tokens=24))  # noqa: B023
+            await anyio.lowlevel.checkpoint()
+    return trajectories(read(trace))
+
+
+def largest_gap(checkpoint: Path, rollouts: list[Trajectory], temperature: float = 1.0) -> float:
+    model = load_checkpoint(checkpoint).model
+    assert isinstance(model, Raven)
+    replay, gap = Replay(model, temperature=temperature), 0.0
+    with torch.no_grad():
+        for batch in replay_batches([(thread, 0.0) for thread in rollouts], 400, torch.device("cpu")):
+            difference = (replay.logprobs(batch) - batch.logprobs).abs() * batch.is_sampled
+            gap = max(gap, float(difference.max()))
+    return gap
+
+
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+def test_a_replay_computes_what_the_engine_sampled_with(
+    tiny_checkpoint: Path, tmp_path: Path, policy: DepthPolicy, backend: str
+) -> None:
+    rollouts = anyio.run(rollouts_of, tiny_checkpoint, policy, tmp_path / "rollouts.trace", backend)
+    sampled = sum(sum(thread.is_sampled) for thread in rollouts)
+    assert len(rollouts) >= 12
+    assert sampled > 100
+    assert any(not sampled for thread in rollouts for sampled in thread.is_sampled[10:])
+    assert largest_gap(tiny_checkpoint, rollouts) < 1e-3
+
+
+def test_a_replay_at_another_depth_is_another_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rollouts = anyio.run(rollouts_of, tiny_checkpoint, LatentDiff(0.7, most=4), tmp_path / "r.trace", "torch")
+    assert len({depth for thread in rollouts for depth in thread.depths}) > 1
+    wrong = [
+        Trajectory(
+            tree=thread.tree,
+            tokens=thread.tokens,
+            is_sampled=thread.is_sampled,
+            logprobs=thread.logprobs,
+            depths=tuple(4 for _ in thread.depths),
+        )
+        for thread in rollouts
+    ]
+    assert largest_gap(tiny_checkpoint, wrong) > 1e-2
+
+
+def test_a_replay_knows_the_temperature(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    rollouts = anyio.run(rollouts_of, tiny_checkpoint, Fixed(2), tmp_path / "r.trace", "torch", 0.7)
+    assert largest_gap(tiny_checkpoint, rollouts, 0.7) < 1e-3
+    assert largest_gap(tiny_checkpoint, rollouts, 1.0) > 1e-2
+
+
+def test_every_weight_gets_a_gradient() -> None:
+    thread = Trajectory(
+        tree=0, tokens=(1, 2, 3, 4), is_sampled=(False, True, True, True), logprobs=(0, -1, -1, -1), depths=(3, 2, 3)
+    )
+    (batch,) = replay_batches([(thread, 1.0)], 100, torch.device("cpu"))
+    model = tiny_model(3)
+    Replay(model).logprobs(batch)[:, :3].sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_models_that_start_from_noise_are_refused() -> None:
+    with pytest.raises(ValueError, match="starts from noise"):
+        Replay(tiny_model(state_init="like-init"))
+
+
+def test_rollouts_that_shared_slots_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    async def record() -> None:
+        async with (
+            Engine.open(tiny_checkpoint, policy=Policy(depth=Fixed(3)), slots=1) as engine,
+            engine.recording(tmp_path / "r.trace"),
+        ):
+            await engine.run([1, 2], max_tokens=4)
+
+    anyio.run(record)
+    with pytest.raises(ValueError, match="slots=None"):
+        trajectories(read(tmp_path / "r.trace"))
+
+
+def rollout(reward: float) -> Rollout:
+    answer = Answer(text="", tokens=(), path=(0,), usage=Usage(), reason="nothing")
+    return Rollout(answer=answer, score=reward, reward=reward, critical_path=1, threads=())
+
+
+def test_advantages_compare_within_a_group() -> None:
+    found = advantages([rollout(1.0), rollout(0.0), rollout(0.0), rollout(1.0)])
+    assert found == pytest.approx([1.0, -1.0, -1.0, 1.0])
+    assert advantages([rollout(0.5)] * 3) == [0.0, 0.0, 0.0]
+
+
+def test_prices_are_paid_for_right_answers_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    async def roll(prices: Prices, score: float) -> Rollout:
+        async with Engine.open(tiny_checkpoint) as engine:
+            groups = await roll_out(
+                engine,
+                [Question("w1 w2", lambda answer: score, max_tokens=8)],
+                2,
+                sampling=Sampling(temperature=1.0),
+                prices=prices,
+                trace=tmp_path / "r.trace",
+            )
+        return groups[0][1]
+
+    dear = anyio.run(roll, Prices(iterations=2.0, critical_path=3.0), 1.0)
+    usage = dear.answer.usage
+    assert dear.reward == pytest.approx(1.0 - 2.0 * usage.iterations / 1000 - 3.0 * dear.critical_path / 1000)
+    assert 0 < dear.critical_path <= usage.sampled
+    wrong = anyio.run(roll, Prices(iterations=2.0, critical_path=3.0), 0.0)
+    assert wrong.reward == 0.0
+
+
+def test_the_objective_clips_what_moved_far() -> None:
+    config = GrpoConfig(steps=1, clip_low=0.2, clip_high=0.3, kl=0.5)
+    old = torch.log(torch.tensor([[0.5, 0.5, 0.5, 0.5]]))
+    new = torch.log(torch.tensor([[0.9, 0.9, 0.1, 0.5]])).requires_grad_()
+    start = torch.log(torch.tensor([[0.9, 0.9, 0.1, 0.25]]))
+    batch = ReplayBatch(
+        inputs=torch.zeros(1, 4, dtype=torch.int64),
+        depths=torch.ones(1, 4, dtype=torch.int64),
+        targets=torch.zeros(1, 4, dtype=torch.int64),
+        is_sampled=torch.ones(1, 4),
+        logprobs=old,
+        advantages=torch.tensor([[1.0, -1.0, -1.0, 0.0]]),
+    )
+    loss, divergence, clipped = objective(new, start, batch, config)
+    away = math.log(0.5)
+    expected = math.exp(away) - away - 1
+    assert float(divergence) == pytest.approx(expected, abs=1e-6)
+    # Gains: 1.3 (1.8 clipped), -1.8 (never clipped on this side), -0.8 (0.2 clipped), 0.
+    assert float(loss.detach()) == pytest.approx(-(1.3 - 1.8 - 0.8) + 0.5 * expected, abs=1e-5)
+    assert float(clipped) == 2
+    loss.backward()
+    assert new.grad is not None
+    assert new.grad[0, 0] == 0
+    assert new.grad[0, 1] > 0
+    assert new.grad[0, 2] == 0
+
+
+CONFIG = GrpoConfig(steps=6, questions=2, samples=8, updates=2, rate=5e-3, kl=0.0, compile=False, evaluate_every=6)
+
+
+def draw(chance: random.Random) -> Question:
+    return Question(f"w{chance.randrange(8)} w{chance.randrange(8)}", even_tokens, max_tokens=6)
+
+
+def even_tokens(answer: Answer) -> float:
+    """Something that sampling can be drawn towards: few threads, that is, few spawns."""
+    return 1.0 if answer.usage.sampled < 6 else 0.0
+
+
+async def train(checkpoint: Path, directory: Path, *steps: int) -> None:
+    for count in steps:
+        config = GrpoConfig(**{name: getattr(CONFIG, name) for name in CONFIG.__struct_fields__} | {"steps": count})
+        held_out = [draw(random.Random(seed)) for seed in range(8)]
+        await train_grpo(checkpoint, draw, config, directory, held_out)
+
+
+def test_rewarded_behaviour_grows(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    anyio.run(train, tiny_checkpoint, tmp_path, 12)
+    lines = read_metrics(tmp_path)
+    scores = [line["score"] for line in lines if "score" in line]
+    assert len(scores) == 12
+    assert sum(scores[-4:]) > sum(scores[:4])
+    assert all(line["logprob_gap"] < 1e-3 for line in lines if "logprob_gap" in line)
+    assert "held_out_score" in lines[0]
+    assert "held_out_score" in lines[-1]
+    assert len(list((tmp_path / "rollouts").iterdir())) == CONFIG.keep_traces
+
+
+def test_a_run_goes_on_after_its_last_step(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    anyio.run(train, tiny_checkpoint, tmp_path, 2, 4)
+    steps = [line["step"] for line in read_metrics(tmp_path) if "score" in line]
+    assert steps == [1, 2, 3, 4]
+    learner = Learner(tiny_checkpoint, CONFIG, tmp_path, 1)
+    assert learner.step == 4
+    start = load_checkpoint(tiny_checkpoint).model.state_dict()
+    assert any(not torch.equal(weight, start[name]) for name, weight in learner.weights().items())
