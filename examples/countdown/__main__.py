@@ -1,6 +1,9 @@
-"""Solves Countdown problems by a tree of reasoning threads that the model spawns and joins.
+"""Solves Countdown problems by a tree of reasoning threads that the model spawns and joins, or by a single thread.
 
 python -m examples.countdown 22 26 31 53 --target 27
+python -m examples.countdown 22 26 31 53 --target 27 --children 6
+python -m examples.countdown 22 26 31 53 8 --target 27
+python -m examples.countdown 22 26 31 53 --target 27 --serial
 python -m examples.countdown --problems problems.json --limit 100 --json
 """
 
@@ -16,10 +19,12 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
+from examples.countdown.demonstrations import MOST_CHILDREN
 from examples.countdown.live import LiveTree
 from examples.countdown.problems import LARGEST_VALUE, Problem, read_problems
 from examples.countdown.solve import evaluate, solve
-from policies import AsAsked, ChildBudget, Fixed, Policy
+from examples.countdown.vocabulary import CHILDREN, NESTED, WINDOWS, WITHIN
+from policies import AsAsked, ChildBudget, Fixed, Limits, Policy
 from runtime import BraidError, Engine
 
 OPENING = "Opening the engine (at its first start it compiles native code, which takes about a quarter of a minute)"
@@ -34,9 +39,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--problems", type=Path, metavar="FILE", help='JSON list of {"nums": [...], "target": n}')
     parser.add_argument("--limit", type=int, help="only the first so many problems")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--checkpoint", default="countdown", help="name or directory (default: %(default)s)")
+    parser.add_argument("--checkpoint", help="name or directory (default: countdown; with --serial: countdown-serial)")
     parser.add_argument("--iterations", type=int, help="iterations a token (default: the checkpoint's policy)")
-    parser.add_argument("--children", type=int, help="most children of a thread")
+    parser.add_argument("--children", type=int, metavar="K", help="at most K children of a thread; the model is told")
+    parser.add_argument("--nested", action="store_true", help="the root spawns a thread per pair of numbers")
+    parser.add_argument("--serial", action="store_true", help="a single thread that searches one thing after another")
+    parser.add_argument(
+        "--within", type=int, choices=WINDOWS, help="with --serial: the most tokens that the thread may have"
+    )
     parser.add_argument("--trace", type=Path, help="record the run into this file")
     given = parser.parse_args()
     if (given.problems is None) == (not given.numbers):
@@ -46,30 +56,72 @@ def arguments() -> argparse.Namespace:
     values = [*given.numbers, given.target] if given.numbers else []
     if any(not 0 <= value <= LARGEST_VALUE for value in values):
         parser.error(f"this model reads numbers from 0 to {LARGEST_VALUE}")
-    if given.numbers and len(given.numbers) != 4:
-        parser.error(f"this model was trained on four numbers; got {len(given.numbers)}")
+    if given.numbers and len(given.numbers) not in (4, 5):
+        parser.error(f"this model was trained on four numbers and some on five; got {len(given.numbers)}")
+    if given.children is not None and given.children < 0:
+        parser.error(f"--children is {given.children}; it must be at least 0")
+    if given.serial and (given.nested or given.children is not None):
+        parser.error("--serial has no children: leave out --nested and --children")
+    if given.within is not None and not given.serial:
+        parser.error("--within goes with --serial")
+    if given.nested and (given.children is not None or len(given.numbers) == 5):
+        parser.error("--nested is for four numbers, without --children")
     return given
 
 
-def engine_for(given: argparse.Namespace, tree: LiveTree) -> Engine:
-    policy = None
-    if given.iterations is not None or given.children is not None:
-        spawn = AsAsked() if given.children is None else ChildBudget(given.children)
-        policy = Policy(depth=Fixed(given.iterations), spawn=spawn)
-    return Engine.open(given.checkpoint, policy=policy, trace=given.trace, observer=tree.observe)
+class Setting(msgspec.Struct, frozen=True):
+    """How problems are asked, and what bounds the engine that answers."""
+
+    condition: str
+    context: int | None
+    policy: Policy | None
+    limits: Limits
+
+
+LIMITS = {4: Limits(threads=64, tree_depth=2), 5: Limits(threads=1500, tree_depth=2)}
+"""By how many numbers there are: more than a tree needs, and an end for one that spawns without end."""
+
+
+def setting_for(given: argparse.Namespace, problems: list[Problem]) -> Setting:
+    """Of four numbers, the model is told of up to `MOST_CHILDREN` children and held to it; else a policy bounds it."""
+    is_four = all(len(problem.nums) == 4 for problem in problems)
+    depth = None if given.iterations is None else Policy(depth=Fixed(given.iterations), spawn=AsAsked())
+    limits = LIMITS[4 if is_four else 5]
+    if given.serial:
+        window = given.within or (WINDOWS[-2] if is_four else WINDOWS[-1])
+        return Setting(f"{WITHIN} {window}", window, depth, limits)
+    if given.nested:
+        return Setting(NESTED, None, depth, limits)
+    if given.children is None:
+        return Setting("", None, depth, limits)
+    if is_four and 1 <= given.children <= MOST_CHILDREN:
+        return Setting(f"{CHILDREN} {given.children}", None, depth, Limits(threads=1 + given.children))
+    return Setting("", None, Policy(depth=Fixed(given.iterations), spawn=ChildBudget(given.children)), limits)
+
+
+def engine_for(given: argparse.Namespace, setting: Setting, tree: LiveTree) -> Engine:
+    checkpoint = given.checkpoint or ("countdown-serial" if given.serial else "countdown")
+    return Engine.open(
+        checkpoint,
+        policy=setting.policy,
+        limits=setting.limits,
+        trace=given.trace,
+        observer=tree.observe,
+        context=setting.context,
+    )
 
 
 async def solve_one(given: argparse.Namespace, problem: Problem) -> bool:
-    console, tree = Console(stderr=given.json), LiveTree()
+    console, tree, setting = Console(stderr=given.json), LiveTree(), setting_for(given, [problem])
     async with AsyncExitStack() as stack:
         with console.status(OPENING):
-            engine = await stack.enter_async_context(engine_for(given, tree))
+            engine = await stack.enter_async_context(engine_for(given, setting, tree))
         if given.json:
-            solution = await solve(engine, problem)
+            solution = await solve(engine, problem, setting.condition)
             sys.stdout.buffer.write(msgspec.json.encode(solution) + b"\n")
             return solution.is_right
         with Live(tree, console=console, refresh_per_second=12, vertical_overflow="visible"):
-            solution = await solve(engine, problem)
+            solution = await solve(engine, problem, setting.condition)
     usage = solution.usage
     if solution.is_right:
         console.print(f"\n[bold green]{solution.expression} = {problem.target}[/]")
@@ -84,8 +136,9 @@ async def solve_one(given: argparse.Namespace, problem: Problem) -> bool:
 
 async def solve_set(given: argparse.Namespace) -> None:
     problems = read_problems(given.problems)[: given.limit]
-    async with engine_for(given, LiveTree()) as engine:
-        evaluation, _ = await evaluate(engine, problems)
+    setting = setting_for(given, problems)
+    async with engine_for(given, setting, LiveTree()) as engine:
+        evaluation, _ = await evaluate(engine, problems, condition=setting.condition)
     if given.json:
         sys.stdout.buffer.write(msgspec.json.encode(evaluation) + b"\n")
     else:

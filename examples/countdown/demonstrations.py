@@ -62,7 +62,10 @@ MOST_CHILDREN = 12
 """The largest budget of children in demonstrations."""
 
 ANSWER_WEIGHT = 4.0
-"""Loss weight of a parent's answer: one wrong token there costs the whole problem."""
+"""Loss weight of a path that is returned: one wrong token there costs the whole problem."""
+
+CHOICE_WEIGHT = 0.3
+"""Loss weight of spawns within a budget: which ones are best is a guess, and guesses make noisy gradients."""
 
 Messages = list[tuple[list[Step], bool]]
 """Paths as children returned them, each with whether its arithmetic is right."""
@@ -76,6 +79,8 @@ class ChildThread:
         self.prompt = [*words_of(before), *question_words(target, numbers)]
         written, self.path = search_three(before, target, numbers)
         self.written = [*written, END]
+        self.answer = len(self.written) if self.path is None else self.written.index(WIN)
+        """Where in `written` the returned path begins."""
 
     @property
     def rarity(self) -> float:
@@ -84,7 +89,8 @@ class ChildThread:
         return 3.0 if is_rare else 1.0
 
     def example(self) -> Example:
-        return example([(self.prompt, 0.0), (self.written, 1.0)])
+        searched, answer = self.written[: self.answer], self.written[self.answer :]
+        return example([(self.prompt, 0.0), (searched, 1.0), (answer, ANSWER_WEIGHT)])
 
 
 class ParentThread:
@@ -92,6 +98,8 @@ class ParentThread:
 
     prompt: list[str]
     written: list[str]
+    weight = 1.0
+    """Of what it writes before its join."""
     before: list[Step]
     branches: list[Branch]
     target: int
@@ -114,7 +122,7 @@ class ParentThread:
         received = [word for path, _ in messages for word in (MESSAGE, *words_of(path), MESSAGE_END)]
         right = next((path for path, is_right in messages if is_right), None)
         answer = [END] if right is None else [WIN, *words_of(right), END]
-        return example([(self.prompt, 0.0), (self.written, 1.0), (received, 0.0), (answer, ANSWER_WEIGHT)])
+        return example([(self.prompt, 0.0), (self.written, self.weight), (received, 0.0), (answer, ANSWER_WEIGHT)])
 
     def _messages(self) -> list[list[str]]:
         return [[*words_of([*self.before, step]), *question_words(self.target, rest)] for step, rest in self.branches]
@@ -137,6 +145,8 @@ class RootThread(ParentThread):
 
 class BudgetedRoot(ParentThread):
     """Spawns the first `budget` of ranked operations, in the order in which a root lists them all."""
+
+    weight = CHOICE_WEIGHT
 
     def __init__(self, problem: Problem, ranking: list[Branch], budget: int) -> None:
         numbers = problem.key[0]

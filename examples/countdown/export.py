@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import msgspec
+
 from examples.countdown.protocol import COUNTDOWN
 from examples.countdown.train import MODEL
 from examples.countdown.vocabulary import build_tokenizer
@@ -21,8 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="directory of a training run, supervised or by reinforcement")
     parser.add_argument("directory", type=Path, help="where the checkpoint goes")
+    parser.add_argument("--context", type=int, default=MODEL.block_size, help="most tokens of a thread")
     given = parser.parse_args()
-    model = Raven(MODEL)
+    model = Raven(msgspec.structs.replace(MODEL, block_size=given.context))
     step = restore(given.run, model)
     if not step:
         parser.error(f"{given.run} holds no training run; make one with python -m examples.countdown.train")

@@ -1,4 +1,7 @@
-"""The thread tree as it grows: a rich view over the engine's tree events."""
+"""The thread tree as it grows: a rich view over the engine's tree events.
+
+Threads from the third level on, of which there can be hundreds, are counted; only those that returned have a line.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +40,20 @@ class LiveTree:
 
     def _branch(self, path: ThreadPath) -> Tree:
         tree = Tree(self._label(path), guide_style="dim")
-        for child in sorted(other for other in self._questions if other[:-1] == path):
-            tree.children.append(self._branch(child))
+        below = sorted(other for other in self._questions if other[:-1] == path)
+        if len(path) == 1:
+            shown = below
+        else:
+            shown = [child for child in below if self._is_returned(child)]
+            over = sum(child in self._outcomes for child in below)
+            if below:
+                tree.add(Text(f"{over} of {len(below)} threads ended", "dim"))
+        tree.children.extend(self._branch(child) for child in shown)
         return tree
+
+    def _is_returned(self, path: ThreadPath) -> bool:
+        outcome = self._outcomes.get(path)
+        return outcome is not None and outcome.outcome == "returned"
 
     def _label(self, path: ThreadPath) -> Text:
         label = Text.assemble((".".join(map(str, path)), "cyan"), "  ", self._questions[path])

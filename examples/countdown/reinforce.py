@@ -25,6 +25,7 @@ from examples.countdown.vocabulary import CHILDREN, NESTED, WITHIN
 from policies.training.grpo import GrpoConfig, train_grpo
 from policies.training.processes import run_processes
 from policies.training.questions import Question
+from runtime import Limits
 
 BUDGETS = (1, 2, 2, 3, 3, 4, 6)
 WINDOWS = (128, 192, 256, 320)
@@ -38,40 +39,52 @@ class ReinforceArguments(msgspec.Struct, frozen=True):
     config: GrpoConfig
 
 
-def question(problem: Problem, condition: str = "", window: int | None = None) -> Question:
+LIMITS = Limits(threads=48, tree_depth=2)
+"""More than a tree of four numbers needs, and less than one has that spawns without end."""
+
+
+def question(problem: Problem, condition: str = "", window: int = 512, limits: Limits = LIMITS) -> Question:
     prompt = f"{problem.prompt} {condition}".strip()
     return Question(
         prompt,
         lambda answer: float(solution_of(problem, answer).is_right),
-        max_tokens=None if window is None else window - len(prompt.split()),
+        max_tokens=window - len(prompt.split()),
+        limits=limits,
     )
+
+
+def budgeted_question(problem: Problem, budget: int) -> Question:
+    """Spawns beyond the budget are refused: the model would soon learn not to keep to it."""
+    return question(problem, f"{CHILDREN} {budget}", limits=Limits(threads=1 + budget, tree_depth=1))
 
 
 def serial_question(problem: Problem, window: int) -> Question:
     return question(problem, f"{WITHIN} {window}", window)
 
 
-def parallel_condition(chance: random.Random) -> str:
-    """A budget of children, in most cases; else all of them, or a nested tree."""
+def parallel_question(problem: Problem, chance: random.Random) -> Question:
+    """With a budget of children, in most cases; else with all of them, or as a nested tree."""
     kind = chance.random()
-    if kind < 0.85:
-        return f"{CHILDREN} {chance.choice(BUDGETS)}"
-    return "" if kind < 0.95 else NESTED
+    if kind < 0.8:
+        return budgeted_question(problem, chance.choice(BUDGETS))
+    return question(problem, "" if kind < 0.92 else NESTED)
 
 
 def draw_question(serial: bool, excluded: Excluded, chance: random.Random) -> Question:
     problem = next(draw_problems(chance, excluded=excluded))
     if serial:
         return serial_question(problem, chance.choice(WINDOWS))
-    return question(problem, parallel_condition(chance))
+    return parallel_question(problem, chance)
 
 
 def held_out(serial: bool, excluded: Excluded) -> list[Question]:
     """The same problems at every evaluation, drawn with a seed that training does not use, at a few conditions."""
-    problems = islice(draw_problems(random.Random("held out of reinforcement"), excluded=excluded), 150)
+    problems = islice(draw_problems(random.Random("held out of reinforcement"), excluded=excluded), 100)
     if serial:
         return [serial_question(problem, window) for problem in problems for window in (128, 256)]
-    return [question(problem, f"{CHILDREN} {budget}") for problem in problems for budget in (3, 6)]
+    drawn = list(problems)
+    budgeted = [budgeted_question(problem, budget) for problem in drawn for budget in (3, 6)]
+    return [*budgeted, *(question(problem) for problem in drawn)]
 
 
 def work(rank: int, world: int, arguments: ReinforceArguments) -> None:
@@ -110,6 +123,7 @@ def main() -> None:
         rate=given.rate,
         iteration_price=given.iteration_price,
         path_price=given.path_price,
+        evaluate_every=20,
     )
     arguments = ReinforceArguments(given.checkpoint, given.directory, given.exclude, given.serial, config)
     run_processes(work, given.processes, arguments)

@@ -65,11 +65,18 @@ def solution_of(problem: Problem, answer: Answer) -> Solution:
     return Solution(problem, expression, expression is not None and is_solution(problem, expression), answer.usage)
 
 
-async def solve(engine: Engine, problem: Problem) -> Solution:
-    return solution_of(problem, await engine.run(problem.prompt))
+def prompt_of(problem: Problem, condition: str = "") -> str:
+    """The problem, and a condition on how it is searched: `children 6`, `nested`, `within 256`."""
+    return f"{problem.prompt} {condition}".rstrip()
 
 
-async def evaluate(engine: Engine, problems: list[Problem], at_once: int = 16) -> tuple[Evaluation, list[Solution]]:
+async def solve(engine: Engine, problem: Problem, condition: str = "") -> Solution:
+    return solution_of(problem, await engine.run(prompt_of(problem, condition)))
+
+
+async def evaluate(
+    engine: Engine, problems: list[Problem], at_once: int = 16, condition: str = ""
+) -> tuple[Evaluation, list[Solution]]:
     """Solves all problems, `at_once` trees at a time; solutions are in the order of the problems."""
     solutions: dict[int, Solution] = {}
     places = anyio.CapacityLimiter(at_once)
@@ -77,7 +84,7 @@ async def evaluate(engine: Engine, problems: list[Problem], at_once: int = 16) -
 
     async def work(index: int) -> None:
         async with places:
-            solutions[index] = await solve(engine, problems[index])
+            solutions[index] = await solve(engine, problems[index], condition)
 
     async with anyio.create_task_group() as group:
         for index in range(len(problems)):

@@ -268,7 +268,9 @@ async def _evaluate(engine: Engine, questions: Sequence[Question]) -> dict[str, 
     async def ask(number: int) -> None:
         async with places:
             question = questions[number]
-            answers[number] = await engine.run(question.prompt, sampling=Sampling(), max_tokens=question.max_tokens)
+            answers[number] = await engine.run(
+                question.prompt, sampling=Sampling(), max_tokens=question.max_tokens, limits=question.limits
+            )
 
     async with anyio.create_task_group() as group:
         for number in range(len(questions)):

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 
 from policies.training.rollouts import Trajectory, trajectories
-from runtime import Answer, Engine, Sampling
+from runtime import Answer, Engine, Limits, Sampling
 from traces import read
 from traces.critical_path import critical_paths
 
@@ -23,6 +23,9 @@ class Question:
     score: Callable[[Answer], float]
     max_tokens: int | None = None
     """Most tokens that a thread may sample; None is what the context holds."""
+    limits: Limits | None = None
+    """Of the tree. Bound its threads and levels: what is sampled at a temperature may spawn without end, and a tree
+    that asks for more is refused rather than ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ async def roll_out(
         async with places:
             question = questions[number]
             answers[number, sample] = await engine.run(
-                question.prompt, sampling=sampling, max_tokens=question.max_tokens
+                question.prompt, sampling=sampling, max_tokens=question.max_tokens, limits=question.limits
             )
 
     async with engine.recording(trace, overwrite=True), anyio.create_task_group() as group:

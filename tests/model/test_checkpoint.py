@@ -270,7 +270,7 @@ def test_bad_stop_tokens_are_named(saved: Path, content: str, parts: list[str]) 
 
 def test_a_tokenizer_beyond_the_vocabulary_is_named(tmp_path: Path, make_model: MakeModel) -> None:
     save_checkpoint(tmp_path, make_model(), tokenizer=Tokenizer(build_tokenizer()))
-    refused(tmp_path, tmp_path / "tokenizer.json", "'<unknown>'", len(WORDS) - 1, "below 40")
+    refused(tmp_path, tmp_path / "tokenizer.json", "'4096'", len(WORDS) - 1, "below 40")
 
 
 def test_a_broken_tokenizer_is_named(saved: Path) -> None:

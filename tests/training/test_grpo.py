@@ -172,6 +172,23 @@ def test_prices_are_paid_for_right_answers_only(tiny_checkpoint: Path, tmp_path:
     assert wrong.reward == 0.0
 
 
+def test_limits_hold_for_every_tree(tmp_path: Path) -> None:
+    async def threads(limits: Limits | None) -> list[int]:
+        async with Engine.open("countdown") as engine:
+            groups = await roll_out(
+                engine,
+                [Question("22 26 31 53 -> 27", lambda answer: 0.0, limits=limits)],
+                2,
+                sampling=Sampling(),
+                prices=Prices(),
+                trace=tmp_path / "r.trace",
+            )
+        return [rollout.answer.usage.threads for rollout in groups[0]]
+
+    assert anyio.run(threads, Limits(threads=4)) == [4, 4]
+    assert min(anyio.run(threads, None)) > 4
+
+
 def test_the_objective_clips_what_moved_far() -> None:
     config = GrpoConfig(steps=1, clip_low=0.2, clip_high=0.3, kl=0.5)
     old = torch.log(torch.tensor([[0.5, 0.5, 0.5, 0.5]]))

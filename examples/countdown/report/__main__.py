@@ -1,0 +1,104 @@
+"""Evaluates the Countdown checkpoints and writes what they do into docs/: a JSON file, Markdown and figures.
+
+python -m examples.countdown.report
+python -m examples.countdown.report --problems PROBLEMS.json --limit 20 --output runs/quick
+
+Killed, it goes on with the first evaluation that was not finished. Latencies want a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import anyio
+from rich.console import Console
+
+from examples.countdown.problems import draw_problems, read_problems
+from examples.countdown.report.cells import ModelName
+from examples.countdown.report.command import SECTIONS, cells_of, compose, evaluate_cells, find_checkpoints, write
+from examples.countdown.report.oracle import consult
+from examples.countdown.report.results import ProblemSets, ResultStore
+from examples.countdown.report.sections.five import COUNT as FIVE_COUNT
+from runtime import BraidError
+
+FIVE_SEED = "five numbers"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.countdown.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--problems",
+        type=Path,
+        default=Path("../shared/data/countdown_val.json"),
+        help='JSON list of {"nums": [...], "target": n} that no model was trained on (default: %(default)s)',
+    )
+    parser.add_argument("--limit", type=int, help="only the first so many problems, for a quick look")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections (default: all)")
+    parser.add_argument("--parallel", default="countdown", help="checkpoint, name or directory (default: %(default)s)")
+    parser.add_argument("--serial", default="countdown-serial", help="its serial rival (default: %(default)s)")
+    supervised = "examples/countdown/checkpoints"
+    parser.add_argument(
+        "--parallel-supervised", default=f"{supervised}/parallel-supervised", help="before RL (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--serial-supervised", default=f"{supervised}/serial-supervised", help="before RL (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="directory (default: %(default)s)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/report"), help="where finished cells are kept (default: %(default)s)"
+    )
+    given = parser.parse_args()
+    if given.limit is not None and given.limit < 1:
+        parser.error(f"--limit is {given.limit}; it must be at least 1")
+    if not given.problems.is_file():
+        parser.error(f"{given.problems} does not exist; give --problems FILE")
+    return given
+
+
+def problem_sets(given: argparse.Namespace) -> ProblemSets:
+    """The validation problems, and five-number ones that are always the same."""
+    of_five = draw_problems(random.Random(FIVE_SEED), count=5)
+    return {
+        "four": read_problems(given.problems)[: given.limit],
+        "five": list(islice(of_five, min(FIVE_COUNT, given.limit or FIVE_COUNT))),
+    }
+
+
+async def main() -> int:
+    given = arguments()
+    console = Console(stderr=True)
+    paths: dict[ModelName, str] = {
+        "parallel": given.parallel,
+        "serial": given.serial,
+        "parallel-supervised": given.parallel_supervised,
+        "serial-supervised": given.serial_supervised,
+    }
+    try:
+        checkpoints, missing = find_checkpoints(paths)
+        for name in missing:
+            console.print(f"[yellow]There is no checkpoint {name}; what needs it is left out.[/]")
+        problems = problem_sets(given)
+        with console.status("Asking the solvers"):
+            oracle = await anyio.to_thread.run_sync(partial(consult, problems["four"]))
+        store = ResultStore(given.cache)
+        results = await evaluate_cells(cells_of(given.only), checkpoints, problems, store, console)
+        report = compose(given.only, results, oracle, problems, given.problems.name, given.limit, missing)
+        write(report, given.output)
+    except (BraidError, ValueError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
+        return 2
+    console.print(f"Written: {given.output / 'countdown.md'}, countdown.json and figures/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(anyio.run(main))

@@ -1,0 +1,1 @@
+"""The report's sections: each says which cells it needs and what they show."""

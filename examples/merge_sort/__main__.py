@@ -1,0 +1,117 @@
+"""Sorts letters by a tree of reasoning threads that the model spawns and joins.
+
+python -m examples.merge_sort "q w e r t y u i o p" --checkpoint DIRECTORY/checkpoint
+python -m examples.merge_sort --evaluate 200 --checkpoint DIRECTORY/checkpoint
+
+python -m examples.merge_sort.train DIRECTORY makes the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import msgspec
+
+from examples.merge_sort.lists import LETTERS, MOST_LABELS, draw_list, is_sorted, letters_in, prompt_of
+from runtime import Answer, BraidError, Engine
+
+LENGTHS = ((1, 4), (5, 8), (9, 16), (32, 32))
+"""The model is trained on lists of up to 16 letters."""
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """Lists of these lengths; tokens and threads are means over lists."""
+
+    shortest: int
+    longest: int
+    lists: int
+    sorted_exactly: float
+    """Share of lists whose letters all came back, in order."""
+    tokens: float
+    """Sampled tokens."""
+    threads: float
+
+
+async def sort_all(engine: Engine, lists: Sequence[Sequence[str]], at_once: int = 16) -> list[Answer]:
+    """Sorts every list, `at_once` trees at a time; answers are in the order of the lists."""
+    answers: dict[int, Answer] = {}
+    places = anyio.CapacityLimiter(at_once)
+
+    async def work(index: int) -> None:
+        async with places:
+            answers[index] = await engine.run(prompt_of(lists[index]))
+
+    async with anyio.create_task_group() as group:
+        for index in range(len(lists)):
+            group.start_soon(work, index)
+    return [answers[index] for index in range(len(lists))]
+
+
+async def evaluate(engine: Engine, count: int, shortest: int, longest: int) -> Evaluation:
+    """Sorts `count` lists of these lengths, drawn with a seed that training does not use."""
+    random_source = random.Random(f"evaluation {shortest} {longest}")
+    lists = [draw_list(random_source, shortest, longest) for _ in range(count)]
+    answers = await sort_all(engine, lists)
+    right = [is_sorted(letters, answer.text) for letters, answer in zip(lists, answers, strict=True)]
+    return Evaluation(
+        shortest=shortest,
+        longest=longest,
+        lists=count,
+        sorted_exactly=sum(right) / count,
+        tokens=sum(answer.usage.sampled for answer in answers) / count,
+        threads=sum(answer.usage.threads for answer in answers) / count,
+    )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.merge_sort", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("letters", nargs="?", help='what to sort: "q w e r t y"')
+    parser.add_argument("--evaluate", type=int, metavar="N", help="sort N lists of each of several lengths")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="directory of the checkpoint")
+    parser.add_argument("--trace", type=Path, help="record the run into this file")
+    given = parser.parse_args()
+    if (given.letters is None) == (given.evaluate is None):
+        parser.error("give either letters or --evaluate N")
+    if given.evaluate is not None and given.evaluate < 1:
+        parser.error("--evaluate needs at least one list")
+    if given.letters is not None:
+        given.letters = given.letters.split()
+        if not given.letters or not set(given.letters) <= set(LETTERS):
+            parser.error('give lower-case letters with spaces between them: "q w e r t y"')
+        if len(given.letters) > MOST_LABELS:
+            parser.error(f"this model sorts at most {MOST_LABELS} letters; got {len(given.letters)}")
+    return given
+
+
+async def main() -> int:
+    given = arguments()
+    try:
+        async with Engine.open(given.checkpoint, trace=given.trace) as engine:
+            if given.evaluate is not None:
+                for shortest, longest in LENGTHS:
+                    evaluation = await evaluate(engine, given.evaluate, shortest, longest)
+                    sys.stdout.buffer.write(msgspec.json.encode(evaluation) + b"\n")
+                    sys.stdout.flush()
+                return 0
+            (answer,) = await sort_all(engine, [given.letters])
+    except (BraidError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    print(" ".join(letters_in(answer.text)))
+    right = is_sorted(given.letters, answer.text)
+    print(
+        f"{'sorted' if right else 'NOT sorted'}, by {answer.usage.threads} threads in {answer.usage.sampled} tokens",
+        file=sys.stderr,
+    )
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(anyio.run(main))

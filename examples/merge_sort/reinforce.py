@@ -1,0 +1,60 @@
+"""Reinforcement learning from a supervised checkpoint: right answers are rewarded, and token-iterations cost.
+
+python -m examples.merge_sort.reinforce CHECKPOINT DIRECTORY
+
+The new checkpoint is DIRECTORY/checkpoint. A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from functools import partial
+from pathlib import Path
+
+import anyio
+
+from examples.merge_sort.demonstrations import PROTOCOL, build_tokenizer
+from examples.merge_sort.lists import draw_list, is_sorted, prompt_of
+from examples.merge_sort.train import MODEL
+from policies import Policy
+from policies.training import export_checkpoint, restore, run_processes
+from policies.training.grpo import GrpoConfig, train_grpo
+from policies.training.questions import Question
+from runtime.model.raven import Raven
+
+
+def draw_question(random_source: random.Random) -> Question:
+    """A list to sort; an answer is worth 1 if it has exactly the list's letters in order."""
+    letters = draw_list(random_source, 5, 16)
+    return Question(prompt_of(letters), lambda answer: float(is_sorted(letters, answer.text)))
+
+
+def work(rank: int, world: int, checkpoint: Path, directory: Path, config: GrpoConfig) -> None:
+    """One process of the run; the first one writes the new checkpoint."""
+    random_source = random.Random("held out questions")
+    held_out = [draw_question(random_source) for _ in range(100)]
+    anyio.run(partial(train_grpo, checkpoint, draw_question, config, directory, held_out, rank, world))
+    if rank == 0:
+        model = Raven(MODEL)
+        restore(directory, model)
+        export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, Policy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.merge_sort.reinforce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="where learning starts")
+    parser.add_argument("directory", type=Path, help="where metrics and checkpoints go")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=2, help="one a core (default: %(default)s)")
+    given = parser.parse_args()
+    config = GrpoConfig(steps=given.steps, compile=False, iteration_price=0.05)
+    run_processes(work, given.processes, given.checkpoint, given.directory, config)
+
+
+if __name__ == "__main__":
+    main()

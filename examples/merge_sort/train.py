@@ -1,0 +1,71 @@
+"""Trains a model to sort, from scratch, and makes a checkpoint of it: `python -m examples.merge_sort.train DIRECTORY`.
+
+A run that was stopped goes on where it was. The checkpoint is DIRECTORY/checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from examples.merge_sort.demonstrations import PROTOCOL, WORDS, build_tokenizer, examples
+from policies import Policy
+from policies.training import SupervisedConfig, export_checkpoint, run_processes, train
+from runtime.model.config import RavenConfig
+from runtime.model.raven import Raven
+
+MODEL = RavenConfig(
+    n_embd=128,
+    n_heads=4,
+    intermediate_size=256,
+    vocab_size=len(WORDS),
+    block_size=1024,
+    n_layers_in_prelude=0,
+    n_layers_in_recurrent_block=1,
+    n_layers_in_coda=0,
+    mean_recurrence=4,
+    rope_base=10_000.0,
+    qk_bias=False,
+    tie_embeddings=False,
+    state_init="zero",
+)
+
+
+def work(rank: int, world: int, directory: Path, config: SupervisedConfig) -> None:
+    """One process of the run; the first one writes the checkpoint."""
+    model = Raven(MODEL)
+    model.initialise(torch.Generator().manual_seed(config.seed))
+    lengths = {"up to 8": (1, 8), "9 to 16": (9, 16), "32": (32, 32)}
+    held_out = {
+        name: list(islice(examples(random.Random(f"held out {name}"), *between), 100))
+        for name, between in lengths.items()
+    }
+    train(model, examples, config, directory, held_out if rank == 0 else {}, rank, world)
+    if rank == 0:
+        export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, Policy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m examples.merge_sort.train", description=__doc__)
+    parser.add_argument("directory", type=Path, help="where metrics and checkpoints go")
+    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--processes", type=int, default=2, help="one a core (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    config = SupervisedConfig(
+        steps=given.steps,
+        seed=given.seed,
+        tokens_per_step=2176 // given.processes,
+        tokens_per_batch=2176,
+        most_backprop=4,
+        compile=False,  # a run of minutes does not earn back the minutes of compiling
+    )
+    run_processes(work, given.processes, given.directory, config)
+
+
+if __name__ == "__main__":
+    main()
