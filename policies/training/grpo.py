@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import anyio
 import anyio.to_thread
 import msgspec
 import torch
@@ -27,12 +26,12 @@ from torch import Tensor
 
 from policies.training.metrics import drop_metrics_after, write_metrics
 from policies.training.progress import progress_bar
-from policies.training.questions import Prices, Question, Rollout, advantages, roll_out
+from policies.training.questions import Prices, Question, Rollout, advantages, ask_all, roll_out
 from policies.training.replay import Replay, ReplayBatch, replay_batches
 from policies.training.resume import restore, save
 from policies.training.rollouts import Trajectory
 from policies.training.teacher_forcing import device_of
-from runtime import Answer, CheckpointError, Engine, Sampling
+from runtime import CheckpointError, Engine, Sampling
 from runtime.model.checkpoint import load_checkpoint
 from runtime.model.raven import Raven
 
@@ -196,6 +195,8 @@ async def train_grpo(
     learner = Learner(checkpoint, config, directory, world)
     if rank == 0:
         drop_metrics_after(directory, learner.step)
+    if learner.step >= config.steps:
+        return
     threads = 1 if world > 1 else None
     # Another seed after a resumption, so that the numbers of trees, which begin anew, do not repeat old draws.
     seed = config.seed + 1_000_003 * (learner.step * world + rank)
@@ -214,8 +215,9 @@ async def train_grpo(
                     return
                 measured |= await _step(engine, learner, draw, directory, rank)
                 if rank == 0:
-                    save(directory, learner.step, learner.model, [learner.optimizer])
+                    # In this order: a kill in between leaves a line too many, which resuming drops.
                     write_metrics(directory, {"step": learner.step, **measured})
+                    save(directory, learner.step, learner.model, [learner.optimizer])
                     advance(learner.step, f"score {measured['score']:.3f}, {measured['iterations']:,.0f} iterations")
 
 
@@ -262,22 +264,10 @@ def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 async def _evaluate(engine: Engine, questions: Sequence[Question]) -> dict[str, float]:
-    answers: dict[int, Answer] = {}
-    places = anyio.CapacityLimiter(64)
-
-    async def ask(number: int) -> None:
-        async with places:
-            question = questions[number]
-            answers[number] = await engine.run(
-                question.prompt, sampling=Sampling(), max_tokens=question.max_tokens, limits=question.limits
-            )
-
-    async with anyio.create_task_group() as group:
-        for number in range(len(questions)):
-            group.start_soon(ask, number)
-    scores = [question.score(answers[number]) for number, question in enumerate(questions)]
+    answers = await ask_all(engine, questions, Sampling())
+    scores = [question.score(answer) for question, answer in zip(questions, answers, strict=True)]
     return {
         "held_out_score": statistics.fmean(scores),
-        "held_out_iterations": statistics.fmean(answer.usage.iterations for answer in answers.values()),
-        "held_out_tokens": statistics.fmean(answer.usage.sampled for answer in answers.values()),
+        "held_out_iterations": statistics.fmean(answer.usage.iterations for answer in answers),
+        "held_out_tokens": statistics.fmean(answer.usage.sampled for answer in answers),
     }

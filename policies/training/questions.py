@@ -50,6 +50,23 @@ class Rollout:
     threads: tuple[Trajectory, ...]
 
 
+async def ask_all(engine: Engine, questions: Sequence[Question], sampling: Sampling, at_once: int = 64) -> list[Answer]:
+    """One answer a question, in their order; at most `at_once` trees at a time. Raises what `Engine.run` raises."""
+    answers: dict[int, Answer] = {}
+    places = anyio.CapacityLimiter(at_once)
+
+    async def ask(number: int, question: Question) -> None:
+        async with places:
+            answers[number] = await engine.run(
+                question.prompt, sampling=sampling, max_tokens=question.max_tokens, limits=question.limits
+            )
+
+    async with anyio.create_task_group() as group:
+        for number, question in enumerate(questions):
+            group.start_soon(ask, number, question)
+    return [answers[number] for number in range(len(questions))]
+
+
 async def roll_out(
     engine: Engine,
     questions: Sequence[Question],
@@ -64,25 +81,14 @@ async def roll_out(
 
     Everything is recorded in the file `trace`, which is replaced. Raises what `Engine.run` and `recording` raise.
     """
-    answers: dict[tuple[int, int], Answer] = {}
-    places = anyio.CapacityLimiter(at_once)
-
-    async def ask(number: int, sample: int) -> None:
-        async with places:
-            question = questions[number]
-            answers[number, sample] = await engine.run(
-                question.prompt, sampling=sampling, max_tokens=question.max_tokens, limits=question.limits
-            )
-
-    async with engine.recording(trace, overwrite=True), anyio.create_task_group() as group:
-        for number in range(len(questions)):
-            for sample in range(samples):
-                group.start_soon(ask, number, sample)
+    async with engine.recording(trace, overwrite=True):
+        asked = [question for question in questions for _ in range(samples)]
+        answers = await ask_all(engine, asked, sampling, at_once)
     recorded = await anyio.to_thread.run_sync(read, trace)
     said: dict[int, list[Trajectory]] = {}
     for thread in await anyio.to_thread.run_sync(trajectories, recorded):
         said.setdefault(thread.tree, []).append(thread)
-    longest = critical_paths(recorded.events)
+    longest = await anyio.to_thread.run_sync(critical_paths, recorded.events)
 
     def rollout(question: Question, answer: Answer) -> Rollout:
         score, tree = question.score(answer), answer.path[0]
@@ -97,7 +103,7 @@ async def roll_out(
         )
 
     return [
-        [rollout(question, answers[number, sample]) for sample in range(samples)]
+        [rollout(question, answer) for answer in answers[number * samples : (number + 1) * samples]]
         for number, question in enumerate(questions)
     ]
 
