@@ -28,13 +28,10 @@ from examples.countdown.report.plan import WINDOWS, children, in_order, parallel
 from examples.countdown.report.results import Results, ResultStore, cell_key
 from examples.countdown.report.running import run_cell, widens
 from examples.countdown.report.sections import mistakes, windows
-from examples.countdown.report.sequential import sequential_tokens
 from examples.countdown.report.voting import consensus_at, pass_at
 from examples.countdown.report.watching import Heard, is_asked, is_found
 from policies import Fixed, LatentDiff
 from runtime import PromptError
-from traces import events as ev
-from traces.tree import tree_of
 
 PROBLEM = Problem((22, 26, 31, 53), 27)
 
@@ -142,91 +139,6 @@ def test_savings_are_taken_at_no_less_accuracy() -> None:
     assert saving[0] == pytest.approx(0.4)
     assert saving[1:] == (ours[1], theirs[1])
     assert largest_saving(ours, [Spent(100, 0.9)]) is None
-
-
-class Recording:
-    """Writes the events of a tree by hand."""
-
-    def __init__(self) -> None:
-        self.events: list[ev.AnyEvent] = []
-
-    def add(self, kind: type, **fields: object) -> None:
-        self.events.append(kind(time=float(len(self.events)), **fields))
-
-    def call(self, thread: tuple[int, ...], position: int, tokens: list[int]) -> None:
-        self.add(ev.GenerateStarted, thread=thread, position=position, max_tokens=99, sampling=None, depth=None)
-        for offset, token in enumerate(tokens):
-            self.add(ev.Sampled, tick=0, thread=thread, position=position + offset, token=token, depth=3, logprob=0.0)
-        self.add(
-            ev.GenerateFinished,
-            thread=thread,
-            position=position + len(tokens),
-            reason="stop",
-            sampled=len(tokens),
-            computed=0,
-            iterations=0,
-            recomputed=0,
-            reused=0,
-        )
-
-    def spawn(self, thread: tuple[int, ...], child: tuple[int, ...] | None, tokens: tuple[int, ...]) -> None:
-        self.add(ev.Spawned, thread=thread, child=child, by_model=True, fork=False, tokens=tokens, reason="")
-
-    def join(self, thread: tuple[int, ...], children: list[tuple[int, ...]], cancelled: tuple = ()) -> None:
-        self.add(ev.Joined, thread=thread, children=tuple(children), delivered=(), cancelled=cancelled)
-
-
-def test_sequential_tokens_follow_spawns_and_joins() -> None:
-    # The root: 100 [1 2] 101 [3 4] 102, join, 5 tokens. A child begins after the token that closes its message.
-    trace = Recording()
-    trace.call((0,), 4, [100, 1, 2, 101, 100, 3, 4, 101, 102])
-    # Events of spawns come late: both after all of the call.
-    trace.spawn((0,), (0, 0), (1, 2))
-    trace.spawn((0,), (0, 1), (3, 4))
-    trace.call((0, 0), 2, list(range(20)))
-    trace.call((0, 1), 2, list(range(10)))
-    trace.join((0,), [(0, 0), (0, 1)])
-    trace.call((0,), 13, [7] * 5)
-    (root,) = tree_of(trace.events)
-    assert sequential_tokens(root) == 4 + 20 + 5
-
-
-def test_sequential_tokens_of_other_shapes() -> None:
-    short = Recording()
-    short.call((0,), 4, [100, 1, 2, 101, *range(200, 230)])
-    short.spawn((0,), None, (1, 2))  # refused
-    short.spawn((0,), (0, 0), (205, 206))
-    short.call((0, 0), 2, [1, 2, 3])
-    short.join((0,), [(0, 0)])
-    (root,) = tree_of(short.events)
-    assert sequential_tokens(root) == 34  # the root was at its join later than the child at its end
-
-    cancelled = Recording()
-    cancelled.call((0,), 4, [100, 1, 2, 101, 102])
-    cancelled.spawn((0,), (0, 0), (1, 2))
-    cancelled.call((0, 0), 2, list(range(50)))
-    cancelled.join((0,), [(0, 0)], cancelled=((0, 0),))
-    cancelled.call((0,), 9, [8])
-    (root,) = tree_of(cancelled.events)
-    assert sequential_tokens(root) == 6
-
-    nested = Recording()
-    nested.call((0,), 4, [100, 1, 101, 102])
-    nested.spawn((0,), (0, 0), (1,))
-    nested.call((0, 0), 1, [100, 9, 101, 102])
-    nested.spawn((0, 0), (0, 0, 0), (9,))
-    nested.call((0, 0, 0), 1, [5] * 7)
-    nested.join((0, 0), [(0, 0, 0)])
-    nested.call((0, 0), 9, [6, 6])
-    nested.join((0,), [(0, 0)])
-    nested.call((0,), 9, [8])
-    (root,) = tree_of(nested.events)
-    assert sequential_tokens(root) == 3 + 3 + 7 + 2 + 1
-
-    alone = Recording()
-    alone.call((0,), 4, [1, 2, 3])
-    (root,) = tree_of(alone.events)
-    assert sequential_tokens(root) == 3
 
 
 LETTERS = {"o": "operand", "r": "result", "v": "verdict", "s": "structure", "p": "path"}

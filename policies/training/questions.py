@@ -11,8 +11,8 @@ import anyio
 
 from policies.training.rollouts import Trajectory, trajectories
 from runtime import Answer, Engine, Limits, Sampling
-from traces import read
-from traces.critical_path import critical_paths
+from traces import Trace, read, tree_of
+from traces.critical_path import critical_path
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ async def roll_out(
     said: dict[int, list[Trajectory]] = {}
     for thread in await anyio.to_thread.run_sync(trajectories, recorded):
         said.setdefault(thread.tree, []).append(thread)
-    longest = await anyio.to_thread.run_sync(critical_paths, recorded.events)
+    longest = await anyio.to_thread.run_sync(_critical_paths, recorded)
 
     def rollout(question: Question, answer: Answer) -> Rollout:
         score, tree = question.score(answer), answer.path[0]
-        path = longest[answer.path[:1]]
+        path = longest[tree]
         price = prices.iterations * answer.usage.iterations / 1000 + prices.critical_path * path / 1000
         return Rollout(
             answer=answer,
@@ -106,6 +106,11 @@ async def roll_out(
         [rollout(question, answer) for answer in answers[number * samples : (number + 1) * samples]]
         for number, question in enumerate(questions)
     ]
+
+
+def _critical_paths(trace: Trace) -> dict[int, int]:
+    """By number of the tree."""
+    return {root.path[0]: critical_path(root) for root in tree_of(trace.events)}
 
 
 def advantages(group: Sequence[Rollout]) -> list[float]:

@@ -3,60 +3,90 @@
 from __future__ import annotations
 
 from traces import events as ev
-from traces.critical_path import critical_paths
-from traces.events import AnyEvent, ThreadPath
+from traces import tree_of
+from traces.critical_path import critical_path
 
 
-def opened(*path: int) -> AnyEvent:
-    return ev.ThreadOpened(time=0.0, thread=path, inherits=None, seed=0, depth=None)
+class Recording:
+    """Writes the events of a tree by hand."""
+
+    def __init__(self) -> None:
+        self.events: list[ev.AnyEvent] = []
+
+    def add(self, kind: type, **fields: object) -> None:
+        self.events.append(kind(time=float(len(self.events)), **fields))
+
+    def call(self, thread: tuple[int, ...], position: int, tokens: list[int]) -> None:
+        self.add(ev.GenerateStarted, thread=thread, position=position, max_tokens=99, sampling=None, depth=None)
+        for offset, token in enumerate(tokens):
+            self.add(ev.Sampled, tick=0, thread=thread, position=position + offset, token=token, depth=3, logprob=0.0)
+        self.add(
+            ev.GenerateFinished,
+            thread=thread,
+            position=position + len(tokens),
+            reason="stop",
+            sampled=len(tokens),
+            computed=0,
+            iterations=0,
+            recomputed=0,
+            reused=0,
+        )
+
+    def spawn(self, thread: tuple[int, ...], child: tuple[int, ...] | None, tokens: tuple[int, ...]) -> None:
+        self.add(ev.Spawned, thread=thread, child=child, by_model=True, fork=False, tokens=tokens, reason="")
+
+    def join(self, thread: tuple[int, ...], children: list[tuple[int, ...]], cancelled: tuple = ()) -> None:
+        self.add(ev.Joined, thread=thread, children=tuple(children), delivered=(), cancelled=cancelled)
 
 
-def sampled(count: int, *path: int) -> list[AnyEvent]:
-    return [ev.Sampled(time=0.0, tick=0, thread=path, position=0, token=0, depth=1, logprob=0.0) for _ in range(count)]
+def test_the_critical_path_follows_spawns_and_joins() -> None:
+    # The root: 100 [1 2] 101 [3 4] 102, join, 5 tokens. A child begins after the token that closes its message.
+    trace = Recording()
+    trace.call((0,), 4, [100, 1, 2, 101, 100, 3, 4, 101, 102])
+    # Events of spawns come late: both after all of the call.
+    trace.spawn((0,), (0, 0), (1, 2))
+    trace.spawn((0,), (0, 1), (3, 4))
+    trace.call((0, 0), 2, list(range(20)))
+    trace.call((0, 1), 2, list(range(10)))
+    trace.join((0,), [(0, 0), (0, 1)])
+    trace.call((0,), 13, [7] * 5)
+    (root,) = tree_of(trace.events)
+    assert critical_path(root) == 4 + 20 + 5
 
 
-def joined(parent: ThreadPath, *children: ThreadPath) -> AnyEvent:
-    return ev.Joined(time=0.0, thread=parent, children=children, delivered=(), cancelled=())
+def test_the_critical_path_of_other_shapes() -> None:
+    short = Recording()
+    short.call((0,), 4, [100, 1, 2, 101, *range(200, 230)])
+    short.spawn((0,), None, (1, 2))  # refused
+    short.spawn((0,), (0, 0), (205, 206))
+    short.call((0, 0), 2, [1, 2, 3])
+    short.join((0,), [(0, 0)])
+    (root,) = tree_of(short.events)
+    assert critical_path(root) == 34  # the root was at its join later than the child at its end
 
+    cancelled = Recording()
+    cancelled.call((0,), 4, [100, 1, 2, 101, 102])
+    cancelled.spawn((0,), (0, 0), (1, 2))
+    cancelled.call((0, 0), 2, list(range(50)))
+    cancelled.join((0,), [(0, 0)], cancelled=((0, 0),))
+    cancelled.call((0,), 9, [8])
+    (root,) = tree_of(cancelled.events)
+    assert critical_path(root) == 6
 
-def test_children_count_from_their_spawn_and_the_longest_is_waited_for() -> None:
-    events = [
-        opened(0),
-        *sampled(5, 0),
-        opened(0, 0),
-        *sampled(2, 0),
-        opened(0, 1),
-        *sampled(20, 0, 0),
-        *sampled(3, 0, 1),
-        *sampled(1, 0),
-        joined((0,), (0, 0), (0, 1)),
-        *sampled(4, 0),
-    ]
-    assert critical_paths(events) == {(0,): 5 + 20 + 4}
+    nested = Recording()
+    nested.call((0,), 4, [100, 1, 101, 102])
+    nested.spawn((0,), (0, 0), (1,))
+    nested.call((0, 0), 1, [100, 9, 101, 102])
+    nested.spawn((0, 0), (0, 0, 0), (9,))
+    nested.call((0, 0, 0), 1, [5] * 7)
+    nested.join((0, 0), [(0, 0, 0)])
+    nested.call((0, 0), 9, [6, 6])
+    nested.join((0,), [(0, 0)])
+    nested.call((0,), 9, [8])
+    (root,) = tree_of(nested.events)
+    assert critical_path(root) == 3 + 3 + 7 + 2 + 1
 
-
-def test_a_slow_parent_is_its_own_longest_chain() -> None:
-    events = [opened(0), opened(0, 0), *sampled(2, 0, 0), *sampled(30, 0), joined((0,), (0, 0)), *sampled(1, 0)]
-    assert critical_paths(events) == {(0,): 31}
-
-
-def test_levels_add_up_and_trees_do_not() -> None:
-    events = [
-        opened(0),
-        opened(7),
-        *sampled(4, 7),
-        *sampled(1, 0),
-        opened(0, 0),
-        *sampled(2, 0, 0),
-        opened(0, 0, 0),
-        *sampled(3, 0, 0, 0),
-        joined((0, 0), (0, 0, 0)),
-        *sampled(4, 0, 0),
-        joined((0,), (0, 0)),
-    ]
-    assert critical_paths(events) == {(0,): 1 + 2 + 3 + 4, (7,): 4}
-
-
-def test_a_child_nobody_waited_for_is_a_chain_of_its_own() -> None:
-    events = [opened(0), *sampled(1, 0), opened(0, 0), *sampled(9, 0, 0), *sampled(2, 0)]
-    assert critical_paths(events) == {(0,): 10}
+    alone = Recording()
+    alone.call((0,), 4, [1, 2, 3])
+    (root,) = tree_of(alone.events)
+    assert critical_path(root) == 3

@@ -14,13 +14,13 @@ from examples.countdown.problems import Problem
 from examples.countdown.report.cells import Cell, ProblemSet, Record, Result
 from examples.countdown.report.checkpoints import CheckpointFacts, resolved
 from examples.countdown.report.kinds import depths_by_kind
-from examples.countdown.report.sequential import sequential_tokens
 from examples.countdown.report.watching import ChildrenWatch, is_asked, is_found
 from examples.countdown.solve import prompt_of, solution_of
 from examples.countdown.vocabulary import CHILDREN
 from policies import AsAsked, ChildBudget, Limits, Policy, SpawnPolicy
 from runtime import Answer, Engine, Sampling
 from traces import ThreadStory, read, tree_of, walk
+from traces.critical_path import critical_path
 
 SEED = 0
 LIMITS: dict[ProblemSet, Limits] = {
@@ -164,7 +164,7 @@ def _record(problem: Problem, answer: Answer, watch: ChildrenWatch) -> Record:
 def _traced(record: Record, tree: int, stories: dict[int, ThreadStory]) -> Record:
     if tree not in stories:
         return record
-    return msgspec.structs.replace(record, sequential=sequential_tokens(stories[tree]))
+    return msgspec.structs.replace(record, sequential=critical_path(stories[tree]))
 
 
 def _depths(stories: Iterable[ThreadStory]) -> dict[str, tuple[int, int]]:
