@@ -19,31 +19,28 @@ from examples.merge_sort.demonstrations import (
     PROTOCOL,
     SHORT,
     WORDS,
-    Item,
+    ascending,
     build_tokenizer,
     examples,
-    returned_words,
-    sorted_by_threads,
     thread_example,
 )
-from examples.merge_sort.lists import MOST_LABELS, draw_list, is_sorted, letters_in, prompt_of
+from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, is_sorted, prompt_of
 from examples.merge_sort.train import MODEL
 from policies.training import Example, SupervisedConfig, exactness, export_checkpoint, train
 from runtime.model.raven import Raven
 
-letters = st.lists(st.sampled_from("abcxyz"), min_size=1, max_size=MOST_LABELS)
+numbers = st.lists(st.integers(0, LARGEST), min_size=1, max_size=LONGEST, unique=True)
 BOUND = PROTOCOL.bind(build_tokenizer())
 
 
-def items_of(tokens: list[int] | tuple[int, ...]) -> list[Item]:
-    """The labelled letters of a returned message, of a spawn, or of a prompt without its brackets."""
-    words = [WORDS[token] for token in tokens if WORDS[token] != ","]
-    return list(zip(words[::2], words[1::2], strict=True))
+def numbers_in(tokens: list[int] | tuple[int, ...]) -> list[int]:
+    """The numbers of a returned message, of a spawn, or of a prompt."""
+    return [int(WORDS[token]) for token in tokens if WORDS[token].isdecimal()]
 
 
-def demonstrated(prompt: list[int]) -> list[Item]:
+def demonstrated(prompt: list[int]) -> list[int]:
     """What a tree returns whose threads write as demonstrated: every signal and delivery is the protocol's own."""
-    thread = thread_example(items_of(prompt[1:-1]))
+    thread = thread_example(numbers_in(prompt))
     assert thread.tokens[: len(prompt)] == prompt
     assert set(thread.weights[: len(prompt)]) == {0.0}
     watcher = BOUND.watcher(prompt)
@@ -54,10 +51,10 @@ def demonstrated(prompt: list[int]) -> list[Item]:
         for signal in watcher.feed(thread.tokens[position]):
             if signal.kind == "end":
                 assert position == len(thread.tokens) - 1
-                return items_of(signal.tokens)
+                return numbers_in(signal.tokens)
             if signal.kind == "spawn":
                 returned = demonstrated(list(signal.tokens))
-                messages.append(tuple(ID_OF[word] for word in returned_words(returned)))
+                messages.append(tuple(ID_OF[word] for word in ascending(returned).split()))
             else:
                 assert signal.kind == "join"
                 delivery = BOUND.delivery(messages)
@@ -68,49 +65,42 @@ def demonstrated(prompt: list[int]) -> list[Item]:
         position += 1
 
 
-@given(letters)
-def test_threads_that_write_as_demonstrated_sort(drawn: list[str]) -> None:
+@given(numbers)
+def test_threads_that_write_as_demonstrated_sort(drawn: list[int]) -> None:
     returned = demonstrated(BOUND.prompt(prompt_of(drawn)))
-    assert returned == sorted_by_threads([(str(label), letter) for label, letter in enumerate(drawn, 1)])
-    assert is_sorted(drawn, " ".join(returned_words(returned)))
+    assert returned == sorted(drawn)
 
 
-@given(letters, st.randoms(use_true_random=False))
-def test_an_answer_counts_only_with_every_letter_in_order(drawn: list[str], chance: random.Random) -> None:
-    def answer(letters: list[str]) -> str:
-        return " ".join(returned_words([(str(label), letter) for label, letter in enumerate(letters, 1)]))
-
+@given(st.lists(st.integers(0, LARGEST), min_size=2, max_size=9, unique=True), st.randoms(use_true_random=False))
+def test_an_answer_counts_only_with_every_number_in_order(drawn: list[int], chance: random.Random) -> None:
     right = sorted(drawn)
-    assert letters_in(answer(right)) == right
-    assert is_sorted(drawn, answer(right))
-    assert not is_sorted(drawn, answer(right[1:]))
-    assert not is_sorted(drawn, answer([*right, "z"]))
-    assert not is_sorted(drawn, " ".join(right))
+    assert is_sorted(drawn, ascending(right))
+    assert not is_sorted(drawn, ascending(right[1:]))
+    assert not is_sorted(drawn, f"{ascending(right)} < {right[-1]}")
+    assert not is_sorted(drawn, " ".join(map(str, right)))
     shuffled = chance.sample(drawn, len(drawn))
-    assert is_sorted(drawn, answer(shuffled)) == (shuffled == right)
+    assert is_sorted(drawn, " < ".join(map(str, shuffled))) == (shuffled == right)
 
 
 def test_training_examples_fit_the_model() -> None:
-    for example in islice(examples(random.Random(1), 1, MOST_LABELS), 200):
+    for example in islice(examples(random.Random(1), 1, LONGEST), 200):
         assert len(example.tokens) == len(example.weights) <= MODEL.block_size
         assert max(example.tokens) < len(WORDS) == MODEL.vocab_size
         assert set(example.weights) == {0.0, 1.0}
-        labels = [word for word in (WORDS[token] for token in example.tokens) if word.isdigit()]
-        assert len(set(labels)) <= MOST_LABELS
 
 
-def test_drawn_lists_have_the_lengths_asked_for_and_duplicates() -> None:
+def test_drawn_lists_have_the_lengths_asked_for() -> None:
     drawn = [draw_list(random.Random(seed), 5, 16) for seed in range(300)]
-    assert {len(letters) for letters in drawn} == set(range(5, 17))
-    assert sum(len(set(letters)) < len(letters) for letters in drawn) > 150
+    assert {len(numbers) for numbers in drawn} == set(range(5, 17))
+    assert all(len(set(numbers)) == len(numbers) for numbers in drawn)
 
 
 @pytest.fixture(scope="module")
 def overfitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Example]]:
     """A checkpoint of a model that has seen one list of four and the lists of its children, over and over."""
     directory = tmp_path_factory.mktemp("merge sort")
-    items = [(str(label), letter) for label, letter in enumerate("dbca", 1)]
-    threads = [thread_example(part) for part in (items, items[::2], items[1::2])]
+    drawn = [31, 7, 88, 5]
+    threads = [thread_example(part) for part in (drawn, drawn[::2], drawn[1::2])]
     model = Raven(msgspec.structs.replace(MODEL, n_embd=64, intermediate_size=64, block_size=128))
     model.initialise(torch.Generator().manual_seed(0))
     config = SupervisedConfig(
@@ -126,10 +116,10 @@ def test_what_was_learned_runs_as_a_tree(
     overfitted: tuple[Path, list[Example]], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, threads = overfitted
-    monkeypatch.setattr("sys.argv", ["merge_sort", "d b c a", "--checkpoint", str(checkpoint)])
+    monkeypatch.setattr("sys.argv", ["merge_sort", "31 7 88 5", "--checkpoint", str(checkpoint)])
     assert anyio.run(command.main) == 0
     printed = capfd.readouterr()
-    assert printed.out.split() == sorted("dbca")
+    assert printed.out.strip() == "5 < 7 < 31 < 88"
     written = sum(int(sum(thread.weights)) for thread in threads)
     assert f"sorted, by 3 threads in {written} tokens" in printed.err
 
@@ -137,9 +127,11 @@ def test_what_was_learned_runs_as_a_tree(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["a B"], "lower-case letters"),
-        (["a " * 65], "at most 64"),
-        ([], "either letters or --evaluate"),
+        (["7 x"], "from 0 to 99"),
+        (["7 100"], "from 0 to 99"),
+        (["7 5 7"], "every number once"),
+        ([" ".join(map(str, range(65)))], "at most 64"),
+        ([], "either numbers or --evaluate"),
         (["--evaluate", "0"], "at least one"),
     ],
 )
@@ -155,12 +147,11 @@ def test_unusable_commands_are_explained(
 def test_a_missing_checkpoint_is_explained(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["merge_sort", "b a", "--checkpoint", str(tmp_path / "none")])
+    monkeypatch.setattr("sys.argv", ["merge_sort", "2 1", "--checkpoint", str(tmp_path / "none")])
     assert anyio.run(command.main) == 2
     assert "CheckpointError" in capfd.readouterr().err
 
 
 def test_short_lists_spawn_nothing() -> None:
-    thread = thread_example([(str(label), "a") for label in range(1, SHORT + 1)])
-    assert ID_OF["<spawn>"] not in thread.tokens
-    assert ID_OF["<spawn>"] in thread_example([(str(label), "a") for label in range(1, SHORT + 2)]).tokens
+    assert ID_OF["<spawn>"] not in thread_example(range(SHORT)).tokens
+    assert ID_OF["<spawn>"] in thread_example(range(SHORT + 1)).tokens

@@ -1,6 +1,6 @@
-"""Sorts letters by a tree of reasoning threads that the model spawns and joins.
+"""Sorts numbers by a tree of reasoning threads that the model spawns and joins.
 
-python -m examples.merge_sort "q w e r t y u i o p" --checkpoint DIRECTORY/checkpoint
+python -m examples.merge_sort "31 7 88 5 60 42 19" --checkpoint DIRECTORY/checkpoint
 python -m examples.merge_sort --evaluate 200 --checkpoint DIRECTORY/checkpoint
 
 python -m examples.merge_sort.train DIRECTORY makes the checkpoint.
@@ -17,11 +17,11 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from examples.merge_sort.lists import LETTERS, MOST_LABELS, draw_list, is_sorted, letters_in, prompt_of
+from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, is_sorted, prompt_of
 from runtime import Answer, BraidError, Engine
 
 LENGTHS = ((1, 4), (5, 8), (9, 16), (32, 32))
-"""The model is trained on lists of up to 16 letters."""
+"""The model is trained on lists of up to 16 numbers."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,13 +31,13 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     longest: int
     lists: int
     sorted_exactly: float
-    """Share of lists whose letters all came back, in order."""
+    """Share of lists whose numbers all came back, in order."""
     tokens: float
     """Sampled tokens."""
     threads: float
 
 
-async def sort_all(engine: Engine, lists: Sequence[Sequence[str]], at_once: int = 16) -> list[Answer]:
+async def sort_all(engine: Engine, lists: Sequence[Sequence[int]], at_once: int = 16) -> list[Answer]:
     """Sorts every list, `at_once` trees at a time; answers are in the order of the lists."""
     answers: dict[int, Answer] = {}
     places = anyio.CapacityLimiter(at_once)
@@ -57,7 +57,7 @@ async def evaluate(engine: Engine, count: int, shortest: int, longest: int) -> E
     random_source = random.Random(f"evaluation {shortest} {longest}")
     lists = [draw_list(random_source, shortest, longest) for _ in range(count)]
     answers = await sort_all(engine, lists)
-    right = [is_sorted(letters, answer.text) for letters, answer in zip(lists, answers, strict=True)]
+    right = [is_sorted(numbers, answer.text) for numbers, answer in zip(lists, answers, strict=True)]
     return Evaluation(
         shortest=shortest,
         longest=longest,
@@ -72,21 +72,24 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.merge_sort", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("letters", nargs="?", help='what to sort: "q w e r t y"')
+    parser.add_argument("numbers", nargs="?", help='what to sort: "31 7 88 5 60"')
     parser.add_argument("--evaluate", type=int, metavar="N", help="sort N lists of each of several lengths")
     parser.add_argument("--checkpoint", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--trace", type=Path, help="record the run into this file")
     given = parser.parse_args()
-    if (given.letters is None) == (given.evaluate is None):
-        parser.error("give either letters or --evaluate N")
+    if (given.numbers is None) == (given.evaluate is None):
+        parser.error("give either numbers or --evaluate N")
     if given.evaluate is not None and given.evaluate < 1:
         parser.error("--evaluate needs at least one list")
-    if given.letters is not None:
-        given.letters = given.letters.split()
-        if not given.letters or not set(given.letters) <= set(LETTERS):
-            parser.error('give lower-case letters with spaces between them: "q w e r t y"')
-        if len(given.letters) > MOST_LABELS:
-            parser.error(f"this model sorts at most {MOST_LABELS} letters; got {len(given.letters)}")
+    if given.numbers is not None:
+        words = given.numbers.split()
+        if not words or not all(word.isdecimal() and int(word) <= LARGEST for word in words):
+            parser.error(f'give numbers from 0 to {LARGEST} with spaces between them: "31 7 88 5 60"')
+        given.numbers = [int(word) for word in words]
+        if len(set(given.numbers)) < len(words):
+            parser.error("give every number once only; this model sorts lists of different numbers")
+        if len(words) > LONGEST:
+            parser.error(f"this model sorts at most {LONGEST} numbers; got {len(words)}")
     return given
 
 
@@ -100,12 +103,12 @@ async def main() -> int:
                     sys.stdout.buffer.write(msgspec.json.encode(evaluation) + b"\n")
                     sys.stdout.flush()
                 return 0
-            (answer,) = await sort_all(engine, [given.letters])
+            (answer,) = await sort_all(engine, [given.numbers])
     except (BraidError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    print(" ".join(letters_in(answer.text)))
-    right = is_sorted(given.letters, answer.text)
+    print(answer.text)
+    right = is_sorted(given.numbers, answer.text)
     print(
         f"{'sorted' if right else 'NOT sorted'}, by {answer.usage.threads} threads in {answer.usage.sampled} tokens",
         file=sys.stderr,

@@ -25,9 +25,9 @@ from runtime.model.raven import Raven
 
 
 def draw_question(random_source: random.Random) -> Question:
-    """A list to sort; an answer is worth 1 if it has exactly the list's letters in order."""
-    letters = draw_list(random_source, 5, 16)
-    return Question(prompt_of(letters), lambda answer: float(is_sorted(letters, answer.text)))
+    """A list to sort; an answer is worth 1 if it has exactly the list's numbers in order."""
+    numbers = draw_list(random_source, 5, 16)
+    return Question(prompt_of(numbers), lambda answer: float(is_sorted(numbers, answer.text)))
 
 
 def work(rank: int, world: int, checkpoint: Path, directory: Path, config: GrpoConfig) -> None:

@@ -52,17 +52,17 @@ def work(rank: int, world: int, directory: Path, config: SupervisedConfig) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.merge_sort.train", description=__doc__)
     parser.add_argument("directory", type=Path, help="where metrics and checkpoints go")
-    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--processes", type=int, default=2, help="one a core (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     config = SupervisedConfig(
         steps=given.steps,
         seed=given.seed,
-        tokens_per_step=2176 // given.processes,
+        tokens_per_step=4352 // given.processes,
         tokens_per_batch=2176,
+        hold=0.4,
         most_backprop=4,
-        compile=False,  # a run of minutes does not earn back the minutes of compiling
     )
     run_processes(work, given.processes, given.directory, config)
 
