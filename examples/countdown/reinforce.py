@@ -28,7 +28,7 @@ from policies.training.questions import Question
 from runtime import Limits
 
 BUDGETS = (1, 2, 2, 3, 3, 4, 6)
-WINDOWS = (128, 192, 256, 320)
+WINDOWS = (128, 192, 256, 320, 512, 1024)
 
 
 class ReinforceArguments(msgspec.Struct, frozen=True):
@@ -110,7 +110,8 @@ def main() -> None:
     parser.add_argument("--serial", action="store_true", help="the checkpoint is a serial one")
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--questions", type=int, default=32, help="problems a step, over all processes")
-    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--rate", type=float, default=3e-4, help="of the first step; falls to 0")
+    parser.add_argument("--kl", type=float, default=0.02, help="weight of the divergence from the start")
     parser.add_argument("--iteration-price", type=float, default=0.0, help="per thousand token-iterations")
     parser.add_argument("--path-price", type=float, default=0.0, help="per thousand tokens of the critical path")
     parser.add_argument("--seed", type=int, default=0)
@@ -121,6 +122,7 @@ def main() -> None:
         seed=given.seed,
         questions=given.questions // given.processes,
         rate=given.rate,
+        kl=given.kl,
         iteration_price=given.iteration_price,
         path_price=given.path_price,
         evaluate_every=20,

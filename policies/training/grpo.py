@@ -25,6 +25,7 @@ import torch.distributed as distributed
 from torch import Tensor
 
 from policies.training.metrics import drop_metrics_after, write_metrics
+from policies.training.plot import plot_where_possible
 from policies.training.progress import progress_bar
 from policies.training.questions import Prices, Question, Rollout, advantages, ask_all, roll_out
 from policies.training.replay import Replay, ReplayBatch, replay_batches
@@ -52,6 +53,7 @@ class GrpoConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Optimizer steps that the trees of one step are dealt out to; all but the first are off-policy by a little."""
     temperature: float = 1.0
     rate: float = 3e-4
+    """Learning rate of the first step. It falls to 0 over the run in a straight line, so that the last steps settle."""
     clip_low: float = 0.2
     clip_high: float = 0.28
     """How far the ratio of probabilities counts below and above 1; more room above keeps exploration (DAPO)."""
@@ -129,6 +131,7 @@ class Learner:
         sums = self._sum_gradients(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         if float(sums[3]) > 0:
+            self.optimizer.param_groups[0]["lr"] = config.rate * (1 - self.step / config.steps)
             self.optimizer.step()
         self.optimizer.zero_grad()
         tokens = max(float(sums[3]), 1.0)
@@ -183,10 +186,10 @@ async def train_grpo(
     """Trains a checkpoint's model until `config.steps`, sampling under the checkpoint's own policy.
 
     A run found in `directory` goes on after its last step. Process 0 writes `training.safetensors` after every step,
-    `metrics.jsonl`, and for the last `keep_traces` steps the rollouts of all processes under `rollouts/`. Metrics are
-    means over the trees of process 0; every `evaluate_every` steps, `held_out` is asked greedily. With
-    `world` > 1 the default process group must be initialised: `run_processes` does that; every process has an engine
-    of its own.
+    `metrics.jsonl`, at the end `metrics.svg`, and for the last `keep_traces` steps the rollouts of all processes under
+    `rollouts/`. Metrics are means over the trees of process 0; every `evaluate_every` steps, `held_out` is asked
+    greedily. With `world` > 1 the default process group must be initialised: `run_processes` does that; every process
+    has an engine of its own.
 
     Raises `CheckpointError` for a checkpoint that is no Raven or a directory with a run of another model, and whatever
     the engine raises. Cancelled, the run is as after its last whole step.
@@ -212,13 +215,15 @@ async def train_grpo(
                 if is_over:
                     if rank == 0:
                         write_metrics(directory, {"step": learner.step, **measured})
-                    return
+                    break
                 measured |= await _step(engine, learner, draw, directory, rank)
                 if rank == 0:
                     # In this order: a kill in between leaves a line too many, which resuming drops.
                     write_metrics(directory, {"step": learner.step, **measured})
                     save(directory, learner.step, learner.model, [learner.optimizer])
                     advance(learner.step, f"score {measured['score']:.3f}, {measured['iterations']:,.0f} iterations")
+    if rank == 0:
+        await anyio.to_thread.run_sync(plot_where_possible, directory)
 
 
 async def _step(engine: Engine, learner: Learner, draw: DrawQuestions, directory: Path, rank: int) -> dict[str, float]:

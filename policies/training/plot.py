@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.training.metrics import FILE, read_metrics
+from runtime.logs import logger
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE = "metrics.svg"
+
+_log = logger("policies.training")
 
 _GREY = "#7f7f7f"
 _COLOURS = ("#3b82c4", "#d9772b", "#3f9e5a", "#b04fc0", "#c94f4f", "#8a8420")
@@ -42,6 +45,14 @@ def plot_metrics(directory: Path) -> Path:
         path = directory / PICTURE
         figure.savefig(path, transparent=True, metadata={"Date": None})
     return path
+
+
+def plot_where_possible(directory: Path) -> None:
+    """`plot_metrics` at the end of a run: without matplotlib a warning, since the run itself is done."""
+    try:
+        plot_metrics(directory)
+    except ImportError as error:
+        _log.warning("no plot", reason=str(error))
 
 
 def _curves(directory: Path) -> dict[str, Curve]:

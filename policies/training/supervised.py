@@ -19,12 +19,11 @@ import torch.distributed as distributed
 from policies.training.examples import Example, pack
 from policies.training.metrics import drop_metrics_after, write_metrics
 from policies.training.optimizers import optimizers_for
-from policies.training.plot import plot_metrics
+from policies.training.plot import plot_where_possible
 from policies.training.progress import progress_bar
 from policies.training.resume import restore, save
 from policies.training.schedule import SupervisedConfig, learning_rate, sample_iterations
 from policies.training.teacher_forcing import TeacherForced, device_of, exactness
-from runtime.logs import logger
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
 
@@ -41,8 +40,6 @@ __all__ = [
 
 DrawExamples = Callable[[random.Random], Iterable[Example]]
 """Endless examples from a source of randomness; called once per step and process."""
-
-_log = logger("policies.training")
 
 
 class TrainingRun:
@@ -149,12 +146,8 @@ def train(
             if time.monotonic() - saved > config.checkpoint_seconds or is_last:
                 save(directory, run.step, model, run.optimizers)
                 saved = time.monotonic()
-    if run.step == first_step:
-        return
-    try:
-        plot_metrics(directory)
-    except ImportError as error:
-        _log.warning("no plot", reason=str(error))
+    if run.step > first_step:
+        plot_where_possible(directory)
 
 
 def _share(examples: Iterable[Example], tokens: int, model: RavenConfig) -> list[Example]:

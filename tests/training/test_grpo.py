@@ -237,6 +237,7 @@ async def train(checkpoint: Path, directory: Path, *steps: int) -> None:
 
 def test_rewarded_behaviour_grows(tiny_checkpoint: Path, tmp_path: Path) -> None:
     anyio.run(train, tiny_checkpoint, tmp_path, 12)
+    assert (tmp_path / "metrics.svg").is_file()
     lines = read_metrics(tmp_path)
     scores = [line["score"] for line in lines if "score" in line]
     assert len(scores) == 12
