@@ -284,7 +284,7 @@ def budgeted_examples(problem: Problem, random_source: random.Random) -> list[Ex
             budget = min(random_source.randint(won, won + 2), MOST_CHILDREN)
         root = BudgetedRoot(problem, ranking, budget)
         examples.append(root.example(messages_of(root, random_source)))
-    return [*examples, *_searched(RootThread(problem), random_source, 1, 1)]
+    return [*examples, *_searched(RootThread(problem), random_source, 2, 1)]
 
 
 def nested_examples(problem: Problem, random_source: random.Random) -> list[Example]:

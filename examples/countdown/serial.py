@@ -92,13 +92,15 @@ class SerialThread:
 def serial_examples(
     random_source: random.Random, excluded: Collection[tuple[tuple[int, ...], int]]
 ) -> Iterator[Example]:
-    """Endless threads of the serial solver, mostly in the smallest window in which they succeed; one in a hundred has
-    five numbers."""
+    """Endless threads of the serial solver, mostly in the smallest window in which they succeed.
+
+    Four in a thousand have five numbers.
+    """
     problems = training_problems(random_source, excluded)
     of_five = training_problems(random_source, excluded, count=5)
     *windows, longest = WINDOWS
     while True:
-        if random_source.random() < 0.01:
+        if random_source.random() < 0.004:
             yield SerialSearch(next(of_five), random_source).thread(longest).example()
             continue
         search = SerialSearch(next(problems), random_source)
