@@ -65,9 +65,9 @@ def serial_question(problem: Problem, window: int) -> Question:
 def parallel_question(problem: Problem, chance: random.Random) -> Question:
     """With a budget of children, in most cases; else with all of them, or as a nested tree."""
     kind = chance.random()
-    if kind < 0.8:
+    if kind < 0.7:
         return budgeted_question(problem, chance.choice(BUDGETS))
-    return question(problem, "" if kind < 0.92 else NESTED)
+    return question(problem, "" if kind < 0.88 else NESTED)
 
 
 def draw_question(serial: bool, excluded: Excluded, chance: random.Random) -> Question:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from policies.depth.base import DepthPolicy, DepthView, Role
+from policies.training.last_written import LastWritten
 from policies.training.recorded_threads import ThreadTokens
 from runtime.model.raven import Raven, attend_causally
 
@@ -91,8 +92,7 @@ class AdaptivePass:
         self._embedded = model.prelude(batch.tokens, self._rotation, attend_causally)
         self._state = torch.zeros_like(self._embedded)
         self._stopped = torch.zeros_like(batch.is_token)
-        self._written: dict[int, tuple[Tensor, Tensor]] = {}
-        """By core layer: keys and values of every token's last iteration, [batch, length, heads, head_dim]."""
+        self._written = LastWritten()
         self.depths = torch.zeros_like(batch.group)
         """[n] int64: iterations done."""
 
@@ -107,22 +107,14 @@ class AdaptivePass:
 
     def iterate(self) -> None:
         """One more iteration of every token that is not stopped."""
-        stopped = self._stopped.view_as(self.batch.tokens)
-        state = self.model.iterate(self._state, self._embedded, self._rotation, self._attend)
-        self._state = torch.where(stopped[..., None], self._state, state)
+        goes_on = ~self._stopped.view_as(self.batch.tokens)
+        state = self.model.iterate(self._state, self._embedded, self._rotation, self._written.attending(goes_on))
+        self._state = torch.where(goes_on[..., None], state, self._state)
         self.depths += ~self._stopped
 
     def stop(self, done: Tensor) -> None:
         """Stops the tokens of a mask [n] for good."""
         self._stopped = self._stopped | done
-
-    def _attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if layer in self._written:
-            stopped = self._stopped.view_as(self.batch.tokens)[..., None, None]
-            before_key, before_value = self._written[layer]
-            key, value = torch.where(stopped, before_key, key), torch.where(stopped, before_value, value)
-        self._written[layer] = key, value
-        return attend_causally(layer, query, key, value)
 
 
 class ExitTest:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policies.training.last_written import LastWritten
 from policies.training.rollouts import Trajectory
 from runtime.model.raven import Raven, attend_causally
 
@@ -97,7 +98,7 @@ class Replay:
         rotation = self.model.rotation(torch.arange(length, device=batch.inputs.device))[None]
         embedded = self.model.prelude(batch.inputs, rotation, attend_causally)
         state = torch.zeros_like(embedded)
-        written: dict[int, tuple[Tensor, Tensor]] = {}
+        written = LastWritten()
         deepest = int(batch.depths.max())
         # Padding is behind everything that is real, so it may iterate as deep as anything.
         shallowest = int(torch.where(batch.depths > 0, batch.depths, deepest).min())
@@ -106,7 +107,7 @@ class Replay:
                 state = self._together(state, embedded, rotation)
                 continue
             goes_on = batch.depths >= iteration
-            stepped = self.model.iterate(state, embedded, rotation, _attend_to_last(written, goes_on))
+            stepped = self.model.iterate(state, embedded, rotation, written.attending(goes_on))
             state = torch.where(goes_on[..., None], stepped, state)
         return self._score(state, rotation, batch.targets)
 
@@ -116,19 +117,3 @@ class Replay:
     def _target_logprobs(self, state: Tensor, rotation: Tensor, targets: Tensor) -> Tensor:
         logits = self.model.coda(state, rotation, attend_causally) / self.temperature
         return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-
-
-def _attend_to_last(
-    written: dict[int, tuple[Tensor, Tensor]], goes_on: Tensor
-) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-    """Attention in which tokens that have done their iterations [batch, length] show what they last wrote."""
-
-    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if layer in written:
-            old_key, old_value = written[layer]
-            fresh = goes_on[..., None, None]
-            key, value = torch.where(fresh, key, old_key), torch.where(fresh, value, old_value)
-        written[layer] = key, value
-        return attend_causally(layer, query, key, value)
-
-    return attend
