@@ -15,8 +15,9 @@ from policies.training import export_checkpoint, restore
 from runtime.model.raven import Raven
 from runtime.model.tokenizer import Tokenizer
 
-POLICY = Policy(depth=Fixed(), spawn=AsAsked())
-"""Every token at the mean recurrence, every child that is asked for."""
+POLICY = Policy(depth=Fixed(), spawn=AsAsked(tree_depth=2))
+"""Every token at the mean recurrence, every child that is asked for, as deep as five numbers or a nested tree need: a
+thread that repeats its own prompt in a spawn would have children without end."""
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ def combined(inner: st.SearchStrategy[DepthPolicy]) -> st.SearchStrategy[DepthPo
 
 depths = st.recursive(simple, combined, max_leaves=6)
 about_children = st.one_of(
-    st.just(AsAsked()),
+    st.builds(AsAsked, st.none() | counts),
     st.just(NoChildren()),
     st.builds(ChildBudget, counts),
     st.builds(ByEntropy, thresholds, st.none() | counts),

@@ -38,6 +38,15 @@ def test_children_run_as_asked_or_not_at_all() -> None:
     assert AsAsked().samples == NoChildren().samples == 1
 
 
+@pytest.mark.parametrize("tree_depth", [0, 1, 2, None])
+def test_children_run_down_to_a_level(tree_depth: int | None) -> None:
+    parents = [(3,), (3, 0), (3, 0, 5), (3, 0, 5, 1)]
+    ran = [AsAsked(tree_depth).decide(SpawnRequest(parent, (5,), 0, 0, math.nan), TREE).run for parent in parents]
+    assert ran == [tree_depth is None or level <= tree_depth for level in (1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="AsAsked: tree_depth is -1"):
+        AsAsked(-1)
+
+
 @given(children=st.integers(0, 20), requests=st.integers(0, 40))
 def test_a_child_budget_grants_the_first(children: int, requests: int) -> None:
     policy, granted = ChildBudget(children), 0
