@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="where the run goes; continued if it has one")
     parser.add_argument("--exclude", type=Path, required=True, help="problems never to train on (JSON)")
     parser.add_argument("--serial", action="store_true", help="the checkpoint is a serial one")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--questions", type=int, default=32, help="problems a step, over all processes")
     parser.add_argument("--rate", type=float, default=3e-4, help="of the first step; falls to 0")
     parser.add_argument("--kl", type=float, default=0.02, help="weight of the divergence from the start")
