@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 
+from examples.merge_sort.__main__ import LIMITS
 from examples.merge_sort.demonstrations import PROTOCOL, build_tokenizer
 from examples.merge_sort.lists import draw_list, is_sorted, prompt_of
 from examples.merge_sort.train import MODEL
@@ -27,7 +28,7 @@ from runtime.model.raven import Raven
 def draw_question(random_source: random.Random) -> Question:
     """A list to sort; an answer is worth 1 if it has exactly the list's numbers in order."""
     numbers = draw_list(random_source, 5, 16)
-    return Question(prompt_of(numbers), lambda answer: float(is_sorted(numbers, answer.text)))
+    return Question(prompt_of(numbers), lambda answer: float(is_sorted(numbers, answer.text)), limits=LIMITS)
 
 
 def work(rank: int, world: int, checkpoint: Path, directory: Path, config: GrpoConfig) -> None:
