@@ -12,7 +12,7 @@ from examples.countdown.report.shown import first_of
 from policies import KL, ArgmaxStability, Cosine, DepthPolicy, EntropyDiff, Fixed, LatentDiff, MinPKL
 
 ITERATIONS = (1, 2, 3, 4, 6, 8, 12)
-COUNTS = {1: 100, 8: 500, 12: 500}
+COUNTS = {1: 100, 2: 500, 3: 500, 8: 300, 12: 300}
 """Problems for depths that are measured on fewer: a model at one iteration rambles, deep ones cost more."""
 TRACED = 100
 
@@ -26,7 +26,7 @@ SWEEPS: dict[str, tuple[DepthPolicy, ...]] = {
 }
 """Every exit criterion over thresholds, loosest first."""
 
-LATENT, LOGITS = 500, 100
+LATENT, LOGITS = 300, 100
 """Problems for criteria that read latent states, and for those that read logits, which are slower."""
 
 

@@ -15,7 +15,7 @@ from policies import Fixed
 CONDITIONS = (*(children(budget) for budget in (1, 2, 4, 6, 10)), UNLIMITED, NESTED)
 WINDOWS = (128, 256, 512, 1024)
 FEWER_ITERATIONS = (2, 3, 4)
-COUNT = 500
+COUNT = 400
 """Every point is on the same problems."""
 BUDGETS = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000)
 """Token-iterations a problem."""

@@ -11,7 +11,7 @@ from examples.countdown.report.shown import first_of
 from policies import Fixed
 
 SLOTS = (1, 2, 4, None)
-COUNT = 500
+COUNT = 300
 
 
 def cell(slots: int | None) -> Cell:
