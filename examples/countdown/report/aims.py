@@ -156,7 +156,7 @@ def _adaptive(results: Results) -> Aim:
         swept = [cell for cells in depth.sweep_cells().values() for cell in cells]
         losses = [
             (depth.loss(full, result), result)
-            for result in results.of([parallel(), *swept])
+            for result in results.of([parallel(), depth.by_role(), *swept])
             # On a hundred problems one is a point: too coarse to show half of one.
             if min(depth.LATENT, full.count) <= result.count <= full.count and result.depth <= 0.6 * full.depth
         ]
@@ -166,5 +166,5 @@ def _adaptive(results: Results) -> Aim:
         measured=None if least is None else 100 * least[0],
         bound=0.5,
         is_lower_better=True,
-        how="" if least is None else f"depth {least[1].depth:.2f} on {least[1].count} problems",
+        how="" if least is None else f"{least[1].cell.depth!r}: depth {least[1].depth:.2f}, {least[1].count} problems",
     )

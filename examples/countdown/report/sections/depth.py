@@ -9,7 +9,7 @@ from examples.countdown.report.oracle import Oracle
 from examples.countdown.report.plan import parallel
 from examples.countdown.report.results import Results
 from examples.countdown.report.shown import first_of
-from policies import KL, ArgmaxStability, Cosine, DepthPolicy, EntropyDiff, Fixed, LatentDiff, MinPKL
+from policies import KL, ArgmaxStability, ByRole, Cosine, DepthPolicy, EntropyDiff, Fixed, LatentDiff, MinPKL
 
 ITERATIONS = (1, 2, 3, 4, 6, 8, 12)
 COUNTS = {1: 100, 2: 500, 3: 500, 8: 300, 12: 300}
@@ -26,6 +26,9 @@ SWEEPS: dict[str, tuple[DepthPolicy, ...]] = {
 }
 """Every exit criterion over thresholds, loosest first."""
 
+BY_ROLE = ByRole(root=LatentDiff(0.09), otherwise=LatentDiff(0.22))
+"""Roots copy the answer, where a token that leaves early costs the whole problem: deeper than others, at equal mean."""
+
 LATENT, LOGITS = 300, 100
 """Problems for criteria that read latent states, and for those that read logits, which are slower."""
 
@@ -36,6 +39,10 @@ def fixed(iterations: int) -> Cell:
 
 def full_depth() -> Cell:
     return parallel(depth=Fixed())
+
+
+def by_role() -> Cell:
+    return parallel(depth=BY_ROLE)
 
 
 def sweep_cells() -> dict[str, list[Cell]]:
@@ -50,6 +57,7 @@ def cells() -> list[Cell]:
         *(fixed(iterations) for iterations in ITERATIONS),
         full_depth(),
         parallel(),
+        by_role(),
         *(cell for swept in sweep_cells().values() for cell in swept),
         parallel(is_traced=True, count=TRACED),
     ]
@@ -57,13 +65,19 @@ def cells() -> list[Cell]:
 
 def loss(full: Result, result: Result) -> float:
     """How much less of its problems a cell solves than full depth solves of the same ones; in shares."""
-    return first_of(full, result.count).accuracy - result.accuracy
+    # Counted in problems: a difference of shares would be off by a rounding error.
+    return (_right(first_of(full, result.count)) - _right(result)) / result.count
+
+
+def _right(result: Result) -> int:
+    return sum(record.is_right for records in result.records for record in records)
 
 
 def section(results: Results, oracle: Oracle) -> Section:
     full = results.get(full_depth())
     by_depth = [result for r in ITERATIONS if (result := results.get(fixed(r))) is not None]
     swept = {name: results.of(cells) for name, cells in sweep_cells().items()}
+    swept["LatentDiff by role"] = results.of([by_role()])
     own = results.of([parallel()])
     traced = results.get(parallel(is_traced=True, count=TRACED))
     kinds = {} if traced is None else traced.depths

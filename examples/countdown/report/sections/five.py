@@ -9,7 +9,7 @@ from examples.countdown.report.plan import parallel, serial
 from examples.countdown.report.results import Results
 from examples.countdown.report.shown import COST_COLUMNS, cost_row
 
-COUNT = 100
+COUNT = 40
 WINDOW = 4096
 
 

@@ -13,8 +13,8 @@ from examples.countdown.report.results import Results
 from examples.countdown.report.shown import as_points, by_children, counts
 
 CONDITIONS = (children(1), *MAIN_CONDITIONS)
-TIMED = 200
-TRACED = 100
+TIMED = 100
+TRACED = 50
 
 
 def cells() -> list[Cell]:
