@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeView
+from policies.spawn.base import SpawnDecision, SpawnRequest, TreeView
 from runtime.answer import Generation, Outcome
 from runtime.commands import Signal, Signalled
 from runtime.context import Context, GenerateOptions
@@ -66,8 +66,6 @@ class _Driver:
     async def run(self) -> Outcome:
         context = self._context
         left = context.settings.max_tokens
-        # Only a policy with an opinion can want entropies, and they cost the device a pass over the logits.
-        entropies = type(self._spawn_policy).decide is not SpawnPolicy.decide
         while True:
             self._last = None
             start = len(context.tokens)
@@ -75,7 +73,7 @@ class _Driver:
                 max_tokens=left,
                 watcher=self._protocol.watcher(context.tokens),
                 stop_tokens=context.frontend.stop_tokens,
-                entropies=entropies,
+                entropies=self._spawn_policy.reads_entropy,
             )
             generation = await context.generate(options, hear=self._hear)
             self._emitted += generation.tokens

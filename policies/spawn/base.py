@@ -23,7 +23,8 @@ class SpawnRequest(msgspec.Struct, frozen=True):
     granted: int
     """How many of those were granted."""
     entropy: float
-    """Entropy in nats of the parent's distribution at the first token of the spawn; NaN where the program asked."""
+    """Entropy in nats of the parent's distribution at the first token of the spawn; NaN where the program asked, and
+    under a policy that does not read it."""
 
 
 class TreeView(msgspec.Struct, frozen=True):
@@ -61,6 +62,14 @@ class SpawnPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def samples(self) -> int:
         """How many independent root threads answer one prompt."""
         return 1
+
+    @property
+    def reads_entropy(self) -> bool:
+        """Whether `decide` reads a request's entropy, for which the device takes every token's logits apart.
+
+        Unless a policy says no, one that has a `decide` of its own does.
+        """
+        return type(self).decide is not SpawnPolicy.decide
 
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         """Answers one request; must not block."""

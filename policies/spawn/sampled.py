@@ -29,5 +29,9 @@ class Sampled(SpawnPolicy, frozen=True):
     def samples(self) -> int:
         return self.n
 
+    @property
+    def reads_entropy(self) -> bool:
+        return self.each.reads_entropy
+
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         return self.each.decide(request, tree)

@@ -17,6 +17,7 @@ from policies import (
     NoChildren,
     Sampled,
     SelfConsistency,
+    SpawnDecision,
     SpawnPolicy,
     SpawnRequest,
     TreeView,
@@ -45,6 +46,16 @@ def test_children_run_down_to_a_level(tree_depth: int | None) -> None:
     assert ran == [tree_depth is None or level <= tree_depth for level in (1, 2, 3, 4)]
     with pytest.raises(ValueError, match="AsAsked: tree_depth is -1"):
         AsAsked(-1)
+
+
+def test_entropies_are_computed_only_for_policies_that_read_them() -> None:
+    class Own(SpawnPolicy, frozen=True):
+        def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
+            return SpawnDecision(run=request.entropy > 1)
+
+    unread = (SpawnPolicy(), AsAsked(2), NoChildren(), ChildBudget(3))
+    assert not any(policy.reads_entropy or SelfConsistency(3, policy).reads_entropy for policy in unread)
+    assert all(policy.reads_entropy and BestOf(3, policy).reads_entropy for policy in (ByEntropy(0.5), Own()))
 
 
 @given(children=st.integers(0, 20), requests=st.integers(0, 40))
