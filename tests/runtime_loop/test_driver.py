@@ -154,8 +154,8 @@ async def test_the_policy_decides_what_runs() -> None:
     ("policy", "granted", "entropies"),
     [
         (SpawnPolicy(), 4, False),
-        (NoChildren(), 0, True),
-        (ChildBudget(1), 2, True),
+        (NoChildren(), 0, False),
+        (ChildBudget(1), 2, False),
         (ByEntropy(threshold=0.4), 4, True),
         (ByEntropy(threshold=0.6), 0, True),
     ],
