@@ -8,11 +8,11 @@ from examples.countdown.report.cells import Cell
 from examples.countdown.report.curves import Spent
 from examples.countdown.report.document import Figure, Section, Series, Table, Value
 from examples.countdown.report.oracle import Oracle
-from examples.countdown.report.plan import MAIN_CONDITIONS, NESTED, WINDOWS, children, parallel, serial
+from examples.countdown.report.plan import MAIN_CONDITIONS, WINDOWS, children, parallel, serial
 from examples.countdown.report.results import Results
 from examples.countdown.report.shown import as_points, by_children, counts
 
-CONDITIONS = (children(1), *MAIN_CONDITIONS, NESTED)
+CONDITIONS = (children(1), *MAIN_CONDITIONS)
 TIMED = 100
 TRACED = 50
 
