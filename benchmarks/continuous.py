@@ -16,9 +16,9 @@ from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
 from examples.countdown.demonstrations import RootThread
 from examples.countdown.problems import Problem, draw_problems
-from examples.countdown.solve import Evaluation, evaluate
+from examples.countdown.solve import LIMITS, Evaluation, evaluate
 from examples.countdown.vocabulary import END, ID_OF, JOIN
-from policies import DepthPolicy, Fixed, LatentDiff, Limits, Policy
+from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from policies.depth.base import Carry
 from runtime.commands import Generate, ThreadPath
 from runtime.device.build import build_core
@@ -27,9 +27,6 @@ from runtime.engine import Engine
 from runtime.model.checkpoint import load_checkpoint, resolve
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
-
-LIMITS = Limits(threads=64, tree_depth=2)
-"""Above every tree that is right: a model that carries what it was not trained to may spawn without end."""
 
 CHECKPOINT = "countdown"
 FULL = "full depth"
@@ -149,6 +146,6 @@ def equal_share(said: Said, full: Said) -> float:
 
 
 async def solve_all(depth: DepthPolicy, problems: list[Problem]) -> Evaluation:
-    async with Engine.open(CHECKPOINT, policy=Policy(depth=depth), device="cpu", limits=LIMITS) as engine:
+    async with Engine.open(CHECKPOINT, policy=Policy(depth=depth), device="cpu", limits=LIMITS[4]) as engine:
         evaluation, _ = await evaluate(engine, problems)
     return evaluation

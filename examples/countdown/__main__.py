@@ -22,7 +22,7 @@ from rich.live import Live
 from examples.countdown.demonstrations import MOST_CHILDREN
 from examples.countdown.live import LiveTree
 from examples.countdown.problems import LARGEST_VALUE, Problem, read_problems
-from examples.countdown.solve import evaluate, solve
+from examples.countdown.solve import LIMITS, evaluate, solve
 from examples.countdown.vocabulary import CHILDREN, NESTED, WINDOWS, WITHIN
 from policies import AsAsked, ChildBudget, Fixed, Limits, Policy
 from runtime import BraidError, Engine
@@ -76,10 +76,6 @@ class Setting(msgspec.Struct, frozen=True):
     context: int | None
     policy: Policy | None
     limits: Limits
-
-
-LIMITS = {4: Limits(threads=64, tree_depth=2), 5: Limits(threads=1500, tree_depth=2)}
-"""By how many numbers there are: more than a tree needs, and an end for one that spawns without end."""
 
 
 def setting_for(given: argparse.Namespace, problems: list[Problem]) -> Setting:

@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from examples.countdown.problems import Problem, draw_problems, read_problems
-from examples.countdown.solve import Evaluation, Solution, evaluate
+from examples.countdown.solve import LIMITS, Evaluation, Solution, evaluate
 from policies import DepthPolicy, Fixed, Policy, to_builtins
 from policies.training.calibration import CRITERIA, Calibration, CalibrationSet, best, save_default_policy
 from policies.training.recorded_threads import ThreadTokens, threads_in
@@ -90,13 +90,13 @@ async def record(directory: Path, problems: list[Problem]) -> list[ThreadTokens]
     """What the engine says to the problems at full depth."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "full.trace")
-        async with Engine.open(directory, policy=Policy(depth=Fixed()), trace=path) as engine:
+        async with Engine.open(directory, policy=Policy(depth=Fixed()), limits=LIMITS[4], trace=path) as engine:
             await evaluate(engine, problems)
         return threads_in(read(path))
 
 
 async def solve_with(directory: Path, depth: DepthPolicy, problems: list[Problem]) -> tuple[Evaluation, list[Solution]]:
-    async with Engine.open(directory, policy=Policy(depth=depth)) as engine:
+    async with Engine.open(directory, policy=Policy(depth=depth), limits=LIMITS[4]) as engine:
         return await evaluate(engine, problems)
 
 

@@ -19,7 +19,7 @@ import anyio
 import msgspec
 
 from examples.countdown.problems import Problem, draw_problems, read_problems
-from examples.countdown.solve import solution_of
+from examples.countdown.solve import LIMITS, prompt_of, solution_of
 from examples.countdown.train import Excluded
 from examples.countdown.vocabulary import CHILDREN, NESTED, WITHIN
 from policies.training.grpo import GrpoConfig, train_grpo
@@ -39,12 +39,8 @@ class ReinforceArguments(msgspec.Struct, frozen=True):
     config: GrpoConfig
 
 
-LIMITS = Limits(threads=48, tree_depth=2)
-"""More than a tree of four numbers needs, and less than one has that spawns without end."""
-
-
-def question(problem: Problem, condition: str = "", window: int = 512, limits: Limits = LIMITS) -> Question:
-    prompt = f"{problem.prompt} {condition}".strip()
+def question(problem: Problem, condition: str = "", window: int = 512, limits: Limits = LIMITS[4]) -> Question:
+    prompt = prompt_of(problem, condition)
     return Question(
         prompt,
         lambda answer: float(solution_of(problem, answer).is_right),

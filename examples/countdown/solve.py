@@ -8,7 +8,11 @@ import anyio
 import msgspec
 
 from examples.countdown.problems import Problem, Step, expression_of, is_solution
+from policies import Limits
 from runtime import Answer, Engine, Usage
+
+LIMITS = {4: Limits(threads=64, tree_depth=2), 5: Limits(threads=1500, tree_depth=2)}
+"""By how many numbers a problem has: more than its tree needs, and an end for one that spawns without end."""
 
 
 class Solution(msgspec.Struct, frozen=True):

@@ -17,15 +17,13 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, is_sorted, prompt_of
-from policies import Limits
-from runtime import Answer, BraidError, Engine
+from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, is_sorted
+from examples.merge_sort.questions import question_of
+from policies.training.questions import ask_all
+from runtime import Answer, BraidError, Engine, Sampling
 
 LENGTHS = ((1, 4), (5, 8), (9, 16))
 """The model is trained on lists of up to 16 numbers."""
-
-LIMITS = Limits(threads=2 * LONGEST)
-"""More than any list needs. A list that is longer than those it has seen may make the model spawn without end."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,17 +41,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 async def sort_all(engine: Engine, lists: Sequence[Sequence[int]], at_once: int = 16) -> list[Answer]:
     """Sorts every list, `at_once` trees at a time; answers are in the order of the lists."""
-    answers: dict[int, Answer] = {}
-    places = anyio.CapacityLimiter(at_once)
-
-    async def work(index: int) -> None:
-        async with places:
-            answers[index] = await engine.run(prompt_of(lists[index]), limits=LIMITS)
-
-    async with anyio.create_task_group() as group:
-        for index in range(len(lists)):
-            group.start_soon(work, index)
-    return [answers[index] for index in range(len(lists))]
+    return await ask_all(engine, [question_of(numbers) for numbers in lists], Sampling(), at_once)
 
 
 async def evaluate(engine: Engine, count: int, shortest: int, longest: int) -> Evaluation:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import anyio
 
-from examples.merge_sort.__main__ import LIMITS
 from examples.merge_sort.demonstrations import PROTOCOL, build_tokenizer
-from examples.merge_sort.lists import draw_list, is_sorted, prompt_of
-from examples.merge_sort.train import MODEL
-from policies import Policy
+from examples.merge_sort.lists import draw_list
+from examples.merge_sort.questions import question_of
+from examples.merge_sort.train import MODEL, POLICY
 from policies.training import export_checkpoint, restore, run_processes
 from policies.training.grpo import GrpoConfig, train_grpo
 from policies.training.questions import Question
@@ -26,9 +25,7 @@ from runtime.model.raven import Raven
 
 
 def draw_question(random_source: random.Random) -> Question:
-    """A list to sort; an answer is worth 1 if it has exactly the list's numbers in order."""
-    numbers = draw_list(random_source, 5, 16)
-    return Question(prompt_of(numbers), lambda answer: float(is_sorted(numbers, answer.text)), limits=LIMITS)
+    return question_of(draw_list(random_source, 5, 16))
 
 
 def work(rank: int, world: int, checkpoint: Path, directory: Path, config: GrpoConfig) -> None:
@@ -39,7 +36,7 @@ def work(rank: int, world: int, checkpoint: Path, directory: Path, config: GrpoC
     if rank == 0:
         model = Raven(MODEL)
         restore(directory, model)
-        export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, Policy())
+        export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, POLICY)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from examples.merge_sort.demonstrations import PROTOCOL, WORDS, build_tokenizer, examples
-from policies import Policy
+from policies import AsAsked, Policy
 from policies.training import SupervisedConfig, export_checkpoint, run_processes, train
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
@@ -34,6 +34,9 @@ MODEL = RavenConfig(
     state_init="zero",
 )
 
+POLICY = Policy(spawn=AsAsked(tree_depth=5))
+"""The longest list halves five times until threads sort by themselves."""
+
 
 def work(rank: int, world: int, directory: Path, config: SupervisedConfig) -> None:
     """One process of the run; the first one writes the checkpoint."""
@@ -46,7 +49,7 @@ def work(rank: int, world: int, directory: Path, config: SupervisedConfig) -> No
     }
     train(model, examples, config, directory, held_out if rank == 0 else {}, rank, world)
     if rank == 0:
-        export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, Policy())
+        export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, POLICY)
 
 
 def main() -> None:

@@ -15,19 +15,15 @@ from examples.countdown.report.cells import Cell, ProblemSet, Record, Result
 from examples.countdown.report.checkpoints import CheckpointFacts, resolved
 from examples.countdown.report.kinds import depths_by_kind
 from examples.countdown.report.watching import ChildrenWatch, is_asked, is_found
-from examples.countdown.solve import prompt_of, solution_of
+from examples.countdown.solve import LIMITS, prompt_of, solution_of
 from examples.countdown.vocabulary import CHILDREN
-from policies import AsAsked, ChildBudget, Limits, Policy, SpawnPolicy
+from policies import AsAsked, ChildBudget, Policy, SpawnPolicy
 from runtime import Answer, Engine, Sampling
 from traces import ThreadStory, read, tree_of, walk
 from traces.critical_path import critical_path
 
 SEED = 0
-LIMITS: dict[ProblemSet, Limits] = {
-    "four": Limits(threads=64, tree_depth=2),
-    "five": Limits(threads=1500, tree_depth=2),
-}
-"""Above every tree that the solvers write: a model at too few iterations would spawn without end."""
+NUMBERS: dict[ProblemSet, int] = {"four": 4, "five": 5}
 
 TRACED_AT_ONCE = 25
 """Problems in one trace: a trace is read as a whole."""
@@ -98,7 +94,7 @@ async def _run(
             policy=Policy(depth=cell.depth, spawn=_spawn_policy(cell)),
             sampling=Sampling(temperature=cell.temperature),
             trace=trace,
-            limits=LIMITS[cell.problems],
+            limits=LIMITS[NUMBERS[cell.problems]],
             observer=watch.observe,
             context=cell.context,
             slots=cell.slots,
