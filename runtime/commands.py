@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 ThreadPath = tuple[int, ...]
 
+OnTraceError = Literal["drop", "stop"]
+"""What ends where a trace cannot be written on: the recording alone, or the engine."""
+
 FinishReason = Literal["stop", "length", "context", "iterations", "interrupted"]
 """Why a generate ended: a signal or stop token, its token bound, the model's context, the iteration limit, or the
 caller, who no longer waits."""
@@ -156,6 +159,7 @@ class StartRecording(msgspec.Struct, frozen=True):
     number: int
     path: Path
     overwrite: bool = False
+    on_error: OnTraceError = "drop"
 
 
 class StopRecording(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from policies import Policy
 from policies.limits import Limits
 from policies.spawn.base import SpawnPolicy
 from runtime.answer import Answer, Outcome
-from runtime.commands import Device, Load, LoadWeights
+from runtime.commands import Device, Load, LoadWeights, OnTraceError
 from runtime.context import Context
 from runtime.driver import drive
 from runtime.errors import EngineClosed, LimitExceeded, PolicyError, PromptError
@@ -26,9 +26,9 @@ from runtime.frontend import Frontend, ThreadSettings
 from runtime.limits import NO_LIMITS, Account
 from runtime.logs import logger
 from runtime.model.tokenizer import Tokenizer
-from runtime.opening import Opened, open_device, open_playback
+from runtime.opening import Opened, open_device, open_in_thread, open_playback
 from runtime.protocol import BoundProtocol
-from runtime.recording import recording
+from runtime.recording import check_choice, recording
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from runtime.thread import ReasoningThread
@@ -84,6 +84,7 @@ class Engine:
         policy: Policy | None = None,
         trace: str | Path | None = None,
         overwrite: bool = False,
+        on_trace_error: OnTraceError = "drop",
         seed: int = 0,
         limits: Limits | None = None,
         sampling: Sampling | None = None,
@@ -93,10 +94,12 @@ class Engine:
         """An engine on a checkpoint: the name of one that comes with the package, or a directory.
 
         `policy` is the checkpoint's own where it is not given; `limits` hold for every tree on its own. `trace` names
-        the file that records everything; one that has something in it is refused without `overwrite`. `observer` gets
-        the events of trees (`RunStarted`, `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with
-        `time` 0. `settings` are fields of `EngineSettings`: dtype, device, lanes, ... Raises `ValueError` for settings
-        that do not exist or fit; entering raises `CheckpointError`, and `TraceError` where the trace cannot be written.
+        the file that records everything; one that has something in it is refused without `overwrite`. Where it cannot
+        be written on, `on_trace_error` says what ends: "drop" the recording, with a warning, "stop" the engine, once
+        running generates are done; answers are delivered either way. `observer` gets the events of trees (`RunStarted`,
+        `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with `time` 0. `settings` are fields of
+        `EngineSettings`: dtype, device, lanes, ... Raises `ValueError` for settings that do not exist or fit; entering
+        raises `CheckpointError`, and `TraceError` where the trace cannot be opened.
         """
         unknown = settings.keys() - set(EngineSettings.__struct_fields__)
         if unknown:
@@ -109,7 +112,16 @@ class Engine:
         except msgspec.ValidationError as error:
             raise ValueError(f"Engine.open: {error}") from error
         return cls(
-            partial(open_device, checkpoint, read, policy=policy, trace=trace, overwrite=overwrite, seed=seed),
+            partial(
+                open_device,
+                checkpoint,
+                read,
+                policy=policy,
+                trace=trace,
+                overwrite=overwrite,
+                on_trace_error=check_choice(on_trace_error),
+                seed=seed,
+            ),
             policy=policy,
             limits=limits,
             sampling=sampling,
@@ -183,7 +195,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         if self._frontend is not None:
             raise EngineClosed("An engine is entered once. Open another one.")
-        opened = await anyio.to_thread.run_sync(self._make_device)
+        opened = await open_in_thread(self._make_device)
         self._policy = self._policy or opened.policy or Policy()
         self._frontend = Frontend(
             opened.device,
@@ -244,7 +256,9 @@ class Engine:
         await anyio.lowlevel.checkpoint()
         await frontend.request(lambda number: LoadWeights(number, weights))
 
-    def recording(self, path: str | Path, overwrite: bool = False) -> AbstractAsyncContextManager[None]:
+    def recording(
+        self, path: str | Path, overwrite: bool = False, on_trace_error: OnTraceError = "drop"
+    ) -> AbstractAsyncContextManager[None]:
         """Records all trees from the beginning of `async with engine.recording("run.trace"):` to its end.
 
         The trace is like one of `Engine.open(trace=...)`: its header has the fingerprint of the weights in force, and
@@ -254,9 +268,11 @@ class Engine:
         Entering raises `TraceError` where the engine records already or plays a trace back, where the file cannot be
         written, and where it has something in it, without `overwrite`; `ThreadStateError` while threads are open.
         When the block has been left, for whatever reason, the file is complete. Where threads are still open then, it
-        has their beginning only, and `ThreadStateError` says so, unless the body has raised already.
+        has their beginning only, and `ThreadStateError` says so, unless the body has raised already. Where it could not
+        be written on, `on_trace_error` is as in `Engine.open`: with "drop" the block goes on and `lost` of the trace
+        says what is missing; with "stop" leaving raises `TraceError`, and the engine ends.
         """
-        return recording(self._running()[0], Path(path), overwrite)
+        return recording(self._running()[0], Path(path), overwrite, check_choice(on_trace_error))
 
     def thread(
         self,

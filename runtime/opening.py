@@ -5,16 +5,18 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 import msgspec
 
 from policies import Policy, from_builtins, to_builtins
-from runtime.commands import Device
+from runtime.commands import Device, OnTraceError
 from runtime.errors import CheckpointError
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol, TagProtocol
@@ -23,6 +25,7 @@ from traces.events import FORMAT, Header
 from traces.writer import TraceWriter
 
 if TYPE_CHECKING:
+    from runtime.device.core import DeviceCore
     from runtime.model.checkpoint import Description
     from traces.reader import Trace
 
@@ -46,7 +49,7 @@ class Opened:
     fingerprint: Callable[[], str] | None = None
     """Of the model's weights as they are; for a device that has not been started, or has stopped."""
     close: Callable[[], None] | None = None
-    """Called when the device has stopped."""
+    """Gives back what the device has not: called when it has stopped, or is never started."""
 
 
 class BraidFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +68,7 @@ def open_device(
     trace: str | Path | None,
     seed: int,
     overwrite: bool = False,
+    on_trace_error: OnTraceError = "drop",
 ) -> Opened:
     """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
     first time on a machine, native code is compiled, for about a quarter of a minute.
@@ -85,26 +89,54 @@ def open_device(
     protocol, own_policy = _read_braid(loaded)
     default = policy or own_policy or Policy()
     config = loaded.model.config
+    threads = torch_threads(loaded.model, settings)
+    context_size = settings.context_size(config.block_size)
 
     def open_trace(path: Path, overwrite: bool) -> TraceWriter:
         header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed)
         return TraceWriter(path, header, overwrite=overwrite)
 
+    def open_core() -> DeviceCore:
+        return build_core(
+            loaded.model, settings, default.depth, writer, open_trace=open_trace, on_trace_error=on_trace_error
+        )
+
+    # Last of what may raise: a file that is open is given to who closes it.
     writer = None if trace is None else open_trace(Path(trace), overwrite)
     return Opened(
-        device=ModelDevice(
-            lambda: build_core(loaded.model, settings, default.depth, writer, open_trace=open_trace),
-            torch_threads(loaded.model, settings),
-        ),
+        device=ModelDevice(open_core, threads),
         tokenizer=loaded.tokenizer,
         protocol=protocol,
         policy=own_policy,
         stop_tokens=frozenset(loaded.stop_tokens),
-        context_size=settings.context_size(config.block_size),
+        context_size=context_size,
         vocab_size=config.vocab_size,
         fingerprint=partial(fingerprint, loaded.model),
-        close=None if writer is None else writer.close,
+        close=None if writer is None else writer.abandon,
     )
+
+
+async def open_in_thread(make: Callable[[], Opened]) -> Opened:
+    """Runs `make` on a worker thread. Cancelled meanwhile, what it opens is closed as soon as it is there."""
+    loading: Future[Opened] = Future()
+
+    def run() -> None:
+        try:
+            loading.set_result(make())
+        except BaseException as error:
+            loading.set_exception(error)
+
+    try:
+        await anyio.to_thread.run_sync(run)
+    except BaseException:
+        loading.add_done_callback(_close_opened)
+        raise
+    return loading.result()
+
+
+def _close_opened(loading: Future[Opened]) -> None:
+    if loading.exception() is None and (close := loading.result().close) is not None:
+        close()
 
 
 def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import anyio.lowlevel
 
-from runtime.commands import StartRecording, StopRecording
+from runtime.commands import OnTraceError, StartRecording, StopRecording
 from runtime.errors import TraceError
 from runtime.frontend import Frontend
 
 
+def check_choice(on_trace_error: OnTraceError) -> OnTraceError:
+    """What was given; raises `ValueError` for what is no choice."""
+    if on_trace_error not in get_args(OnTraceError):
+        raise ValueError(f'on_trace_error is {on_trace_error!r}; it must be "drop" or "stop".')
+    return on_trace_error
+
+
 @asynccontextmanager
-async def recording(frontend: Frontend, path: Path, overwrite: bool) -> AsyncIterator[None]:
+async def recording(
+    frontend: Frontend, path: Path, overwrite: bool, on_trace_error: OnTraceError
+) -> AsyncIterator[None]:
     """See `Engine.recording`. The device thread opens the file, writes and closes it, in order with its commands."""
     await anyio.lowlevel.checkpoint()
     if frontend.records:
@@ -22,7 +32,7 @@ async def recording(frontend: Frontend, path: Path, overwrite: bool) -> AsyncIte
     # At once, so that trees which begin before the device has answered are recorded from their beginning.
     frontend.records = True
     try:
-        await frontend.request(lambda number: StartRecording(number, path, overwrite))
+        await frontend.request(lambda number: StartRecording(number, path, overwrite, on_trace_error))
     except Exception:
         frontend.records = False
         raise

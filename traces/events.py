@@ -7,21 +7,35 @@ their order is total. `thread` is a thread's path: (tree, child, grandchild, ...
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
-ThreadPath = tuple[int, ...]
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
+"""What readers accept: exact in every format that a trace is turned into."""
+
+Token = Annotated[int, Meta(ge=0, lt=2**31)]
+
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+ThreadPath = Annotated[tuple[Count, ...], Meta(min_length=1)]
 
 FORMAT = 1
 """The format this vocabulary belongs to, as in `Header.format`. A field added at the end of an event, with a default,
 keeps it: older readers skip the field and newer readers fill it in."""
 
+LARGEST_RECORD = 2**24
+"""Bytes of a record: some millions of tokens."""
+
+DEEPEST_VALUE = 64
+"""Lists and objects within each other, in the values that have no type here: settings and policies."""
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """Base of all events. `time` is seconds since the header's `started`, from a monotonic clock."""
 
-    time: float
+    time: Seconds
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,14 +70,14 @@ class Received(Event, frozen=True, kw_only=True):
     """A prompt or message was appended to a thread's context; `position` is where it begins."""
 
     thread: ThreadPath
-    position: int
-    tokens: tuple[int, ...]
+    position: Count
+    tokens: tuple[Token, ...]
 
 
 class GenerateStarted(Event, frozen=True, kw_only=True):
     thread: ThreadPath
-    position: int
-    max_tokens: int
+    position: Count
+    max_tokens: Count
     sampling: Any
     """As builtins."""
     depth: Any
@@ -78,25 +92,25 @@ class Computed(Event, frozen=True, kw_only=True):
     Received tokens, and sampled tokens that were fed back; in order of position within a thread.
     """
 
-    tick: int
+    tick: Count
     thread: ThreadPath
-    position: int
-    count: int
-    depth: int
+    position: Count
+    count: Count
+    depth: Count
     recomputed: bool
     """Whether they had been computed before and were evicted."""
-    received: int = 0
+    received: Count = 0
     """How many of them were received rather than sampled."""
 
 
 class Sampled(Event, frozen=True, kw_only=True):
     """A thread sampled the token at `position`; its logits came from the token before, at `depth` iterations."""
 
-    tick: int
+    tick: Count
     thread: ThreadPath
-    position: int
-    token: int
-    depth: int
+    position: Count
+    token: Token
+    depth: Count
     logprob: float
     entropy: float | None = None
     """Nats, of the distribution it was sampled from, where the call keeps entropies: playback hands it to policies."""
@@ -108,18 +122,18 @@ class GenerateFinished(Event, frozen=True, kw_only=True):
     """A generate ended; tokens from `position` on, if any were sampled, are no longer in the context."""
 
     thread: ThreadPath
-    position: int
+    position: Count
     reason: str
-    sampled: int
-    computed: int
-    iterations: int
-    recomputed: int
-    reused: int
-    drafted: int = 0
+    sampled: Count
+    computed: Count
+    iterations: Count
+    recomputed: Count
+    reused: Count
+    drafted: Count = 0
     """Tokens that entered before it was sure that they would be said; their iterations count."""
-    accepted: int = 0
+    accepted: Count = 0
     """Those of them that were said."""
-    received: int = 0
+    received: Count = 0
     """Received tokens that were needed: computed, again included, or reused."""
 
 
@@ -132,7 +146,7 @@ class Evicted(Event, frozen=True, kw_only=True):
     """A thread lost its pages under pressure; its tokens are recomputed when it goes on."""
 
     thread: ThreadPath
-    pages: int
+    pages: Count
 
 
 class ThreadClosed(Event, frozen=True, kw_only=True):
@@ -142,15 +156,15 @@ class ThreadClosed(Event, frozen=True, kw_only=True):
 class TickDone(Event, frozen=True, kw_only=True):
     """One call of the device."""
 
-    tick: int
-    seconds: float
+    tick: Count
+    seconds: Seconds
     """Wall time of the call."""
-    entered: int
-    in_flight: int
+    entered: Count
+    in_flight: Count
     """Tokens in the core iteration: this tick's token-iterations."""
-    left: int
-    waiting: int
-    pages_used: int
+    left: Count
+    waiting: Count
+    pages_used: Count
 
 
 class RunStarted(Event, frozen=True, kw_only=True):
@@ -167,7 +181,7 @@ class Spawned(Event, frozen=True, kw_only=True):
     child: ThreadPath | None
     by_model: bool
     fork: bool
-    tokens: tuple[int, ...]
+    tokens: tuple[Token, ...]
     reason: str
 
 
@@ -185,7 +199,7 @@ class ThreadEnded(Event, frozen=True, kw_only=True):
 
     thread: ThreadPath
     outcome: str
-    message: tuple[int, ...]
+    message: tuple[Token, ...]
     """The token ids of what it returned to its parent, or to the user."""
     text: str
     error: str

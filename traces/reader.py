@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,12 @@ from typing import BinaryIO, Self
 import msgspec
 
 from runtime.errors import TraceError
-from traces.events import FORMAT, AnyEvent, Header
+from traces.events import FORMAT, LARGEST_RECORD, AnyEvent, Header
+from traces.file import reason_of
+from traces.plain import check_plain
 from traces.writer import FRAME, MAGIC
+
+NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TraceError)
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class TraceReader:
     `header` is read at once. `lost` is known when the iteration is over: None, or what is missing at the end. A file
     that its writer has not closed (killed, or still writing) reads up to its last whole record.
 
-    Raises `TraceError` for a file that is missing, is no trace, has a damaged header, or was written in another
-    format; and, while iterating, for an intact record that this version does not know.
+    Raises `TraceError` for a file that is missing, is no regular one, is no trace, has a damaged header, or was written
+    in another format; and, while iterating, for an intact record that this version does not know or that no engine
+    writes. Time and memory are linear in the file's size.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -43,9 +49,9 @@ class TraceReader:
         self.lost: str | None = None
         self._decoder = msgspec.msgpack.Decoder(AnyEvent)
         try:
-            self._file: BinaryIO = open(self.path, "rb")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise TraceError(f"Cannot read the trace {self.path}: {error.strerror or error}.") from error
+            self._file: BinaryIO = open(self.path, "rb", opener=_opener)  # noqa: SIM115 - closed by close()
+        except (OSError, ValueError) as error:
+            raise TraceError(f"Cannot read the trace {self.path}: {reason_of(error)}.") from error
         self._at = len(MAGIC)
         self._size = 0
         try:
@@ -70,7 +76,8 @@ class TraceReader:
         while (payload := self._record(number)) is not None:
             try:
                 event = self._decoder.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                check_plain(event)
+            except NOT_UNDERSTOOD as error:
                 raise TraceError(
                     f"{self.path}: record {number} is intact but is not an event this version knows ({error}); it was "
                     "written by a newer or a changed Braid. Read it with the version that wrote it."
@@ -95,7 +102,8 @@ class TraceReader:
             raise TraceError(f"{self.path}: the header cannot be read, and nothing without it ({self.lost}).")
         try:
             header = msgspec.msgpack.decode(payload, type=Header)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            check_plain(header)
+        except NOT_UNDERSTOOD as error:
             raise TraceError(f"{self.path}: the header is intact but not understood ({error}).") from error
         if header.format != FORMAT:
             raise TraceError(f"{self.path}: the header says format {header.format}; this version reads {FORMAT}.")
@@ -107,8 +115,8 @@ class TraceReader:
         frame = self._file.read(FRAME.size)
         if not frame:
             self.lost = (
-                f"the trace ends without its end mark at byte {start}, after {max(number - 1, 0)} events: "
-                "its writer was killed or is still writing"
+                f"the trace ends without its end mark at byte {start}, after {max(number - 1, 0)} events: its writer "
+                "was killed or is still writing, or its engine failed, or it could not write on"
             )
             return None
         if len(frame) < FRAME.size:
@@ -127,6 +135,12 @@ class TraceReader:
                 f"{self._size - start - FRAME.size} remain"
             )
             return None
+        if length > LARGEST_RECORD:
+            self.lost = (
+                f"record {number} (from byte {start}) has {length} bytes, and a record at most {LARGEST_RECORD}: "
+                "it and everything after it is lost"
+            )
+            return None
         payload = self._file.read(length)
         if zlib.crc32(payload, zlib.crc32(frame[:4])) != checksum:
             self.lost = (
@@ -140,6 +154,15 @@ class TraceReader:
                 self.lost = f"{rest} bytes follow the end mark at byte {start}; they were not read"
             return None
         return payload
+
+
+def _opener(path: str, flags: int) -> int:
+    """Opens without waiting, as a pipe would for its writer; only regular files."""
+    file = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise ValueError("it is not a regular file")
+    return file
 
 
 def read(path: str | os.PathLike[str]) -> Trace:

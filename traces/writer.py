@@ -2,7 +2,7 @@
 
     file    = magic (16 bytes: "braid-trace " and the format number) , record(header) , record(event)* , end mark
     record  = length (uint32 LE) , crc32 of length and payload (uint32 LE) , payload (msgpack)
-    end     = a record of length 0, written by `close`
+    end     = a record of length 0, written by `close` where nothing was lost
 
 The checksum covers the length too, so that a tail of zeros left by a crashed file system is not taken for records.
 """
@@ -22,17 +22,16 @@ from typing import Self
 import msgspec
 
 from runtime.errors import TraceError
-from traces.events import FORMAT, Event, Header
+from traces.events import FORMAT, LARGEST_RECORD, Event, Header
+from traces.file import TraceFile, reason_of
 
 MAGIC = b"braid-trace %04d" % FORMAT
 FRAME = struct.Struct("<II")
 END_MARK = FRAME.pack(0, zlib.crc32(bytes(4)))
 
-LARGEST_RECORD = 2**32 - 1
-
 
 class TraceWriter:
-    """Appends events to a new trace file; owned by one thread.
+    """Appends events to a new trace file, which is locked against other writers; owned by one thread.
 
     Nothing is held back in memory: `write` and `write_many` return when the operating system has the records, so that
     a process killed at any moment loses at most the records of the call it was in, of which the reader recovers every
@@ -40,8 +39,9 @@ class TraceWriter:
     tick's 32 events; writers of many events should use `write_many` once a tick. `flush` also survives the
     machine.
 
-    Raises `TraceError` where the file exists and is not empty (`overwrite=True` replaces it), where it cannot be made,
-    and where the disk is full; then the file ends after the last whole record, and writing may go on.
+    Raises `TraceError` where the file cannot be had (see `TraceFile`), and where an event cannot be encoded or written,
+    as on a full disk. With the first event that is lost the trace ends: what came before is in the file, nothing more
+    is taken, and `close` writes no end mark.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Header, *, overwrite: bool = False) -> None:
@@ -51,33 +51,17 @@ class TraceWriter:
         self._encoder = msgspec.msgpack.Encoder()
         self._started = time.monotonic()
         self._frames = bytearray()
-        self._file: int | None = self._open(overwrite)
-        self._size = 0
+        self._written = 0
+        self._failure: str | None = None
+        first = MAGIC + self._framed(header)
+        self._file: TraceFile | None = TraceFile(self.path, overwrite=overwrite)
         try:
-            self._append(MAGIC + _framed(self._encoder.encode(header)))
-        except BaseException:
-            os.close(self._open_file())
+            self._file.append(first)
+        except BaseException as error:
+            self.abandon()
+            if isinstance(error, OSError):
+                raise TraceError(f"Cannot write a trace to {self.path}: {reason_of(error)}.") from error
             raise
-
-    def _open(self, overwrite: bool) -> int:
-        try:
-            file = os.open(self.path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
-        except OSError as error:
-            raise TraceError(f"Cannot write a trace to {self.path}: {error.strerror or error}.") from error
-        try:
-            if os.fstat(file).st_size and not overwrite:
-                raise TraceError(
-                    f"{self.path} exists and is not empty. Name another file, delete it, or pass overwrite=True to "
-                    "replace it."
-                )
-            os.ftruncate(file, 0)
-        except OSError as error:
-            os.close(file)
-            raise TraceError(f"{self.path} is not a regular file ({error.strerror}); name one.") from error
-        except TraceError:
-            os.close(file)
-            raise
-        return file
 
     def now(self) -> float:
         """Seconds since the writer was made, from a monotonic clock: what events carry as `time`."""
@@ -85,30 +69,67 @@ class TraceWriter:
 
     def write(self, event: Event) -> None:
         """Appends one event."""
-        self._append(_framed(self._encoder.encode(event)))
+        self.write_many((event,))
 
     def write_many(self, events: Iterable[Event]) -> None:
-        """Appends events in their order with one system call; nothing is written for no events."""
-        frames = self._frames
+        """Appends events in their order with one system call; nothing is written for no events.
+
+        Those before one that cannot be encoded are written.
+        """
+        file = self._open_file()
+        frames, count = self._frames, 0
         frames.clear()
+        failure: TraceError | None = None
         for event in events:
-            frames += _framed(self._encoder.encode(event))
+            try:
+                frames += self._framed(event)
+            except TraceError as error:
+                failure = error
+                break
+            count += 1
         if frames:
-            self._append(frames)
+            try:
+                file.append(frames)
+            except OSError as error:
+                raise self._lost(reason_of(error)) from error
+        self._written += count
+        if failure is not None:
+            raise self._lost(str(failure)) from failure
 
     def flush(self) -> None:
-        """Returns when the disk has everything written so far, so that it survives the machine too."""
-        os.fsync(self._open_file())
+        """Returns when the disk has everything written so far, so that it survives the machine too.
+
+        Raises `TraceError` where that cannot be said; the trace has ended then, as where an event is lost.
+        """
+        try:
+            self._open_file().sync()
+        except OSError as error:
+            raise self._lost(reason_of(error)) from error
 
     def close(self) -> None:
-        """Writes the end mark, by which a reader knows that nothing is missing. Closing again does nothing."""
-        if self._file is None:
+        """Writes the end mark, by which a reader knows that nothing is missing; where something is, it does not.
+
+        Closing again does nothing. Raises `TraceError` where the mark cannot be written or the system cannot say that
+        everything is; the file is closed all the same.
+        """
+        file, self._file = self._file, None
+        if file is None:
             return
         try:
-            self._append(END_MARK)
-        finally:
-            os.close(self._file)
-            self._file = None
+            try:
+                if self._failure is None:
+                    file.append(END_MARK)
+            finally:
+                file.close()
+        except OSError as error:
+            raise TraceError(f"Cannot end the trace {self.path} properly: {reason_of(error)}.") from error
+
+    def abandon(self) -> None:
+        """Closes the file without an end mark: more happened, or was to happen, than is in it. Raises nothing."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -116,34 +137,37 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
 
-    def _open_file(self) -> int:
+    def _open_file(self) -> TraceFile:
+        if self._failure is not None:
+            raise TraceError(self._ended())
         if self._file is None:
             raise TraceError(f"The trace {self.path} is closed; events can no longer be written to it.")
         return self._file
 
-    def _append(self, data: bytes | bytearray) -> None:
-        file = self._open_file()
-        written = 0
+    def _lost(self, why: str) -> TraceError:
+        """Ends the trace."""
+        self._failure = why
+        return TraceError(self._ended())
+
+    def _ended(self) -> str:
+        return (
+            f"Cannot write on to the trace {self.path}: {(self._failure or '').rstrip('.')}. What was written before "
+            f"can be read, at least {self._written} events; what comes after is lost."
+        )
+
+    def _framed(self, content: Event | Header) -> bytes:
         try:
-            while written < len(data):
-                with memoryview(data) as view:
-                    written += os.write(file, view[written:])
-        except OSError as error:
-            # A torn record in the middle would hide everything written after it.
-            with contextlib.suppress(OSError):
-                os.ftruncate(file, self._size)
-                os.lseek(file, self._size, os.SEEK_SET)
+            payload = self._encoder.encode(content)
+        except Exception as error:  # of the values' own encoders too
+            raise TraceError(f"{type(content).__name__} cannot be encoded: {error}.") from error
+        if len(payload) > LARGEST_RECORD:
             raise TraceError(
-                f"Cannot write to the trace {self.path}: {error.strerror or error}. It ends at byte {self._size}; "
-                "what was written before can be read."
-            ) from error
-        self._size += len(data)
-
-
-def _framed(payload: bytes) -> bytes:
-    if len(payload) > LARGEST_RECORD:
-        raise TraceError(f"A trace record holds at most {LARGEST_RECORD} bytes; this event has {len(payload)}.")
-    length = len(payload).to_bytes(4, "little")
-    return FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(length))) + payload
+                f"{type(content).__name__} has {len(payload)} bytes; a trace record holds at most {LARGEST_RECORD}."
+            )
+        length = len(payload).to_bytes(4, "little")
+        return FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(length))) + payload

@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 
 from policies.training.rollouts import Trajectory, trajectories
-from runtime import Answer, Engine, Limits, Sampling
+from runtime import Answer, Engine, Limits, Sampling, TraceError
 from traces import Trace, read, tree_of
 from traces.critical_path import critical_path
 
@@ -79,12 +79,15 @@ async def roll_out(
 ) -> list[list[Rollout]]:
     """Asks each question `samples` times, at most `at_once` trees at a time; one group of rollouts a question.
 
-    Everything is recorded in the file `trace`, which is replaced. Raises what `Engine.run` and `recording` raise.
+    Everything is recorded in the file `trace`, which is replaced. Raises what `Engine.run` and `recording` raise, and
+    `TraceError` where not everything could be recorded.
     """
     async with engine.recording(trace, overwrite=True):
         asked = [question for question in questions for _ in range(samples)]
         answers = await ask_all(engine, asked, sampling, at_once)
     recorded = await anyio.to_thread.run_sync(read, trace)
+    if recorded.lost is not None:
+        raise TraceError(f"The rollouts cannot be learned from, since {trace} is not whole: {recorded.lost}.")
     said: dict[int, list[Trajectory]] = {}
     for thread in await anyio.to_thread.run_sync(trajectories, recorded):
         said.setdefault(thread.tree, []).append(thread)

@@ -18,9 +18,10 @@ from runtime.backend.interface import Backend, CacheShape, TickResult
 from runtime.backend.torch_attention import TorchAttention
 from runtime.backend.torch_backend import TorchBackend
 from runtime.backend.triton_attention import triton_attention
+from runtime.commands import OnTraceError
 from runtime.device.core import DeviceCore
 from runtime.device.ledger import Recorder
-from runtime.device.requests import OpenTrace
+from runtime.device.recordings import OpenTrace
 from runtime.device.scheduler import ModelLimits, Scheduler
 from runtime.errors import CapacityError
 from runtime.logs import logger
@@ -70,6 +71,7 @@ def build_core(
     recorder: Recorder | None = None,
     observe: Callable[[Scheduler, TickResult], None] | None = None,
     open_trace: OpenTrace | None = None,
+    on_trace_error: OnTraceError = "drop",
 ) -> DeviceCore:
     """A core on the model's device. `policy` is the engine's default depth policy; the others are `DeviceCore`'s."""
     most = most_iterations(model, settings, policy)
@@ -82,7 +84,7 @@ def build_core(
         most_iterations=most,
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
-    return DeviceCore(backend, settings, limits, recorder, observe, open_trace)
+    return DeviceCore(backend, settings, limits, recorder, observe, open_trace, on_trace_error)
 
 
 def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:

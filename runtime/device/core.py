@@ -23,16 +23,20 @@ from runtime.commands import (
     Deliver,
     DeviceFailed,
     Extend,
+    Failed,
     Generate,
     Interrupt,
     Load,
+    OnTraceError,
     OpenThread,
     Record,
     Request,
 )
 from runtime.device.ledger import Ledger, Recorder
-from runtime.device.requests import OpenTrace, Requests
+from runtime.device.recordings import OpenTrace, Recordings
+from runtime.device.requests import Requests
 from runtime.device.scheduler import ModelLimits, Scheduler
+from runtime.errors import EngineFailed
 from runtime.logs import logger
 from runtime.settings import EngineSettings
 from traces.events import TickDone
@@ -56,21 +60,25 @@ class DeviceCore:
         recorder: Recorder | None = None,
         observe: Callable[[Scheduler, TickResult], None] | None = None,
         open_trace: OpenTrace | None = None,
+        on_trace_error: OnTraceError = "drop",
     ) -> None:
-        """`observe` sees every tick's result before it is committed. `open_trace` opens the traces that are asked for
-        later; `recorder` stays the caller's."""
+        """`observe` sees every tick's result before it is committed. `recorder` is closed with the core, and
+        `on_trace_error` says what ends with it if it fails; `open_trace` opens the traces that are asked for later."""
         self.backend = backend
         self._observe = observe
         self.ledger = Ledger(recorder)
         self._is_watched = observe is not None or settings.lockstep
         self.scheduler = Scheduler(backend, settings, model, self.ledger, stepwise=self._is_watched)
-        self._requests = Requests(backend, self.scheduler, self.ledger, open_trace)
+        self._recordings = Recordings(self.ledger, open_trace, on_trace_error)
+        self._requests = Requests(backend, self.scheduler, self.ledger, self._recordings)
         self._most_ticks = 1
 
     def handle(self, command: Command | Request) -> None:
         """Executes one command. Only that for other weights touches a tensor."""
         threads = self.scheduler.threads
         match command:
+            case OpenThread() | Generate() if self.failure is not None:
+                self.ledger.reports.append(Failed(command.thread, _is_ending(self.failure)))
             case OpenThread():
                 threads.open(command)
             case Extend():
@@ -90,10 +98,21 @@ class DeviceCore:
     def has_work(self) -> bool:
         return self.scheduler.has_work
 
-    def close(self) -> None:
-        """Ends what the backend runs, and the recording that was not ended; no step may follow."""
+    @property
+    def failure(self) -> Exception | None:
+        """What the device is to end of when nothing is left to do; no thread is opened or generates any more."""
+        return self._recordings.failure
+
+    def flush(self) -> None:
+        """Hands what was noted to the trace; before the reports of it are delivered."""
+        self._recordings.flush()
+
+    def close(self, *, is_whole: bool = True) -> None:
+        """Ends what the backend runs, and the recording that was not ended; no step may follow.
+
+        The trace gets an end mark if what happened `is_whole`: not if the device has failed."""
         try:
-            self._requests.close()
+            self._recordings.close(is_whole=is_whole)
         finally:
             self.backend.close()
 
@@ -133,6 +152,12 @@ class DeviceCore:
                 waiting=self.scheduler.waiting,
                 pages_used=self.scheduler.memory.pool.used,
             )
+
+
+def _is_ending(cause: Exception) -> EngineFailed:
+    error = EngineFailed(f"The engine ends with the generates that are running, since its trace cannot go on: {cause}")
+    error.__cause__ = cause
+    return error
 
 
 class ModelDevice:
@@ -178,12 +203,16 @@ class ModelDevice:
                 # For this thread, and for threads that others begin from here on: hence set back at the end.
                 torch.set_num_threads(self._torch_threads)
             core = self._open_core()
+            is_whole = False
             try:
                 self._serve(core, deliver)
+                is_whole = True
             finally:
                 if self._torch_threads is not None:
                     torch.set_num_threads(self._callers_threads)
-                core.close()
+                core.close(is_whole=is_whole)
+                if reports := core.ledger.take_reports():
+                    deliver(reports)
         except BaseException as error:
             self._stopped.set()
             _log.error("device_failed", error=repr(error))
@@ -193,12 +222,14 @@ class ModelDevice:
         while self._take_commands(core):
             if core.has_work:
                 core.step()
-            core.ledger.flush()
+            core.flush()
             self._load = core.scheduler.load()
             reports = core.ledger.take_reports()
             if reports:
                 deliver(reports)
-        core.ledger.flush()
+            if core.failure is not None and not core.has_work:
+                raise core.failure
+        core.flush()
         self._load = core.scheduler.load()
 
     def _take_commands(self, core: DeviceCore) -> bool:

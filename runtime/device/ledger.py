@@ -19,6 +19,14 @@ class Recorder(Protocol):
 
     def write_many(self, events: list[Event]) -> None: ...
 
+    def close(self) -> None:
+        """Ends a recording in which nothing is missing."""
+        ...
+
+    def abandon(self) -> None:
+        """Ends one in which something is. Must not raise."""
+        ...
+
 
 class Ledger:
     """Counts everything once. `iterations` is the sum over ticks of the tokens that took part in the iteration."""
@@ -52,7 +60,7 @@ class Ledger:
             self._events.append(msgspec.structs.replace(event, time=self.recorder.now()))
 
     def flush(self) -> None:
-        """Gives the recorder the events noted since the last time, in one call."""
+        """Gives the recorder the events noted since the last time, in one call. Raises what the recorder does."""
         if self.recorder is not None and self._events:
             # What cannot be written is not for another recorder.
             events, self._events = self._events, []

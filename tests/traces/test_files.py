@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 
@@ -212,12 +213,12 @@ def test_a_header_of_another_format_is_refused(tmp_path: Path) -> None:
         TraceWriter(tmp_path / "run.trace", header(format=3))
 
 
-def test_a_full_disk_leaves_whole_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_trace_after_what_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.trace"
     writer = TraceWriter(path, header())
     writer.write(CLOSED[0])
     real_write = os.write
-    room = [5]
+    room = [50]
 
     def write_some(file: int, data: bytes) -> int:
         if not room[0]:
@@ -229,10 +230,62 @@ def test_a_full_disk_leaves_whole_records(tmp_path: Path, monkeypatch: pytest.Mo
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", write_some)
         with pytest.raises(TraceError, match="No space left on device"):
-            writer.write(CLOSED[1])
-    writer.write(CLOSED[2])
+            writer.write_many(CLOSED[1:])
+    with pytest.raises(TraceError, match=r"Cannot write on .* what comes after is lost"):
+        writer.write(CLOSED[2])
     writer.close()
-    assert read(path) == Trace(header=header(), events=[CLOSED[0], CLOSED[2]], lost=None)
+    trace = read(path)
+    assert trace.events == CLOSED[: 1 + 50 // (FRAME.size + len(msgspec.msgpack.encode(CLOSED[1])))]
+    assert trace.lost is not None
+
+
+def test_what_cannot_be_encoded_ends_the_trace_after_what_could(tmp_path: Path) -> None:
+    path = tmp_path / "run.trace"
+    writer = TraceWriter(path, header())
+    with pytest.raises(TraceError, match=r"ThreadFailed cannot be encoded: .*surrogates not allowed"):
+        writer.write_many([CLOSED[0], ev.ThreadFailed(time=0.0, thread=(0,), error="\udce9"), CLOSED[1]])
+    writer.close()
+    assert read(path).events == CLOSED[:1]
+    assert read(path).lost is not None
+    large = ev.RunStarted(time=0.0, thread=(0,), prompt="x" * ev.LARGEST_RECORD)
+    with TraceWriter(tmp_path / "large.trace", header()) as writer, pytest.raises(TraceError, match="holds at most"):
+        writer.write(large)
+
+
+def test_a_body_that_raises_leaves_no_end_mark(tmp_path: Path) -> None:
+    path = tmp_path / "run.trace"
+
+    def fail() -> None:
+        with TraceWriter(path, header()) as writer:
+            writer.write(CLOSED[0])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (read(path).events, read(path).lost is None) == (CLOSED[:1], False)
+
+
+def test_one_writer_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.trace"
+    writer = TraceWriter(path, header())
+    for overwrite in (False, True):
+        with pytest.raises(TraceError, match="Another writer is recording to"):
+            TraceWriter(path, header(), overwrite=overwrite)
+    writer.write(CLOSED[0])
+    writer.close()
+    assert read(path) == Trace(header=header(), events=CLOSED[:1])
+    TraceWriter(path, header(), overwrite=True).abandon()
+    TraceWriter(path, header(), overwrite=True).close()
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/null"), tmp_path):
+        with pytest.raises(TraceError, match="not a regular file"):
+            TraceWriter(path, header(), overwrite=True)
+        with pytest.raises(TraceError, match="not a regular file"):
+            read(path)
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,98 @@
+"""The trace that is being written: begun, fed and ended on the device thread, between ticks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.commands import OnTraceError, StartRecording, ThreadPath
+from runtime.device.ledger import Ledger
+from runtime.errors import ThreadStateError, TraceError
+from runtime.logs import logger
+
+if TYPE_CHECKING:
+    from traces.writer import TraceWriter
+
+OpenTrace = Callable[[Path, bool], "TraceWriter"]
+"""Opens a trace at a path, overwriting what is there if told so; its header is of the weights as they are."""
+
+_log = logger("runtime.device")
+
+
+class Recordings:
+    """Owns the trace, whether the engine was opened with it or it was asked for later; the ledger has it meanwhile.
+
+    Writing one never raises here. What cannot be written ends the recording, without an end mark, and is told once;
+    under "stop", `failure` is then set, for the engine to end of.
+    """
+
+    def __init__(self, ledger: Ledger, open_trace: OpenTrace | None, on_error: OnTraceError) -> None:
+        """The ledger's recorder, if it has one, is the engine's own, for which `on_error` holds. Without `open_trace`
+        no other can be asked for."""
+        self._ledger = ledger
+        self._open_trace = open_trace
+        self._on_error = on_error
+        self._was_asked = False
+        """Whether a `StartRecording` began the trace, so that a `StopRecording` may follow."""
+        self.failure: Exception | None = None
+
+    def start(self, request: StartRecording, open_threads: Collection[ThreadPath]) -> None:
+        """Raises `TraceError` and `ThreadStateError` as `Engine.recording` does."""
+        if self._ledger.recorder is not None or self._was_asked:
+            raise TraceError("The engine records already, and what happens goes into one trace. Let that end first.")
+        refuse_open_threads("A recording can only begin between trees", open_threads)
+        if self._open_trace is None:
+            raise TraceError("This device can record nothing but the trace it was opened with.")
+        self._ledger.recorder = self._open_trace(request.path, request.overwrite)
+        self._on_error = request.on_error
+        self._was_asked = True
+
+    def stop(self, open_threads: Collection[ThreadPath]) -> None:
+        """Ends what `start` began. Raises what the engine ends of, if that is this trace, and `ThreadStateError`."""
+        if not self._was_asked:
+            raise TraceError("There is no recording to end.")
+        self._was_asked = False
+        self.close(is_whole=True)
+        if self.failure is not None:
+            raise TraceError(str(self.failure)) from self.failure
+        refuse_open_threads("The trace ends before these threads do, and has only their beginning", open_threads)
+
+    def flush(self) -> None:
+        """Writes what was noted."""
+        try:
+            self._ledger.flush()
+        except Exception as error:  # a full disk, a value that cannot be encoded: answers do not depend on it
+            self._lose(error)
+
+    def close(self, *, is_whole: bool) -> None:
+        """Writes what was noted and closes the trace; with an end mark if that `is_whole` and nothing was lost."""
+        self.flush()
+        recorder, self._ledger.recorder = self._ledger.recorder, None
+        if recorder is None:
+            return
+        if not is_whole:
+            recorder.abandon()
+            return
+        try:
+            recorder.close()
+        except Exception as error:
+            self._tell(error)
+
+    def _lose(self, error: Exception) -> None:
+        recorder, self._ledger.recorder = self._ledger.recorder, None
+        if recorder is not None:
+            recorder.abandon()
+        self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        if self._on_error == "stop":
+            self.failure = error
+        _log.warning("recording_ended", error=str(error), engine="ends" if self._on_error == "stop" else "goes on")
+
+
+def refuse_open_threads(why: str, paths: Collection[ThreadPath]) -> None:
+    """Raises `ThreadStateError` if there are any."""
+    if paths:
+        some = ", ".join(map(str, sorted(paths)[:3])) + (", ..." if len(paths) > 3 else "")
+        raise ThreadStateError(f"{why}: {len(paths)} open, {some}. Finish or leave them first.")
