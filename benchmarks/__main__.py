@@ -1,17 +1,18 @@
-"""`python -m benchmarks [NAME ...] [--rounds N] [--json FILE]`."""
+"""`python -m benchmarks [NAME ...] [--rounds N] [--json FILE] [--markdown FILE]`."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import msgspec
-from rich.console import Console
 
 from benchmarks import backends, continuous, depthwise, fork, overhead, parked, peaks, speculation
-from benchmarks.result import Environment, Report, Result, as_table
+from benchmarks.machine import Environment
+from benchmarks.result import Report, Result, as_markdown, as_table
+from runtime.command_line import Printer, output_file, status_of, whole
 
 BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "depthwise": partial(depthwise.measure, depthwise.Size()),
@@ -25,28 +26,31 @@ BENCHMARKS: dict[str, Callable[[int], Result]] = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all if none is named"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="times that every side is measured (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="times that every side is measured (default: 5)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the results there as well")
+    parser.add_argument("--markdown", type=output_file, metavar="FILE", help="write the tables there, for docs/")
     chosen = parser.parse_args(arguments)
     unknown = [name for name in chosen.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    if chosen.rounds < 1:
-        parser.error(f"--rounds is {chosen.rounds}; it must be at least 1")
-    console, results = Console(), []
+    printer, results, environment = Printer(), [], Environment.here()
+    printer.print(f"{environment}\n", highlight=False)
     for name in chosen.names or BENCHMARKS:
         results.append(BENCHMARKS[name](chosen.rounds))
-        console.print(as_table(results[-1]))
-        console.print()
+        printer.print(as_table(results[-1]))
+        printer.print()
+    report = Report(environment=environment, rounds=chosen.rounds, results=tuple(results))
     if chosen.json is not None:
-        report = Report(environment=Environment.here(), rounds=chosen.rounds, results=tuple(results))
         chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    if chosen.markdown is not None:
+        chosen.markdown.write_text(as_markdown(report), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Iterable, Iterator
 
 import msgspec
-import torch
 from rich.table import Table
+
+from benchmarks.machine import Environment
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,24 +67,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
                 yield cell
 
 
-class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """What the figures were measured on."""
-
-    python: str
-    torch: str
-    processor: str
-    torch_threads: int
-
-    @classmethod
-    def here(cls) -> Environment:
-        return cls(
-            python=platform.python_version(),
-            torch=str(torch.__version__),
-            processor=platform.processor() or platform.machine(),
-            torch_threads=torch.get_num_threads(),
-        )
-
-
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All results of one run."""
 
@@ -108,6 +90,25 @@ def as_table(result: Result) -> Table:
     for number, figure in enumerate(result.columns[1:], start=1):
         table.add_row(figure, *(_shown(row[number]) for row in result.rows))
     return table
+
+
+def as_markdown(report: Report) -> str:
+    """All tables as a document's section, a row a case, headed by the machine and by the rounds."""
+    lines = [f"Measured on {report.environment}; rounds: {report.rounds}.", ""]
+    for result in report.results:
+        lines += [
+            f"**{result.name}**: {result.title}.",
+            "",
+            _line(result.columns),
+            _line(["---"] * len(result.columns)),
+        ]
+        lines += [_line(_shown(cell).replace("\n", " ") for cell in row) for row in result.rows]
+        lines += ["", *(f"- {said}" for said in (*map(str, result.aims), *result.notes)), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _shown(cell: Cell) -> str:

@@ -7,6 +7,8 @@ import gc
 import json
 import os
 import select
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,6 +119,37 @@ def test_what_a_side_has_started_ends_with_it(fake: MakeSide, tmp_path: Path) ->
         ((_, pid),) = process.ask([[1]]).tokens
         descriptor = os.pidfd_open(pid)
     try:
+        ended, _, _ = select.select([descriptor], [], [], 10)
+    finally:
+        os.close(descriptor)
+    assert ended
+
+
+ASKING = """
+import sys
+from pathlib import Path
+from benchmarks.peers.answering import Job
+from benchmarks.peers.process import SideProcess, ended_in_order
+
+script, directory = sys.argv[1:]
+job = Job(checkpoint="", dtype="float32", threads=1, batch=1, prompt=1, tokens=2, memory=1, scratch="")
+with ended_in_order(), SideProcess("side", [sys.executable, script], job, Path(directory, "log")) as side:
+    side.ask([[1]])
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -9)])
+def test_a_side_does_not_go_on_computing_for_nobody(fake: MakeSide, tmp_path: Path, number: int, status: int) -> None:
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    endless = f"(open({str(started)!r}, 'w').write(str(os.getpid())), time.sleep(1000))"
+    script = fake("side", tokens=endless).command[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    asker = subprocess.Popen([sys.executable, "-c", ASKING, script, str(tmp_path)], env=environment)
+    descriptor = os.pidfd_open(int(started.read_text()))
+    try:
+        asker.send_signal(number)
+        assert asker.wait(10) == status
         ended, _, _ = select.select([descriptor], [], [], 10)
     finally:
         os.close(descriptor)
@@ -339,7 +372,7 @@ def test_command_prints_a_table_and_writes_json(
     (result,) = json.loads(found.read_bytes())["results"]
     assert [row[3] for row in result["rows"]] == ["engine", "fake"]
     assert result["rows"][1][6] == 100
-    with pytest.raises(SystemExit, match="Nothing was compared"):
+    with pytest.raises(ValueError, match="Nothing was compared"):
         command.main(["--peer", "away", "--threads", "1"])
 
 
@@ -347,9 +380,9 @@ def test_command_prints_a_table_and_writes_json(
     ("arguments", "said"),
     [
         (["--peer", "vlm"], "invalid choice: 'vlm'"),
-        (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
-        (["--threads", "0"], "--threads is 0; it must be at least 1"),
-        (["--threads", "9999"], "--threads is 9999; this process may use"),
+        (["--rounds", "0"], "--rounds: is '0'; give a whole number of at least 1"),
+        (["--threads", "0"], "--threads: is '0'; give a whole number of at least 1"),
+        (["--threads", "9999"], "--threads: is 9999; this process may use"),
     ],
 )
 def test_command_refuses(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

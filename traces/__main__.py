@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 
 from policies import Policy, from_builtins
+from runtime.command_line import Printer, input_directory, output_file, status_of
 from runtime.commands import Device
-from runtime.errors import BraidError, TraceError
+from runtime.errors import TraceError
 from traces.events import Header
 from traces.export import export
 from traces.reader import Trace, TraceReader, read
@@ -22,8 +23,7 @@ from traces.verify import verify
 OpenDevice = Callable[[Header], Device]
 
 DIVERGED = 1
-FAILED = 2
-"""Exit statuses besides 0: a replay that went another way; a trace that cannot be read, or used."""
+"""Exit status of a replay that went another way."""
 
 
 def main(arguments: Sequence[str] | None = None, open_device: OpenDevice | None = None) -> int:
@@ -32,17 +32,22 @@ def main(arguments: Sequence[str] | None = None, open_device: OpenDevice | None 
     `open_device` makes the device that `replay --verify` runs on; without it the checkpoint that the trace names is
     loaded with the settings that the trace has.
     """
-    options = _parser().parse_args(arguments)
-    try:
-        status: int = options.run(options, open_device or _open_recorded)
-    except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has seen enough; there is nobody to tell.
-        sys.stderr.close()
-        return 0
-    except BraidError as error:
-        print(error, file=sys.stderr)
-        return FAILED
+    return status_of(partial(_run, arguments, open_device or _open_recorded))
+
+
+def _run(arguments: Sequence[str] | None, open_device: OpenDevice) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is _replay and options.checkpoint is not None and not options.verify:
+        parser.error("--checkpoint goes with --verify")
+    if options.run is _export and options.output is not None and _is_same(options.output, options.file):
+        parser.error(f"-o/--output is the trace itself, {options.file}")
+    status: int = options.run(options, open_device)
     return status
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     replayed.add_argument(
         "--checkpoint",
-        type=Path,
+        type=input_directory,
         metavar="DIR",
         help="with --verify: where the trace's weights are, if not where it says (they had changed, or moved)",
     )
@@ -77,14 +82,16 @@ def _parser() -> argparse.ArgumentParser:
 
     exported = commands.add_parser("export", help="write a file for a trace viewer (ui.perfetto.dev, chrome://tracing)")
     exported.add_argument("file", type=Path)
-    exported.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: FILE.json beside the trace")
+    exported.add_argument(
+        "-o", "--output", type=output_file, metavar="FILE", help="default: FILE.json beside the trace"
+    )
     exported.set_defaults(run=_export)
     return parser
 
 
 def _show(options: argparse.Namespace, open_device: OpenDevice) -> int:
     trace = _read(options.file)
-    show(trace, Console(), _decode(options.tokenizer, trace.header))
+    show(trace, Printer(), _decode(options.tokenizer, trace.header))
     return 0
 
 

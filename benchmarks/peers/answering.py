@@ -12,7 +12,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -85,8 +88,10 @@ def serve(load: Load) -> None:
     """Answers on standard output what comes on standard input, until that is closed.
 
     The process is kept to as many processors as the job has threads. Whatever else is printed goes to standard error.
-    `load` raises `ImportError` for what is not installed.
+    `load` raises `ImportError` for what is not installed. Should whoever asks die, this process and what it has
+    started end at once, in the middle of an answer too. Without a job on standard input the exit status is 2.
     """
+    asker = os.getppid()
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -94,7 +99,14 @@ def serve(load: Load) -> None:
         replies.write(json.dumps(content) + "\n")
         replies.flush()
 
-    job = read_job(sys.stdin.readline())
+    try:
+        job = read_job(sys.stdin.readline())
+    except (ValueError, TypeError, KeyError):
+        print("error: no job on standard input; python -m benchmarks.peers starts its sides itself.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    threading.Thread(target=_end_with, args=(asker,), daemon=True).start()
     os.sched_setaffinity(0, processors(job.threads))
     try:
         with load(job) as loaded:
@@ -106,6 +118,18 @@ def serve(load: Load) -> None:
     except Exception as error:
         traceback.print_exc()
         reply({"failed": f"{type(error).__name__}: {error}"})
+
+
+def _end_with(asker: int) -> None:
+    """Waits until standard input is closed at its other end, then for the asker to be gone, which closes it too."""
+    hung_up = select.poll()
+    hung_up.register(sys.stdin.fileno(), 0)
+    hung_up.poll()
+    while os.getppid() == asker:
+        time.sleep(0.1)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def read_job(line: str) -> Job:

@@ -6,11 +6,11 @@ import dataclasses
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from types import FrameType, TracebackType
+from typing import Any, Never, Self
 
 import msgspec
 
@@ -59,7 +59,8 @@ class SideProcess:
     """Use it inside `with`: entering loads the model, leaving ends the process and all that it started.
 
     Outside its calls the whole process group is stopped by signal, so that nothing that spins, polls or tidies up
-    takes time from the side that is measured. Should this process die, the system wakes and ends the group.
+    takes time from the side that is measured. Should this process die, the system wakes and ends a group that is
+    stopped, and one that computes ends itself (`answering.serve`). Left by an interruption, nothing is waited for.
     """
 
     def __init__(self, side: str, command: Sequence[str], job: Job, log: Path) -> None:
@@ -94,15 +95,15 @@ class SideProcess:
                 raise self._failure(reply.failed or "gave no answer")
             self.ready = reply.ready
             self._pause()
-        except BaseException:
-            self._end()
+        except BaseException as error:
+            self._end(_patience(type(error)))
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._end()
+        self._end(_patience(kind))
 
     def ask(self, prompts: Sequence[Sequence[int]], *, check: bool = False) -> Answer:
         """Answers with as many tokens for each prompt as the job says. Raises `SideFailed`."""
@@ -139,7 +140,7 @@ class SideProcess:
         os.killpg(process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
-    def _end(self) -> None:
+    def _end(self, patience: float) -> None:
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -148,7 +149,7 @@ class SideProcess:
             with suppress(BrokenPipeError):
                 process.stdin.close()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE)
+                process.wait(patience)
         finally:
             # Workers that the side has started may have outlived it; they are in its group.
             with suppress(ProcessLookupError):
@@ -163,6 +164,25 @@ class SideProcess:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self._process is not None, "use it inside `with`"
         return self._process
+
+
+def _patience(kind: type[BaseException] | None) -> float:
+    """Seconds that a side gets to end by itself, by what the block is left with."""
+    return _PATIENCE if kind is None or issubclass(kind, Exception) else 0.0
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Within it, a SIGTERM leaves every block, which ends the sides and removes what they were given."""
+
+    def leave(number: int, frame: FrameType | None) -> Never:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def environment(threads: int) -> dict[str, str]:
