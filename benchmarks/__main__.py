@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     printer, results, environment = Printer(), [], Environment.here()
-    printer.print(f"{environment}\n", highlight=False)
+    printer.print(f"{environment}\n", highlight=False, soft_wrap=True)
     for name in chosen.names or BENCHMARKS:
         results.append(BENCHMARKS[name](chosen.rounds))
         printer.print(as_table(results[-1]))

@@ -5,6 +5,9 @@ python -m examples.custom_policy
 
 from __future__ import annotations
 
+import argparse
+import sys
+from functools import partial
 from typing import ClassVar, Literal
 
 import anyio
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from policies import DepthPolicy, DepthView, Fixed, Policy
 from runtime import Engine
+from runtime.command_line import status_of
 
 
 class WhenSure(DepthPolicy, frozen=True):
@@ -35,4 +39,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    sys.exit(status_of(partial(anyio.run, main)))

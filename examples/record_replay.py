@@ -5,14 +5,16 @@ python -m examples.record_replay [FILE]
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import anyio
-from rich.console import Console
 
 from runtime import Engine
+from runtime.command_line import Printer, output_file, status_of
 from traces import read
 from traces.show import show
 
@@ -23,7 +25,7 @@ async def main(path: Path) -> None:
     async with Engine.open("countdown", trace=path) as engine:
         recorded = await engine.run(PROMPT)
     trace = read(path)
-    show(trace, Console())
+    show(trace, Printer())
     async with Engine.playback(trace) as engine:
         replayed = await engine.run(PROMPT)
     print(f"recorded: {recorded.text}\nreplayed: {replayed.text}\nequal: {recorded.tokens == replayed.tokens}")
@@ -31,5 +33,7 @@ async def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        anyio.run(main, Path(sys.argv[1]) if len(sys.argv) > 1 else Path(folder) / "run.trace")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", type=output_file, help="of the trace (default: in a new directory)")
+    file = parser.parse_args().file or Path(tempfile.mkdtemp(prefix="braid-")) / "run.trace"
+    sys.exit(status_of(partial(anyio.run, main, file)))

@@ -6,13 +6,16 @@ python -m examples.search 22 26 31 53 --target 27
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
 
 import anyio
 
-from examples.countdown.problems import Problem
+from examples.countdown.problems import LARGEST_VALUE, Problem
 from examples.countdown.search import first_steps, question_words, words_of
 from examples.countdown.solve import solution_of
 from runtime import Engine
+from runtime.command_line import status_of, whole
 
 
 async def main(problem: Problem) -> None:
@@ -33,7 +36,7 @@ async def main(problem: Problem) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("numbers", nargs=4, type=int)
-    parser.add_argument("--target", type=int, required=True)
+    parser.add_argument("numbers", nargs=4, type=whole(0, LARGEST_VALUE))
+    parser.add_argument("--target", type=whole(0, LARGEST_VALUE), required=True)
     given = parser.parse_args()
-    anyio.run(main, Problem(tuple(given.numbers), given.target))
+    sys.exit(status_of(partial(anyio.run, main, Problem(tuple(given.numbers), given.target))))

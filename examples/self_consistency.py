@@ -5,12 +5,17 @@ python -m examples.self_consistency
 
 from __future__ import annotations
 
+import argparse
+import sys
+from functools import partial
+
 import anyio
 
 from examples.countdown.problems import Problem
 from examples.countdown.solve import solution_of
 from policies import BestOf, Policy, SelfConsistency
 from runtime import Engine, Sampling
+from runtime.command_line import status_of
 
 PROBLEM = Problem((22, 26, 31, 53), 27)
 
@@ -32,4 +37,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    sys.exit(status_of(partial(anyio.run, main)))

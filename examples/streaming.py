@@ -5,9 +5,14 @@ python -m examples.streaming
 
 from __future__ import annotations
 
+import argparse
+import sys
+from functools import partial
+
 import anyio
 
 from runtime import Engine
+from runtime.command_line import status_of
 
 
 async def main() -> None:
@@ -26,4 +31,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    sys.exit(status_of(partial(anyio.run, main)))

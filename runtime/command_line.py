@@ -191,11 +191,9 @@ def _open_missing_streams() -> None:
 def _flush() -> None:
     try:
         sys.stdout.flush()
-    except OSError as error:
+    except OSError:
         _abandon_output()
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise OSError(f"Cannot write to standard output: {error.strerror}.") from error
+        raise
 
 
 def _abandon_output() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import backends, continuous, depthwise, fork, overhead, parked, peaks, speculation
+from benchmarks.machine import cores, processor
 from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
 
@@ -135,8 +136,16 @@ def test_command_prints_tables_and_writes_json(
 ) -> None:
     size = backends.Size(threads=(2,), prompt=5, tokens=3, wide=False)
     monkeypatch.setitem(command.BENCHMARKS, "backends", lambda rounds: backends.measure(size, rounds))
-    command.main(["backends", "--rounds", "1", "--json", str(tmp_path / "found.json")])
-    assert "fused / PyTorch" in capsys.readouterr().out
+    files = ["--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "found.md")]
+    assert command.main(["backends", "--rounds", "1", *files]) == 0
+    printed = capsys.readouterr().out
+    assert "fused / PyTorch" in printed
+    assert printed.startswith(processor())
+    heading, _, title, _, columns, _, *rows = (tmp_path / "found.md").read_text().splitlines()
+    assert heading.startswith(f"Measured on {processor()}, {cores()} cores, ")
+    assert title == "**backends**: fused CPU backend against plain PyTorch."
+    assert columns.startswith("| model | threads |")
+    assert rows[0].startswith("| countdown | 2 |")
     found = json.loads((tmp_path / "found.json").read_bytes())
     assert found["rounds"] == 1
     assert found["environment"]["torch_threads"] >= 1
@@ -145,10 +154,9 @@ def test_command_prints_tables_and_writes_json(
     assert result["rows"][0][2]["median"] > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"), [(["attenton"], "no benchmark attenton; there are"), (["--rounds", "0"], "at least 1")]
-)
-def test_command_refuses(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        command.main(arguments)
-    assert said in capsys.readouterr().err
+def test_a_processor_is_named_by_what_tells_it_from_others(tmp_path: Path) -> None:
+    information = tmp_path / "cpuinfo"
+    first = "cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f\n"
+    information.write_text(f"{first}\n{first.replace('EPYC', 'other')}")
+    assert processor(information) == "AMD EPYC (cpu family 26, model 2, avx2, avx512f)"
+    assert processor(tmp_path / "none")

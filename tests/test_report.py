@@ -420,11 +420,11 @@ def test_the_command_explains_bad_input(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr("sys.argv", ["report", "--problems", "/nowhere.json"])
     with pytest.raises(SystemExit):
         entry.arguments()
-    assert "--problems FILE" in capsys.readouterr().err
+    assert "--problems: cannot read" in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["report", "--limit", "0"])
     with pytest.raises(SystemExit):
         entry.arguments()
-    assert "--limit is 0" in capsys.readouterr().err
+    assert "--limit: is '0'" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_cannot_be_asked_so_is_named(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     matrix = _matrix(parser, chosen)
     places = Places(vllm_python=chosen.vllm_python, huginn=chosen.huginn, huginn_python=chosen.huginn_python)
     printer, results, environment = Printer(), [], Environment.here()
-    printer.print(f"{environment}\n", highlight=False)
+    printer.print(f"{environment}\n", highlight=False, soft_wrap=True)
     with ended_in_order(), tempfile.TemporaryDirectory(prefix="braid-peers-") as directory:
         told = Console(stderr=True)
         subjects = chosen.model or list(SUBJECTS)

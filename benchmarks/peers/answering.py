@@ -92,13 +92,6 @@ def serve(load: Load) -> None:
     started end at once, in the middle of an answer too. Without a job on standard input the exit status is 2.
     """
     asker = os.getppid()
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def reply(content: dict[str, Any]) -> None:
-        replies.write(json.dumps(content) + "\n")
-        replies.flush()
-
     try:
         job = read_job(sys.stdin.readline())
     except (ValueError, TypeError, KeyError):
@@ -107,6 +100,13 @@ def serve(load: Load) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     threading.Thread(target=_end_with, args=(asker,), daemon=True).start()
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def reply(content: dict[str, Any]) -> None:
+        replies.write(json.dumps(content) + "\n")
+        replies.flush()
+
     os.sched_setaffinity(0, processors(job.threads))
     try:
         with load(job) as loaded:

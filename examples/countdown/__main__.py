@@ -12,54 +12,60 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import AsyncExitStack
-from pathlib import Path
+from functools import partial
 
 import anyio
 import msgspec
-from rich.console import Console
 from rich.live import Live
 
 from examples.countdown.demonstrations import MOST_CHILDREN
 from examples.countdown.live import LiveTree
-from examples.countdown.problems import LARGEST_VALUE, Problem, read_problems
+from examples.countdown.problems import LARGEST_VALUE, SIZES, Problem, problems_of
 from examples.countdown.solve import LIMITS, evaluate, solve
 from examples.countdown.vocabulary import CHILDREN, NESTED, WINDOWS, WITHIN
 from policies import AsAsked, ChildBudget, Fixed, Limits, Policy
-from runtime import BraidError, Engine
+from runtime import Engine
+from runtime.command_line import Printer, output_file, status_of, whole
 
 OPENING = "Opening the engine (at its first start it compiles native code, which takes about a quarter of a minute)"
+
+MOST_ITERATIONS = 64
+"""Far more than the model was trained with."""
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.countdown", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("numbers", nargs="*", type=int, help="the numbers to combine")
-    parser.add_argument("--target", type=int, help="what to reach")
-    parser.add_argument("--problems", type=Path, metavar="FILE", help='JSON list of {"nums": [...], "target": n}')
-    parser.add_argument("--limit", type=int, help="only the first so many problems")
+    parser.add_argument("numbers", nargs="*", type=whole(0, LARGEST_VALUE), help="the numbers to combine")
+    parser.add_argument("--target", type=whole(0, LARGEST_VALUE), help="what to reach")
+    parser.add_argument(
+        "--problems", type=problems_of, metavar="FILE", help='JSON list of {"nums": [...], "target": n}'
+    )
+    parser.add_argument("--limit", type=whole(1), help="only the first so many problems")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--checkpoint", help="name or directory (default: countdown; with --serial: countdown-serial)")
-    parser.add_argument("--iterations", type=int, help="iterations a token (default: the checkpoint's policy)")
-    parser.add_argument("--children", type=int, metavar="K", help="at most K children of a thread; the model is told")
+    parser.add_argument(
+        "--iterations", type=whole(1, MOST_ITERATIONS), help="a token (default: as the checkpoint says)"
+    )
+    parser.add_argument("--children", type=whole(0), metavar="K", help="at most K children a thread; the model is told")
     parser.add_argument("--nested", action="store_true", help="the root spawns a thread per pair of numbers")
     parser.add_argument("--serial", action="store_true", help="a single thread that searches one thing after another")
     parser.add_argument(
         "--within", type=int, choices=WINDOWS, help="with --serial: the most tokens that the thread may have"
     )
-    parser.add_argument("--trace", type=Path, help="record the run into this file")
+    parser.add_argument("--trace", type=output_file, help="record the run into this file")
     given = parser.parse_args()
     if (given.problems is None) == (not given.numbers):
         parser.error("give either numbers and --target, or --problems FILE")
     if given.numbers and given.target is None:
         parser.error("--target is missing: what should the numbers reach?")
-    values = [*given.numbers, given.target] if given.numbers else []
-    if any(not 0 <= value <= LARGEST_VALUE for value in values):
-        parser.error(f"this model reads numbers from 0 to {LARGEST_VALUE}")
-    if given.numbers and len(given.numbers) not in (4, 5):
+    if given.numbers and given.limit is not None:
+        parser.error("--limit goes with --problems")
+    if given.problems is not None and given.target is not None:
+        parser.error("--target goes with numbers; every problem of --problems has its own")
+    if given.numbers and len(given.numbers) not in SIZES:
         parser.error(f"this model was trained on four numbers and some on five; got {len(given.numbers)}")
-    if given.children is not None and given.children < 0:
-        parser.error(f"--children is {given.children}; it must be at least 0")
     if given.serial and (given.nested or given.children is not None):
         parser.error("--serial has no children: leave out --nested and --children")
     if given.within is not None and not given.serial:
@@ -108,7 +114,7 @@ def engine_for(given: argparse.Namespace, setting: Setting, tree: LiveTree) -> E
 
 
 async def solve_one(given: argparse.Namespace, problem: Problem) -> bool:
-    console, tree, setting = Console(stderr=given.json), LiveTree(), setting_for(given, [problem])
+    console, tree, setting = Printer(stderr=given.json), LiveTree(), setting_for(given, [problem])
     async with AsyncExitStack() as stack:
         with console.status(OPENING):
             engine = await stack.enter_async_context(engine_for(given, setting, tree))
@@ -131,27 +137,23 @@ async def solve_one(given: argparse.Namespace, problem: Problem) -> bool:
 
 
 async def solve_set(given: argparse.Namespace) -> None:
-    problems = read_problems(given.problems)[: given.limit]
+    problems = given.problems[: given.limit]
     setting = setting_for(given, problems)
     async with engine_for(given, setting, LiveTree()) as engine:
         evaluation, _ = await evaluate(engine, problems, condition=setting.condition)
     if given.json:
         sys.stdout.buffer.write(msgspec.json.encode(evaluation) + b"\n")
     else:
-        Console().print(msgspec.to_builtins(evaluation))
+        Printer().print(msgspec.to_builtins(evaluation))
 
 
 async def main() -> int:
     given = arguments()
-    try:
-        if given.problems is None:
-            return 0 if await solve_one(given, Problem(tuple(given.numbers), given.target)) else 1
-        await solve_set(given)
-    except (BraidError, ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    if given.problems is None:
+        return 0 if await solve_one(given, Problem(tuple(given.numbers), given.target)) else 1
+    await solve_set(given)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(anyio.run(main))
+    sys.exit(status_of(partial(anyio.run, main)))

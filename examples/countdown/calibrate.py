@@ -14,6 +14,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -23,12 +24,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from examples.countdown.problems import Problem, draw_problems, read_problems
+from examples.countdown.problems import Problem, draw_problems, problems_of
 from examples.countdown.solve import LIMITS, Evaluation, Solution, evaluate
 from policies import DepthPolicy, Fixed, Policy, to_builtins
 from policies.training.calibration import CRITERIA, Calibration, CalibrationSet, best, save_default_policy
 from policies.training.recorded_threads import ThreadTokens, threads_in
-from runtime import BraidError, Engine
+from runtime import Engine
+from runtime.command_line import Printer, number, status_of, whole
 from runtime.model.checkpoint import load_checkpoint, resolve
 from runtime.model.raven import Raven
 from traces import read
@@ -59,24 +61,21 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("checkpoint", help="directory of a checkpoint, or the name of a shipped one")
     wish = parser.add_mutually_exclusive_group()
-    wish.add_argument("--depth", type=float, help="wanted mean iterations a token (default: 60 %% of the model's mean)")
-    wish.add_argument("--price", type=float, help="share of sampled tokens that one iteration a token is worth")
+    wish.add_argument("--depth", type=number(1), help="wanted iterations a token (default: 60 %% of the model's mean)")
+    wish.add_argument("--price", type=number(0), help="share of sampled tokens that one iteration a token is worth")
     names = [type(criterion).__name__ for criterion in CRITERIA]
     parser.add_argument("--criteria", nargs="+", choices=names, default=names, help="which to try (default: all)")
-    parser.add_argument("--problems", type=int, default=60, help="how many to calibrate on, and to check on")
-    parser.add_argument("--exclude", type=Path, action="append", default=[], help="problems that are never drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of the problems")
+    parser.add_argument("--problems", type=whole(1), default=60, help="how many to calibrate on, and to check on")
+    parser.add_argument("--exclude", type=problems_of, action="append", default=[], help="problems never to draw")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the problems")
     parser.add_argument("--write", action="store_true", help="write the chosen rule into the checkpoint's braid.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args()
-    if given.problems < 1:
-        parser.error("--problems must be at least 1")
-    return given
+    return parser.parse_args()
 
 
 def draw(given: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
     """Problems to calibrate on, and others to check on."""
-    excluded = {problem.key for path in given.exclude for problem in read_problems(path)}
+    excluded = {problem.key for problems in given.exclude for problem in problems}
     source = draw_problems(random.Random(f"calibration/{given.seed}"), excluded=excluded)
     drawn: dict[tuple[tuple[int, ...], int], Problem] = {}
     while len(drawn) < 2 * given.problems:
@@ -122,7 +121,7 @@ def show(report: Report) -> None:
     for each in report.calibrations:
         style = "bold" if each == report.chosen else ""
         table.add_row(repr(each.policy), f"{each.mean_depth:.3f}", f"{each.agreement:.5f}", style=style)
-    console = Console()
+    console = Printer()
     console.print(table)
     full, adaptive = report.full, report.adaptive
     console.print(
@@ -134,20 +133,16 @@ def show(report: Report) -> None:
 
 async def main() -> int:
     given = arguments()
-    try:
-        directory = resolve(given.checkpoint)
-        to_calibrate, to_check = draw(given)
-        model = load_checkpoint(directory).model
-        if not isinstance(model, Raven):
-            raise ValueError(f"{directory}: exit rules are for depth-recurrent models; this is none.")
-        found, chosen = calibrate(model, await record(directory, to_calibrate), given)
-        full, at_full = await solve_with(directory, Fixed(), to_check)
-        adaptive, at_chosen = await solve_with(directory, chosen.policy, to_check)
-        if given.write:
-            save_default_policy(directory, chosen.policy)
-    except (BraidError, ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    directory = resolve(given.checkpoint)
+    to_calibrate, to_check = draw(given)
+    model = load_checkpoint(directory).model
+    if not isinstance(model, Raven):
+        raise ValueError(f"{directory}: exit rules are for depth-recurrent models; this is none.")
+    found, chosen = calibrate(model, await record(directory, to_calibrate), given)
+    full, at_full = await solve_with(directory, Fixed(), to_check)
+    adaptive, at_chosen = await solve_with(directory, chosen.policy, to_check)
+    if given.write:
+        save_default_policy(directory, chosen.policy)
     pairs = [(one.is_right, other.is_right) for one, other in zip(at_full, at_chosen, strict=True)]
     report = Report(
         calibrations=tuple(found),
@@ -168,4 +163,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(anyio.run(main))
+    sys.exit(status_of(partial(anyio.run, main)))

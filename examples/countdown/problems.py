@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import operator
 import random
@@ -11,16 +12,29 @@ from pathlib import Path
 
 import msgspec
 
+from runtime.command_line import input_file
+
 OPERATORS = ("+", "-", "*", "/")
 LARGEST_VALUE = 199
 """Results above this are not written: the model has one token per number up to it."""
 
+SIZES = (4, 5)
+"""Numbers of the problems that the models were trained on: mostly four, and some of five."""
+
 
 class Problem(msgspec.Struct, frozen=True):
-    """Reach `target` with every number of `nums` used exactly once."""
+    """Reach `target` with every number of `nums` used exactly once.
+
+    Raises `ValueError` for numbers that the models have no words for.
+    """
 
     nums: tuple[int, ...]
     target: int
+
+    def __post_init__(self) -> None:
+        for value in (*self.nums, self.target):
+            if not 0 <= value <= LARGEST_VALUE:
+                raise ValueError(f"{value} is outside of 0..{LARGEST_VALUE}, the numbers that the models read")
 
     @property
     def prompt(self) -> str:
@@ -99,11 +113,28 @@ def draw_problems(
 
 
 def read_problems(path: Path) -> list[Problem]:
-    """Reads a JSON list of `{"nums": [...], "target": n}`. Raises `ValueError` naming the file if it is not one."""
+    """Reads a JSON list of `{"nums": [...], "target": n}`; at least one.
+
+    Raises `ValueError`, naming the file, if it is not one, and `OSError` for a file that cannot be read.
+    """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Problem])
-    except msgspec.DecodeError as error:
+        problems = msgspec.json.decode(path.read_bytes(), type=list[Problem])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f'{path}: expected a JSON list of {{"nums": [...], "target": n}}; {error}.') from error
+    if not problems:
+        raise ValueError(f"{path}: has no problems.")
+    for number, problem in enumerate(problems):
+        if len(problem.nums) not in SIZES:
+            raise ValueError(f"{path}: problem {number} has {len(problem.nums)} numbers; give four or five.")
+    return problems
+
+
+def problems_of(text: str) -> list[Problem]:
+    """An argparse type: the problems in a file."""
+    try:
+        return read_problems(input_file(text))
+    except (ValueError, OSError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 _ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

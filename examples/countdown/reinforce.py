@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,14 +19,16 @@ from pathlib import Path
 import anyio
 import msgspec
 
-from examples.countdown.problems import Problem, draw_problems, read_problems
+from examples.countdown.problems import Problem, draw_problems, problems_of
 from examples.countdown.solve import LIMITS, prompt_of, solution_of
 from examples.countdown.train import Excluded
 from examples.countdown.vocabulary import CHILDREN, NESTED, WITHIN
 from policies.training.grpo import GrpoConfig, train_grpo
-from policies.training.processes import run_processes
+from policies.training.processes import MOST_PROCESSES, run_processes
 from policies.training.questions import Question
 from runtime import Limits
+from runtime.command_line import input_directory, number, output_directory, status_of, whole
+from runtime.model.checkpoint import describe
 
 BUDGETS = (1, 2, 2, 3, 3, 4, 6)
 WINDOWS = (128, 192, 256, 320, 512, 1024)
@@ -34,7 +37,7 @@ WINDOWS = (128, 192, 256, 320, 512, 1024)
 class ReinforceArguments(msgspec.Struct, frozen=True):
     checkpoint: Path
     directory: Path
-    excluded: Path
+    excluded: Excluded
     serial: bool
     config: GrpoConfig
 
@@ -84,7 +87,7 @@ def held_out(serial: bool, excluded: Excluded) -> list[Question]:
 
 
 def work(rank: int, world: int, arguments: ReinforceArguments) -> None:
-    excluded = {problem.key for problem in read_problems(arguments.excluded)}
+    excluded = arguments.excluded
     run = partial(
         train_grpo,
         arguments.checkpoint,
@@ -98,21 +101,28 @@ def work(rank: int, world: int, arguments: ReinforceArguments) -> None:
     anyio.run(run)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="directory of the checkpoint to begin with")
-    parser.add_argument("directory", type=Path, help="where the run goes; continued if it has one")
-    parser.add_argument("--exclude", type=Path, required=True, help="problems never to train on (JSON)")
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.countdown.reinforce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=input_directory, help="directory of the checkpoint to begin with")
+    parser.add_argument("directory", type=output_directory, help="where the run goes; continued if it has one")
+    parser.add_argument("--exclude", type=problems_of, required=True, help="problems never to train on (JSON)")
     parser.add_argument("--serial", action="store_true", help="the checkpoint is a serial one")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--questions", type=int, default=32, help="problems a step, over all processes")
-    parser.add_argument("--rate", type=float, default=3e-4, help="of the first step; falls to 0")
-    parser.add_argument("--kl", type=float, default=0.02, help="weight of the divergence from the start")
-    parser.add_argument("--iteration-price", type=float, default=0.0, help="per thousand token-iterations")
-    parser.add_argument("--path-price", type=float, default=0.0, help="per thousand tokens of the critical path")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=whole(1), default=60)
+    parser.add_argument("--questions", type=whole(1), default=32, help="problems a step, over all processes")
+    parser.add_argument("--rate", type=number(0, above=True), default=3e-4, help="of the first step; falls to 0")
+    parser.add_argument("--kl", type=number(0), default=0.02, help="weight of the divergence from the start")
+    parser.add_argument("--iteration-price", type=number(0), default=0.0, help="per thousand token-iterations")
+    parser.add_argument("--path-price", type=number(0), default=0.0, help="per thousand tokens of the critical path")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--processes", type=whole(1, MOST_PROCESSES), default=2)
     given = parser.parse_args()
+    if given.questions < given.processes:
+        parser.error(f"argument --questions: is {given.questions}; give one at least for each of --processes")
+    describe(given.checkpoint)
     config = GrpoConfig(
         steps=given.steps,
         seed=given.seed,
@@ -123,9 +133,11 @@ def main() -> None:
         path_price=given.path_price,
         evaluate_every=20,
     )
-    arguments = ReinforceArguments(given.checkpoint, given.directory, given.exclude, given.serial, config)
+    excluded = {problem.key for problem in given.exclude}
+    arguments = ReinforceArguments(given.checkpoint, given.directory, excluded, given.serial, config)
     run_processes(work, given.processes, arguments)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

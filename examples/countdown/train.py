@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +18,13 @@ import msgspec
 import torch
 
 from examples.countdown.demonstrations import RootThread, parallel_examples, training_problems, tree_examples
-from examples.countdown.problems import LARGEST_VALUE, draw_problems, read_problems
+from examples.countdown.problems import LARGEST_VALUE, draw_problems, problems_of
 from examples.countdown.serial import SerialSearch, serial_examples
 from examples.countdown.vocabulary import WORDS, build_tokenizer
 from policies.training import Example, SupervisedConfig, initialise_from, run_processes, train
+from policies.training.processes import MOST_PROCESSES
+from runtime.command_line import input_directory, number, output_directory, status_of, whole
+from runtime.model.checkpoint import describe
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
 from runtime.model.tokenizer import Tokenizer
@@ -47,7 +51,7 @@ Excluded = set[tuple[tuple[int, ...], int]]
 
 class TrainArguments(msgspec.Struct, frozen=True):
     directory: Path
-    excluded: Path
+    excluded: Excluded
     demonstrations: str
     start: Path | None
     config: SupervisedConfig
@@ -102,7 +106,7 @@ def held_out_examples(excluded: Excluded) -> dict[str, list[Example]]:
 
 def work(rank: int, world: int, arguments: TrainArguments) -> None:
     config = arguments.config
-    excluded = {problem.key for problem in read_problems(arguments.excluded)}
+    excluded = arguments.excluded
     model = fresh_model(config.seed)
     if arguments.start is not None:
         initialise_from(model, arguments.start, Tokenizer(build_tokenizer()))
@@ -118,20 +122,28 @@ def work(rank: int, world: int, arguments: TrainArguments) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where checkpoints and metrics go; continued if it has some")
-    parser.add_argument("--exclude", type=Path, required=True, help="problems never to train on (JSON)")
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.countdown.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", type=output_directory, help="where the run goes; continued if it has one")
+    parser.add_argument("--exclude", type=problems_of, required=True, help="problems never to train on (JSON)")
     parser.add_argument("--demonstrations", choices=DEMONSTRATIONS, default="parallel")
-    parser.add_argument("--start", type=Path, help="a checkpoint whose weights to begin with")
-    parser.add_argument("--steps", type=int, default=9500)
-    parser.add_argument("--hold", type=float, default=0.45, help="share of the steps before the rates decay")
-    parser.add_argument("--muon-rate", type=float, default=0.02)
-    parser.add_argument("--adam-rate", type=float, default=2e-3)
-    parser.add_argument("--tokens", type=int, default=8704, help="tokens a step, over all processes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--start", type=input_directory, help="a checkpoint whose weights to begin with")
+    parser.add_argument("--steps", type=whole(1), default=9500)
+    parser.add_argument("--hold", type=number(0, 1), default=0.45, help="share of the steps before the rates decay")
+    parser.add_argument("--muon-rate", type=number(0, above=True), default=0.02)
+    parser.add_argument("--adam-rate", type=number(0, above=True), default=2e-3)
+    parser.add_argument("--tokens", type=whole(1), default=8704, help="tokens a step, over all processes")
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--processes", type=whole(1, MOST_PROCESSES), default=2)
     given = parser.parse_args()
+    if given.tokens < given.processes:
+        parser.error(f"argument --tokens: is {given.tokens}; give one at least for each of --processes")
+    if given.start is not None:
+        describe(given.start)
     config = SupervisedConfig(
         steps=given.steps,
         hold=given.hold,
@@ -141,9 +153,11 @@ def main() -> None:
         tokens_per_step=given.tokens // given.processes,
         tokens_per_batch=2176,
     )
-    arguments = TrainArguments(given.directory, given.exclude, given.demonstrations, given.start, config)
+    excluded = {problem.key for problem in given.exclude}
+    arguments = TrainArguments(given.directory, excluded, given.demonstrations, given.start, config)
     run_processes(work, given.processes, arguments)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

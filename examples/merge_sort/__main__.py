@@ -12,7 +12,7 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import anyio
 import msgspec
@@ -20,7 +20,8 @@ import msgspec
 from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, is_sorted
 from examples.merge_sort.questions import question_of
 from policies.training.questions import ask_all
-from runtime import Answer, BraidError, Engine, Sampling
+from runtime import Answer, Engine, Sampling
+from runtime.command_line import input_directory, output_file, status_of, whole
 
 LENGTHS = ((1, 4), (5, 8), (9, 16))
 """The model is trained on lists of up to 16 numbers."""
@@ -65,14 +66,12 @@ def arguments() -> argparse.Namespace:
         prog="python -m examples.merge_sort", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("numbers", nargs="?", help='what to sort: "31 7 88 5 60"')
-    parser.add_argument("--evaluate", type=int, metavar="N", help="sort N lists of each of several lengths")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="directory of the checkpoint")
-    parser.add_argument("--trace", type=Path, help="record the run into this file")
+    parser.add_argument("--evaluate", type=whole(1), metavar="N", help="sort N lists of each of several lengths")
+    parser.add_argument("--checkpoint", type=input_directory, required=True, help="directory of the checkpoint")
+    parser.add_argument("--trace", type=output_file, help="record the run into this file")
     given = parser.parse_args()
     if (given.numbers is None) == (given.evaluate is None):
         parser.error("give either numbers or --evaluate N")
-    if given.evaluate is not None and given.evaluate < 1:
-        parser.error("--evaluate needs at least one list")
     if given.numbers is not None:
         words = given.numbers.split()
         if not words or not all(word.isdecimal() and int(word) <= LARGEST for word in words):
@@ -87,18 +86,13 @@ def arguments() -> argparse.Namespace:
 
 async def main() -> int:
     given = arguments()
-    try:
-        async with Engine.open(given.checkpoint, trace=given.trace) as engine:
-            if given.evaluate is not None:
-                for shortest, longest in LENGTHS:
-                    evaluation = await evaluate(engine, given.evaluate, shortest, longest)
-                    sys.stdout.buffer.write(msgspec.json.encode(evaluation) + b"\n")
-                    sys.stdout.flush()
-                return 0
-            (answer,) = await sort_all(engine, [given.numbers])
-    except (BraidError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+    async with Engine.open(given.checkpoint, trace=given.trace) as engine:
+        if given.evaluate is not None:
+            for shortest, longest in LENGTHS:
+                evaluation = await evaluate(engine, given.evaluate, shortest, longest)
+                print(msgspec.json.encode(evaluation).decode(), flush=True)
+            return 0
+        (answer,) = await sort_all(engine, [given.numbers])
     print(answer.text)
     right = is_sorted(given.numbers, answer.text)
     print(
@@ -109,4 +103,4 @@ async def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(anyio.run(main))
+    sys.exit(status_of(partial(anyio.run, main)))

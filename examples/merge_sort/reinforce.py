@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from examples.merge_sort.questions import question_of
 from examples.merge_sort.train import MODEL, POLICY
 from policies.training import export_checkpoint, restore, run_processes
 from policies.training.grpo import GrpoConfig, train_grpo
+from policies.training.processes import MOST_PROCESSES
 from policies.training.questions import Question
+from runtime.command_line import input_directory, output_directory, status_of, whole
+from runtime.model.checkpoint import describe
 from runtime.model.raven import Raven
 
 
@@ -39,20 +43,24 @@ def work(rank: int, world: int, checkpoint: Path, directory: Path, config: GrpoC
         export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, POLICY)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m examples.merge_sort.reinforce",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, help="where learning starts")
-    parser.add_argument("directory", type=Path, help="where metrics and checkpoints go")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--processes", type=int, default=2, help="one a core (default: %(default)s)")
+    parser.add_argument("checkpoint", type=input_directory, help="where learning starts")
+    parser.add_argument("directory", type=output_directory, help="where metrics and checkpoints go")
+    parser.add_argument("--steps", type=whole(1), default=50)
+    parser.add_argument(
+        "--processes", type=whole(1, MOST_PROCESSES), default=2, help="one a core (default: %(default)s)"
+    )
     given = parser.parse_args()
+    describe(given.checkpoint)
     config = GrpoConfig(steps=given.steps, compile=False, iteration_price=0.05)
     run_processes(work, given.processes, given.checkpoint, given.directory, config)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import torch
 from examples.merge_sort.demonstrations import PROTOCOL, WORDS, build_tokenizer, examples
 from policies import AsAsked, Policy
 from policies.training import SupervisedConfig, export_checkpoint, run_processes, train
+from policies.training.processes import MOST_PROCESSES
+from runtime.command_line import output_directory, status_of, whole
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
 
@@ -52,23 +55,26 @@ def work(rank: int, world: int, directory: Path, config: SupervisedConfig) -> No
         export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, POLICY)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.merge_sort.train", description=__doc__)
-    parser.add_argument("directory", type=Path, help="where metrics and checkpoints go")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--processes", type=int, default=2, help="one a core (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("directory", type=output_directory, help="where metrics and checkpoints go")
+    parser.add_argument("--steps", type=whole(1), default=3000)
+    parser.add_argument(
+        "--processes", type=whole(1, MOST_PROCESSES), default=2, help="one a core (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0)
     given = parser.parse_args()
     config = SupervisedConfig(
         steps=given.steps,
         seed=given.seed,
-        tokens_per_step=4352 // given.processes,
+        tokens_per_step=max(1, 4352 // given.processes),
         tokens_per_batch=2176,
         hold=0.4,
         most_backprop=4,
     )
     run_processes(work, given.processes, given.directory, config)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(status_of(main))

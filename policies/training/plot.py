@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.training.metrics import FILE, read_metrics
+from runtime.command_line import input_directory, status_of
 from runtime.logs import logger
 
 if TYPE_CHECKING:
@@ -91,15 +92,10 @@ def _draw(axes: Axes, panel: dict[str, Curve]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m policies.training.plot", description=__doc__)
-    parser.add_argument("directory", type=Path, help="directory of a training run")
-    given = parser.parse_args()
-    try:
-        print(plot_metrics(given.directory))
-    except (ImportError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
+    parser.add_argument("directory", type=input_directory, help="directory of a training run")
+    print(plot_metrics(parser.parse_args().directory))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(status_of(main))

@@ -15,6 +15,9 @@ from torch.multiprocessing.spawn import spawn
 
 Ts = TypeVarTuple("Ts")
 
+MOST_PROCESSES = 256
+"""More than machines that training on CPUs makes sense on have cores; each process holds a model."""
+
 
 def run_processes(work: Callable[[int, int, *Ts], None], processes: int, *arguments: *Ts) -> None:
     """Calls `work(rank, processes, *arguments)` for every rank, each in a process of its own, and waits for all.
@@ -27,8 +30,8 @@ def run_processes(work: Callable[[int, int, *Ts], None], processes: int, *argume
     Raises `torch.multiprocessing.ProcessRaisedException` with the traceback of the first process that raised, or
     `ProcessExitedException` if one died; the others are ended then. They also end if this process is killed.
     """
-    if processes < 1:
-        raise ValueError(f"processes is {processes}; it must be at least 1.")
+    if not 1 <= processes <= MOST_PROCESSES:
+        raise ValueError(f"processes is {processes}; give 1 to {MOST_PROCESSES}.")
     if processes == 1:
         work(0, 1, *arguments)
         return

@@ -283,7 +283,9 @@ def test_export_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert written == export(read(file))
     assert main(["export", str(file), "-o", str(tmp_path / "other.json")]) == 0
     assert (tmp_path / "other.json").read_bytes() == written
-    assert main(["export", str(file), "-o", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit):
+        main(["export", str(file), "-o", str(tmp_path)])
+    assert "it is a directory" in capsys.readouterr().err
 
 
 def test_verify_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -400,5 +400,5 @@ def test_processes_end_when_what_started_them_is_killed() -> None:
 def test_one_process_is_this_one(tmp_path: Path) -> None:
     run_processes(train_a_share, 1, tmp_path)
     assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="give 1 to 256"):
         run_processes(train_a_share, 0, tmp_path)

@@ -13,7 +13,6 @@ import random
 import sys
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import anyio
 from rich.console import Console
@@ -24,7 +23,7 @@ from examples.countdown.report.command import SECTIONS, cells_of, compose, evalu
 from examples.countdown.report.oracle import consult
 from examples.countdown.report.results import ProblemSets, ResultStore
 from examples.countdown.report.sections.five import COUNT as FIVE_COUNT
-from runtime import BraidError
+from runtime.command_line import input_file, output_directory, status_of, whole
 
 FIVE_SEED = "five numbers"
 
@@ -37,11 +36,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--problems",
-        type=Path,
-        default=Path("../shared/data/countdown_val.json"),
+        type=input_file,
+        default="../shared/data/countdown_val.json",
         help='JSON list of {"nums": [...], "target": n} that no model was trained on (default: %(default)s)',
     )
-    parser.add_argument("--limit", type=int, help="only the first so many problems, for a quick look")
+    parser.add_argument("--limit", type=whole(1), help="only the first so many problems, for a quick look")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections (default: all)")
     parser.add_argument("--parallel", default="countdown", help="checkpoint, name or directory (default: %(default)s)")
     parser.add_argument("--serial", default="countdown-serial", help="its serial rival (default: %(default)s)")
@@ -52,16 +51,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--serial-supervised", default=f"{supervised}/serial-supervised", help="before RL (default: %(default)s)"
     )
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="directory (default: %(default)s)")
+    parser.add_argument("--output", type=output_directory, default="docs", help="directory (default: %(default)s)")
     parser.add_argument(
-        "--cache", type=Path, default=Path("runs/report"), help="where finished cells are kept (default: %(default)s)"
+        "--cache",
+        type=output_directory,
+        default="runs/report",
+        help="finished cells (default: %(default)s)",
     )
-    given = parser.parse_args()
-    if given.limit is not None and given.limit < 1:
-        parser.error(f"--limit is {given.limit}; it must be at least 1")
-    if not given.problems.is_file():
-        parser.error(f"{given.problems} does not exist; give --problems FILE")
-    return given
+    return parser.parse_args()
 
 
 def problem_sets(given: argparse.Namespace) -> ProblemSets:
@@ -82,23 +79,19 @@ async def main() -> int:
         "parallel-supervised": given.parallel_supervised,
         "serial-supervised": given.serial_supervised,
     }
-    try:
-        checkpoints, missing = find_checkpoints(paths)
-        for name in missing:
-            console.print(f"[yellow]There is no checkpoint {name}; what needs it is left out.[/]")
-        problems = problem_sets(given)
-        with console.status("Asking the solvers"):
-            oracle = await anyio.to_thread.run_sync(partial(consult, problems["four"]))
-        store = ResultStore(given.cache)
-        results = await evaluate_cells(cells_of(given.only), checkpoints, problems, store, console)
-        report = compose(given.only, results, oracle, problems, given.problems.name, given.limit, missing)
-        write(report, given.output)
-    except (BraidError, ValueError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
-        return 2
+    problems = problem_sets(given)
+    checkpoints, missing = find_checkpoints(paths)
+    for name in missing:
+        console.print(f"[yellow]There is no checkpoint {name}; what needs it is left out.[/]")
+    with console.status("Asking the solvers"):
+        oracle = await anyio.to_thread.run_sync(partial(consult, problems["four"]))
+    store = ResultStore(given.cache)
+    results = await evaluate_cells(cells_of(given.only), checkpoints, problems, store, console)
+    report = compose(given.only, results, oracle, problems, given.problems.name, given.limit, missing)
+    write(report, given.output)
     console.print(f"Written: {given.output / 'countdown.md'}, countdown.json and figures/")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(anyio.run(main))
+    sys.exit(status_of(partial(anyio.run, main)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.machine import cores, processor
 from examples.countdown.report.aims import aims
 from examples.countdown.report.cells import Cell, ModelName
 from examples.countdown.report.checkpoints import Checkpoints, read_facts, resolved
@@ -117,8 +117,8 @@ def compose(
         environment=Environment(
             python=platform.python_version(),
             torch=str(torch.__version__),
-            processor=platform.processor() or platform.machine(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            processor=processor(),
+            cores=cores(),
             problems=file,
             count=len(problems["four"]),
             limit=limit,
