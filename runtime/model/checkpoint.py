@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from runtime.errors import CheckpointError
 from runtime.model.architecture import Model, ModelConfig, build_model, config_as_published, read_config
 from runtime.model.config import RavenConfig
+from runtime.model.published import holds, read_bytes, read_object
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import (
     INDEX,
@@ -61,7 +62,8 @@ class Description:
     tokenizer: Tokenizer | None
     """None without tokenizer.json; prompts are token ids then."""
     stop_tokens: tuple[int, ...]
-    """Ascending ids that end a text: eos_token_id, and for a Raven those of `HUGINN_STOPS` inside the vocabulary."""
+    """Ascending ids that end a text: eos_token_id of generation_config.json, or else of config.json, and for a Raven
+    those of `HUGINN_STOPS` inside the vocabulary."""
     braid: bytes | None
     """Content of braid.json as it is: the protocol and the default policy."""
 
@@ -75,6 +77,8 @@ class Checkpoint(Description):
 
 
 class _Generation(msgspec.Struct):
+    """What counts of either file that may say which tokens end a text."""
+
     eos_token_id: int | list[int] | None = None
 
 
@@ -130,7 +134,7 @@ def describe(name_or_path: str | Path) -> Description:
     """Everything of a checkpoint but its weights, which are not looked at. Raises `CheckpointError`."""
     directory = resolve(name_or_path)
     config = read_config(directory / CONFIG)
-    tokenizer = Tokenizer.from_file(directory / TOKENIZER) if (directory / TOKENIZER).is_file() else None
+    tokenizer = Tokenizer.from_file(directory / TOKENIZER) if holds(directory / TOKENIZER) else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         token = tokenizer.id_to_token(tokenizer.vocab_size - 1)
         raise CheckpointError(
@@ -142,7 +146,7 @@ def describe(name_or_path: str | Path) -> Description:
         config=config,
         tokenizer=tokenizer,
         stop_tokens=_stop_tokens(directory, config),
-        braid=(directory / BRAID).read_bytes() if (directory / BRAID).is_file() else None,
+        braid=read_bytes(directory / BRAID) if holds(directory / BRAID) else None,
     )
 
 
@@ -261,14 +265,7 @@ def _check_names_and_shapes(
 
 
 def _stop_tokens(directory: Path, config: ModelConfig) -> tuple[int, ...]:
-    path = directory / GENERATION_CONFIG
-    if not path.is_file():
-        path = directory / CONFIG
-    try:
-        eos = msgspec.json.decode(path.read_bytes(), type=_Generation).eos_token_id
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: {error}.") from error
-    declared = [] if eos is None else [eos] if isinstance(eos, int) else eos
+    path, declared = _declared_stops(directory)
     for token in declared:
         if not 0 <= token < config.vocab_size:
             raise CheckpointError(
@@ -277,6 +274,20 @@ def _stop_tokens(directory: Path, config: ModelConfig) -> tuple[int, ...]:
             )
     always = HUGINN_STOPS if isinstance(config, RavenConfig) else ()
     return tuple(sorted({*declared, *(token for token in always if token < config.vocab_size)}))
+
+
+def _declared_stops(directory: Path) -> tuple[Path, list[int]]:
+    """The file that says which tokens end a text, the first of those that may, and what it says."""
+    for path in (directory / GENERATION_CONFIG, directory / CONFIG):
+        if not holds(path):
+            continue
+        try:
+            eos = msgspec.convert(read_object(path), _Generation).eos_token_id
+        except msgspec.ValidationError as error:
+            raise CheckpointError(f"{path}: {error}.") from error
+        if eos is not None:
+            return path, [eos] if isinstance(eos, int) else eos
+    return directory / CONFIG, []
 
 
 def _own_tensors(model: Model) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from runtime.errors import CheckpointError
-from runtime.model.published import expect
+from runtime.model.published import expect, shown
 
 MODEL_TYPE = "llama"
 
@@ -25,10 +25,10 @@ _SUPPORTED = {
 }
 """Values of `config.json` that name a structure; any other value is a model this code does not implement."""
 
-_UNSAID = {"partial_rotary_factor": 1.0, "quantization_config": None}
+_UNSAID = {"partial_rotary_factor": 1.0, "quantization_config": None, "per_layer_config": None, "is_causal": True}
 """The same for keys that are not written where they have these values."""
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -58,6 +58,8 @@ class Llama3Scaling(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_t
 
 
 RotaryScaling = LinearScaling | DynamicScaling | Llama3Scaling
+
+_ORIGINAL = "original_max_position_embeddings"
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3")
 
@@ -115,8 +117,8 @@ def llama_config(path: Path, raw: Mapping[str, Any]) -> LlamaConfig:
     """The configuration in the object of a `config.json` of transformers; `path` is named in errors.
 
     Rotary parameters may be written as transformers 4 does (`rope_theta`, `rope_scaling`) or as 5 does
-    (`rope_parameters`). Raises `CheckpointError`, naming the file and the key, for a value that this implementation
-    does not support.
+    (`rope_parameters`), and `original_max_position_embeddings` beside them. Raises `CheckpointError`, naming the file
+    and the key, for a value that this implementation does not support.
     """
     # To transformers, null is as good as nothing.
     values = {key: value for key, value in raw.items() if value is not None}
@@ -155,7 +157,11 @@ def _rotary(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
     rotary = values.get(key, {})
     if not isinstance(rotary, dict):
-        raise CheckpointError(f"{path}: {key} is {rotary!r}; expected a JSON object.")
+        raise CheckpointError(f"{path}: {key} is {shown(rotary)}; expected a JSON object.")
+    if nested := [name for name, value in rotary.items() if isinstance(value, dict)]:
+        raise CheckpointError(
+            f"{path}: {key}.{nested[0]} is an object; supported are rotary parameters that all layers share."
+        )
     rotary = {name: value for name, value in rotary.items() if value is not None}
     expect(path, rotary, "partial_rotary_factor", 1.0)
     return rotary
@@ -165,11 +171,13 @@ def _scaling(path: Path, rotary: Mapping[str, Any], values: Mapping[str, Any]) -
     """The scaling among rotary parameters, as `RotaryScaling` is encoded; not checked but for its type."""
     kind = rotary.get("rope_type", rotary.get("type", "default"))
     if kind not in _ROPE_TYPES:
-        raise CheckpointError(f"{path}: rope_type is {kind!r}; supported are {', '.join(_ROPE_TYPES)}.")
+        raise CheckpointError(f"{path}: rope_type is {shown(kind)}; supported are {', '.join(_ROPE_TYPES)}.")
     if kind == "default":
         return None
-    longest = values.get("max_position_embeddings", 2048)
-    return {"original_max_position_embeddings": longest, **rotary, "rope_type": kind}
+    scaling = {**rotary, "rope_type": kind}
+    # As in transformers, what stands beside the rotary parameters counts before what stands among them.
+    longest = values.get(_ORIGINAL, rotary.get(_ORIGINAL, values.get("max_position_embeddings", 2048)))
+    return {**scaling, _ORIGINAL: longest} if kind == "llama3" else scaling
 
 
 def llama_as_published(config: LlamaConfig, dtype: str) -> dict[str, Any]:

@@ -242,10 +242,28 @@ def test_stop_tokens_are_the_declared_ones(saved: Path, generation: object, expe
     assert load_checkpoint(saved).stop_tokens == expected
 
 
-def test_without_generation_config_the_model_config_declares_them(saved: Path) -> None:
+@pytest.mark.parametrize("generation", [None, {}, {"temperature": 0.6}, {"eos_token_id": None}])
+@pytest.mark.parametrize(("declared", "expected"), [(4, (4,)), ([9, 4], (4, 9))])
+def test_where_generation_config_declares_none_the_model_config_does(
+    saved: Path, generation: object, declared: object, expected: tuple[int, ...]
+) -> None:
     (saved / "generation_config.json").unlink()
+    if generation is not None:
+        (saved / "generation_config.json").write_text(json.dumps(generation))
+    change_config(saved, eos_token_id=declared)
+    assert load_checkpoint(saved).stop_tokens == expected
+
+
+def test_what_generation_config_declares_counts_before_the_model_config(saved: Path) -> None:
+    (saved / "generation_config.json").write_text('{"eos_token_id": 3}')
     change_config(saved, eos_token_id=4)
-    assert load_checkpoint(saved).stop_tokens == (4,)
+    assert load_checkpoint(saved).stop_tokens == (3,)
+
+
+@pytest.mark.parametrize("declared", [True, 1.5, "4", [4, None], {"id": 4}, 40, -1, [4, 40], 2**70])
+def test_bad_stop_tokens_of_the_model_config_are_named(saved: Path, declared: object) -> None:
+    change_config(saved, eos_token_id=declared)
+    refused(saved, saved / "config.json", "eos_token_id")
 
 
 def test_a_large_vocabulary_has_the_reference_stops(tmp_path: Path, make_model: MakeModel) -> None:

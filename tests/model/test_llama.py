@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaConfig as TransformersConfig
 from transformers import LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from runtime.errors import CheckpointError
+from runtime.model.architecture import read_config
 from runtime.model.checkpoint import describe, fingerprint, load_checkpoint, save_checkpoint
-from runtime.model.llama import Llama
+from runtime.model.llama import Llama, rotary_frequencies
 from runtime.model.llama_config import LinearScaling, Llama3Scaling, LlamaConfig
 from runtime.model.raven import attend_causally
 from tests.llamas import LLAMA3, VARIANTS, make_llama, save_llama
@@ -128,6 +134,62 @@ def test_rotary_parameters_are_read_old_and_new(
     torch.testing.assert_close(run_dense(loaded.model, tokens), logits_of(theirs, tokens), atol=1e-4, rtol=1e-4)
 
 
+ROTARY_VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "rope_type": st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]),
+    "type": st.sampled_from(["default", "linear", "dynamic", "llama3", "su"]),
+    "rope_theta": st.floats(10.0, 1e6),
+    "factor": st.floats(1.0, 16.0),
+    "low_freq_factor": st.floats(0.5, 2.0),
+    "high_freq_factor": st.floats(3.0, 8.0),
+    "original_max_position_embeddings": st.integers(16, 4096),
+    "partial_rotary_factor": st.sampled_from([0.5, 1.0]),
+}
+COMPLETE = ("rope_type", "factor", "low_freq_factor", "high_freq_factor")
+
+
+@st.composite
+def rotary_configurations(draw: st.DrawFn) -> dict[str, Any]:
+    """Keys of config.json with rotary parameters in any of the places where they may be, some of them in several."""
+
+    def some(needed: Iterable[str] = ()) -> dict[str, Any]:
+        return draw(
+            st.fixed_dictionaries(
+                {key: ROTARY_VALUES[key] for key in needed},
+                optional={key: values for key, values in ROTARY_VALUES.items() if key not in needed},
+            )
+        )
+
+    places = draw(st.sets(st.sampled_from(["rope_parameters", "rope_scaling"])))
+    return some() | {place: some(draw(st.sampled_from([(), COMPLETE]))) for place in sorted(places)}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rotary=rotary_configurations())
+def test_rotary_parameters_count_where_transformers_reads_them(saved: Path, rotary: dict[str, Any]) -> None:
+    path = saved / "config.json"
+    raw = {**json.loads(path.read_text()), "rope_parameters": None, **rotary}
+    path.write_text(json.dumps(raw))
+    try:
+        config = read_config(path)
+    except CheckpointError as error:
+        config, refusal = None, str(error)
+    if config is None:
+        assert any(key in refusal for key in ROTARY_VALUES), refusal
+        return
+    assert isinstance(config, LlamaConfig)
+    theirs = LlamaRotaryEmbedding(TransformersConfig(**raw))
+    torch.testing.assert_close(rotary_frequencies(config), theirs.inv_freq, rtol=1e-5, atol=0)
+    assert theirs.attention_scaling == 1.0
+
+
+def test_the_original_length_may_stand_beside_the_rotary_parameters(saved: Path, tokens: Tensor) -> None:
+    scaling = {key: value for key, value in LLAMA3.items() if key != "original_max_position_embeddings"}
+    change_config(saved, rope_parameters=DELETED, rope_scaling=scaling, original_max_position_embeddings=32)
+    theirs = LlamaForCausalLM.from_pretrained(saved).eval()
+    ours = run_dense(load_checkpoint(saved).model, tokens)
+    torch.testing.assert_close(ours, logits_of(theirs, tokens), atol=1e-4, rtol=1e-4)
+
+
 def test_what_a_file_leaves_out_is_as_in_transformers(tmp_path: Path, tokens: Tensor) -> None:
     reference = make_llama()
     save_llama(tmp_path, reference)
@@ -217,6 +279,12 @@ def test_stop_tokens_are_the_declared_ones_and_no_others(tmp_path: Path) -> None
         ({"rope_parameters": {"rope_type": "linear"}}, ["`factor`", "rope_scaling"]),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, ["> 0", "rope_scaling.factor"]),
         ({"rope_parameters": {**LLAMA3, "low_freq_factor": 4.0}}, ["low_freq_factor is 4.0", "high_freq_factor, 4.0"]),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
+            ["rope_parameters.full_attention", "all layers"],
+        ),
+        ({"per_layer_config": {"0": {"head_dim": 4}}}, ["per_layer_config"]),
+        ({"is_causal": False}, ["is_causal is False"]),
         ({"rope_parameters": {"rope_theta": -1.0}}, ["rope_theta", "> 0"]),
         ({"hidden_size": DELETED}, ["`hidden_size`"]),
         ({"num_attention_heads": DELETED}, ["`num_attention_heads`"]),
