@@ -17,7 +17,8 @@ import msgspec
 
 from policies import Policy, from_builtins, to_builtins
 from runtime.commands import Device, OnTraceError
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, ProtocolError
+from runtime.model.published import parse_object
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol, TagProtocol
 from runtime.settings import EngineSettings
@@ -86,7 +87,7 @@ def open_device(
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
     loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
     load_native_code(loaded.model, settings)
-    protocol, own_policy = _read_braid(loaded)
+    protocol, own_policy = read_braid(loaded)
     default = policy or own_policy or Policy()
     config = loaded.model.config
     threads = torch_threads(loaded.model, settings)
@@ -148,7 +149,7 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
     from traces.playback import Playback
 
     described = describe(trace.header.checkpoint if checkpoint is None else checkpoint)
-    protocol, _ = _read_braid(described)
+    protocol, _ = read_braid(described)
     return Opened(
         device=Playback(trace),
         tokenizer=described.tokenizer,
@@ -160,20 +161,25 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
     )
 
 
-def _read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | None]:
+def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | None]:
+    """The protocol and the policy that a checkpoint's `braid.json` declares.
+
+    Raises `CheckpointError`, naming the file, for what is no declaration of either, or for a protocol that the
+    checkpoint's tokenizer cannot write.
+    """
     if checkpoint.braid is None:
         return None, None
     where = checkpoint.path / "braid.json"
     try:
-        braid = msgspec.json.decode(checkpoint.braid, type=BraidFile)
+        braid = msgspec.convert(parse_object(where, checkpoint.braid), BraidFile)
         policy = None if braid.policy is None else from_builtins(braid.policy, Policy)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise CheckpointError(f"{where}: {error}") from error
-    if braid.protocol is None:
-        return None, policy
-    if checkpoint.tokenizer is None:
-        raise CheckpointError(f"{where} declares a protocol, which needs a tokenizer.json beside it.")
-    return braid.protocol.bind(checkpoint.tokenizer), policy
+        if braid.protocol is None:
+            return None, policy
+        if checkpoint.tokenizer is None:
+            raise ProtocolError("the protocol needs a tokenizer.json beside it.")
+        return braid.protocol.bind(checkpoint.tokenizer), policy
+    except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
+        raise CheckpointError(f"{where}: {str(error).removesuffix('.')}.") from error
 
 
 def _header(checkpoint: str | Path, model: str, settings: EngineSettings, policy: Policy, seed: int) -> Header:

@@ -11,7 +11,7 @@ from runtime.model import llama_config as llama
 from runtime.model.config import RavenConfig
 from runtime.model.llama import Llama
 from runtime.model.llama_config import LlamaConfig
-from runtime.model.published import read_object
+from runtime.model.published import read_object, shown
 from runtime.model.raven import Raven
 
 Model = Raven | Llama
@@ -32,7 +32,7 @@ def read_config(path: Path) -> ModelConfig:
             return llama.llama_config(path, raw)
         case other:
             raise CheckpointError(
-                f"{path}: model_type is {other!r}; supported are {raven.MODEL_TYPE!r} (depth-recurrent models, as "
+                f"{path}: model_type is {shown(other)}; supported are {raven.MODEL_TYPE!r} (depth-recurrent models, as "
                 f"Huginn) and {llama.MODEL_TYPE!r} (LlamaForCausalLM of transformers)."
             )
 

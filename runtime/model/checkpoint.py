@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 from runtime.errors import CheckpointError
 from runtime.model.architecture import Model, ModelConfig, build_model, config_as_published, read_config
 from runtime.model.config import RavenConfig
-from runtime.model.published import holds, read_bytes, read_object
+from runtime.model.fitting import check_sizes
+from runtime.model.published import holds, is_directory, read_bytes, read_object
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.weights import (
     INDEX,
@@ -100,10 +101,13 @@ def resolve(name_or_path: str | Path) -> Path:
     """
     if isinstance(name_or_path, str) and name_or_path in shipped_checkpoints():
         return shipped_directory() / name_or_path
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name_or_path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{name_or_path}: {error} Write the whole path of the checkpoint directory.") from error
+    if is_directory(path):
         return path
-    if path.is_file():
+    if holds(path):
         if is_pickle(path):
             raise CheckpointError(refuse_pickle(path))
         raise CheckpointError(f"{path}: is a file; expected a checkpoint directory, with {CONFIG} and {WEIGHTS} in it.")
@@ -216,9 +220,10 @@ class _Unallocated(TorchFunctionMode):
 
 
 def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Model:
+    stored = {name: tensor for name, tensor in find_tensors(directory).items() if not name.endswith(_IGNORED)}
+    check_sizes(directory / CONFIG, config, stored)
     with _Unallocated():
         model = build_model(config)
-    stored = {name: tensor for name, tensor in find_tensors(directory).items() if not name.endswith(_IGNORED)}
     _check_names_and_shapes(directory, config, stored, model)
     tensors = {
         name: tensor.to(device, torch.float32 if name == _ROTARY else dtype, copy=True)
@@ -228,8 +233,9 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, device
         tensors[_ROTARY] = model.get_buffer(_ROTARY).to(device)
     if config.tie_embeddings:
         table = _table(config)
-        head = tensors.setdefault(_HEAD, tensors[table])
-        if not torch.equal(head, tensors[table]):
+        if _HEAD not in stored:
+            tensors[_HEAD] = tensors[table]
+        elif not torch.equal(tensors[_HEAD], tensors[table]):
             raise CheckpointError(
                 f"{stored[_HEAD].file}: {_HEAD} differs from {table}; expected equal tensors, or no {_HEAD}, because "
                 f"{'tie_embeddings' if isinstance(config, RavenConfig) else 'tie_word_embeddings'} is true in "
@@ -246,7 +252,7 @@ def _check_names_and_shapes(
 ) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     optional = {_ROTARY, _HEAD} if config.tie_embeddings else {_ROTARY}
-    where = directory / (WEIGHTS if (directory / WEIGHTS).is_file() else INDEX)
+    where = directory / (WEIGHTS if holds(directory / WEIGHTS) else INDEX)
     if missing := [name for name in expected if name not in stored and name not in optional]:
         raise CheckpointError(
             f"{where}: no tensor {listed(missing)}; expected shape {list(expected[missing[0]])} for "

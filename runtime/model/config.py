@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from runtime.errors import CheckpointError
-from runtime.model.published import expect
+from runtime.model.published import expect, shown
 
 MODEL_TYPE = "huginn_raven"
 
@@ -22,6 +22,9 @@ _SUPPORTED = {
     "injection_type": "linear",
 }
 """Values of `config.json` that name a structure; any other value is a model this code does not implement."""
+
+_LARGEST = 2**31 - 1
+"""Above it no size is one, and arithmetic with sizes would overflow."""
 
 _STATE_INITS = ("like-init", "zero")
 
@@ -129,8 +132,11 @@ def _check(path: Path, config: RavenConfig) -> None:
         "mean_backprop_depth": 0,
     }
     for key, bound in least.items():
-        if getattr(config, key) < bound:
-            raise CheckpointError(f"{path}: {key} is {getattr(config, key)}; expected at least {bound}.")
+        value = getattr(config, key)
+        if value < bound:
+            raise CheckpointError(f"{path}: {key} is {value}; expected at least {bound}.")
+        if value > _LARGEST:
+            raise CheckpointError(f"{path}: {key} is {value}; expected at most {_LARGEST}.")
     for key in ("norm_eps", "rope_base"):
         if not 0 < getattr(config, key) < math.inf:
             raise CheckpointError(f"{path}: {key} is {getattr(config, key)}; expected a positive number.")
@@ -140,7 +146,9 @@ def _check(path: Path, config: RavenConfig) -> None:
             "n_embd must be a multiple of 2 * n_heads."
         )
     if config.state_init not in _STATE_INITS:
-        raise CheckpointError(f"{path}: state_init is {config.state_init!r}; supported are {', '.join(_STATE_INITS)}.")
+        raise CheckpointError(
+            f"{path}: state_init is {shown(config.state_init)}; supported are {', '.join(_STATE_INITS)}."
+        )
 
 
 def _check_derived(path: Path, raw: dict[str, Any], config: RavenConfig) -> None:
@@ -150,13 +158,13 @@ def _check_derived(path: Path, raw: dict[str, Any], config: RavenConfig) -> None
     expect(path, raw, "tie_word_embeddings", config.tie_embeddings)
     init_values = raw.get("init_values") or {}
     if not isinstance(init_values, dict):
-        raise CheckpointError(f"{path}: init_values is {init_values!r}; expected a JSON object.")
+        raise CheckpointError(f"{path}: init_values is {shown(init_values)}; expected a JSON object.")
     for key, expected in (("embed_scale", config.embedding_scale), ("std", config.state_std)):
         value = init_values.get(key, expected)
         if key == "std" and config.state_init == "zero":
             continue
         if not isinstance(value, int | float) or not math.isclose(value, expected, rel_tol=1e-4):
-            raise CheckpointError(f"{path}: init_values.{key} is {value!r}; supported is {expected!r}.")
+            raise CheckpointError(f"{path}: init_values.{key} is {shown(value)}; supported is {expected!r}.")
 
 
 def raven_as_published(config: RavenConfig, dtype: str) -> dict[str, Any]:

@@ -29,21 +29,36 @@ def holds(path: Path) -> bool:
     Raises `CheckpointError` for what is there and is no file that can be read without waiting (a directory, a pipe, a
     device, a link to nothing), and for a path that cannot be looked at.
     """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        if path.is_symlink():
-            raise CheckpointError(
-                f"{path}: is a link to {str(path.readlink())!r}, where there is nothing. Copy the file that it should "
-                "lead to, or remove the link."
-            ) from None
+    mode = _mode(path)
+    if mode is None:
         return False
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be looked at ({error}). Expected a file that can be read.") from error
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise CheckpointError(f"{path}: is {kind}; expected a file.")
     return True
+
+
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory at `path`. Raises `CheckpointError` as `holds` does for what cannot be looked at."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: Path) -> int | None:
+    """What is at `path`; None for nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not path.is_symlink():
+            return None
+        raise CheckpointError(
+            f"{path}: is a link to {str(path.readlink())!r}, where there is nothing. Copy what it should lead to, or "
+            "remove the link."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{shown(str(path))}: cannot be looked at ({shown(str(error))}). Check the name and its permissions."
+        ) from error
 
 
 def read_bytes(path: Path) -> bytes:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runtime.errors import CheckpointError
+from runtime.model.published import holds, read_object, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,9 +38,9 @@ def find_tensors(directory: Path) -> dict[str, StoredTensor]:
     Raises `CheckpointError`, naming the file, if there are no safetensors weights, if a file is truncated or is no
     safetensors, if the index and its shards disagree or leave the directory, or if a tensor is not floating point.
     """
-    if (directory / WEIGHTS).is_file():
+    if holds(directory / WEIGHTS):
         return _header(directory / WEIGHTS)
-    if (directory / INDEX).is_file():
+    if holds(directory / INDEX):
         return _sharded(directory / INDEX)
     raise CheckpointError(_no_weights(directory))
 
@@ -96,8 +97,8 @@ def _header(path: Path) -> dict[str, StoredTensor]:
 
 def _sharded(index: Path) -> dict[str, StoredTensor]:
     try:
-        weight_map = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        weight_map = msgspec.convert(read_object(index), _Index).weight_map
+    except msgspec.ValidationError as error:
         raise CheckpointError(f"{index}: not a weight index ({error}).") from error
     shards = list(dict.fromkeys(weight_map.values()))
     for shard in shards:
@@ -118,9 +119,9 @@ def _sharded(index: Path) -> dict[str, StoredTensor]:
 
 def _check_shard(index: Path, shard: str, weight_map: Mapping[str, str]) -> None:
     if not _stays_inside(shard):
-        raise CheckpointError(f"{index}: weight_map names {shard!r}; expected a file inside this directory.")
+        raise CheckpointError(f"{index}: weight_map names {shown(shard)}; expected a file inside this directory.")
     path = index.parent / shard
-    if not path.is_file():
+    if not holds(path):
         missing = [name for name, file in weight_map.items() if file == shard]
         raise CheckpointError(
             f"{path}: no such file, but {INDEX} says that it holds {listed(missing)}. Copy the missing shard."
@@ -136,7 +137,10 @@ def _stays_inside(shard: str) -> bool:
 
 
 def _no_weights(directory: Path) -> str:
-    files = sorted(path for path in directory.iterdir() if path.is_file())
+    try:
+        files = sorted(path for path in directory.iterdir() if path.is_file())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be listed ({error}). Check its permissions.") from error
     if pickles := [path for path in files if is_pickle(path)]:
         return refuse_pickle(pickles[0])
     found = [path.name for path in files if path.suffix == ".safetensors"]

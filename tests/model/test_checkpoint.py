@@ -457,11 +457,19 @@ def test_a_tensor_that_the_index_leaves_out_is_named(saved: Path) -> None:
     refused(saved, saved / holder, f"holds {QUERY}")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"metadata": {}}', '{"weight_map": {"a": 1}}'])
-def test_a_broken_index_is_named(saved: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"metadata": {}}', "not a weight index"),
+        ('{"weight_map": {"a": 1}}', "not a weight index"),
+    ],
+)
+def test_a_broken_index_is_named(saved: Path, content: str, part: str) -> None:
     shard(saved)
     (saved / "model.safetensors.index.json").write_text(content)
-    refused(saved, saved / "model.safetensors.index.json", "not a weight index")
+    refused(saved, saved / "model.safetensors.index.json", part)
 
 
 def test_shards_may_be_links_into_a_download_cache(saved: Path) -> None:
