@@ -382,18 +382,20 @@ def test_a_thread_of_priority_does_not_wait_for_a_row(model: Raven) -> None:
 # ---- the device -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["prelude", "iterate", "coda"])
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("where", ["_prelude", "_iterate", "_logits"])
+@pytest.mark.parametrize(
+    "changes", [{"backend": "torch"}, {"backend": "torch", "deterministic": True}, {"backend": "fused"}]
+)
 def test_memory_that_runs_out_in_the_middle_of_a_tick_changes_nothing(
-    model: Raven, monkeypatch: pytest.MonkeyPatch, where: str, deterministic: bool
+    model: Raven, monkeypatch: pytest.MonkeyPatch, where: str, changes: dict[str, Any]
 ) -> None:
-    sizes = settings(backend="torch", deterministic=deterministic)
+    sizes = settings(**changes)
     expected, solo = (Solo.over(model, sizes, POLICY) for _ in range(2))
     for number in range(8):
         for each in (expected, solo):
             each.send(*beginning((number,), prompt_for(number, 9), 5, sampling=Sampling(repetition_penalty=1.2)))
     want = {path: report.tokens for path, (report,) in ended(expected).items() if isinstance(report, Finished)}
-    original, tick = getattr(Raven, where), solo.backend.tick
+    step, tick = getattr(solo.backend, where), solo.backend.tick
     entering = failed = 0  # groups that enter in the present tick; ticks that failed
 
     def measured(this: Tick) -> TickResult:
@@ -401,15 +403,15 @@ def test_memory_that_runs_out_in_the_middle_of_a_tick_changes_nothing(
         entering = len(set(this.entering.group.tolist()))
         return tick(this)
 
-    def sometimes(self: Raven, *arguments: Any) -> Tensor:
+    def sometimes(*arguments: Any) -> Tensor | None:
         nonlocal failed
         if entering > 1:
             failed += 1
             raise torch.OutOfMemoryError("no memory")
-        return original(self, *arguments)
+        return step(*arguments)
 
     monkeypatch.setattr(solo.backend, "tick", measured)
-    monkeypatch.setattr(Raven, where, sometimes)
+    monkeypatch.setattr(solo.backend, where, sometimes)
     found = {path: report.tokens for path, (report,) in ended(solo).items() if isinstance(report, Finished)}
     assert failed > 3
     assert found == want

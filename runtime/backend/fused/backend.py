@@ -114,8 +114,7 @@ class FusedBackend(LaneBackend):
         lanes.leave(tick.dropped)
         if plain.all() and self._plain[lanes.occupied].all():
             return self._advance(tick)
-        with torch.inference_mode():
-            result = self._tick(msgspec.structs.replace(tick, copies=tick.copies[:0], dropped=tick.dropped[:0]))
+        result = super().tick(msgspec.structs.replace(tick, copies=tick.copies[:0], dropped=tick.dropped[:0]))
         self._plain[entering.lane] = plain
         return self._with_runs(result)
 
@@ -316,8 +315,13 @@ class _NativeExits(ExitTests):
     def _values(self, policy: DepthPolicy, lanes: Int64, view: DepthView) -> tuple[Tensor, Tensor]:
         if criterion_of(policy) <= 0:
             return super()._values(policy, lanes, view)
+        at = torch.from_numpy(lanes)
+        before = self._remembered[at]
         values = self._measured(lanes)
-        return values, self._remembered[torch.from_numpy(lanes)]
+        after = self._remembered[at]
+        # A tick that fails from here on is tried again, and measures from where this one did.
+        self._remembered[at] = before
+        return values, after
 
 
 def criterion_of(policy: DepthPolicy) -> int:
