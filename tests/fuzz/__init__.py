@@ -1,0 +1,1 @@
+"""Random programs over the public API, and faults at every place: `python -m tests.fuzz --minutes 60`."""

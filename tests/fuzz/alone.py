@@ -1,0 +1,150 @@
+"""What a thread was told and what it said, and saying it again alone, with memory to spare."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import msgspec
+
+from policies import DepthPolicy
+from runtime import EngineSettings, Sampling
+from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
+from tests.engine.solo import Solo
+from tests.fuzz.generating import CONTEXT
+from tests.fuzz.program import Setup
+from tests.fuzz.subjects import DEPTHS, MOST, model_of
+
+_KEPT = 24
+"""Engines that are kept for the next program."""
+
+
+class Received(msgspec.Struct, frozen=True):
+    tokens: tuple[int, ...]
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    """None where the API did not tell, as of streams that were left."""
+    sampling: Sampling
+    depth: DepthPolicy
+
+
+Step = Received | Sampled
+
+
+@dataclass
+class Said:
+    """One thread's life, as far as it went into its context."""
+
+    path: ThreadPath
+    depth: DepthPolicy
+    """That it was opened with, for its role."""
+    steps: list[Step] = field(default_factory=list)
+    origin: tuple[Said, int] | None = None
+    """For a fork, its parent and how many of the parent's steps it began with."""
+    is_comparable: bool = True
+    """Whether what it said is a function of what it was told alone."""
+    cut: set[DepthPolicy] = field(default_factory=set)
+    """Policies of calls that were cut: they may have computed some of what later calls build on."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The whole context."""
+        inherited = () if self.origin is None else self.origin[0].tokens_after(self.origin[1])
+        return inherited + self.tokens_after(len(self.steps), own=True)
+
+    def tokens_after(self, steps: int, own: bool = False) -> tuple[int, ...]:
+        """The context after so many steps of its own, without what it inherited where `own`."""
+        inherited = () if own or self.origin is None else self.origin[0].tokens_after(self.origin[1])
+        return inherited + tuple(token for step in self.steps[:steps] for token in step.tokens)
+
+    def receive(self, tokens: tuple[int, ...]) -> None:
+        if tokens:
+            self.steps.append(Received(tokens))
+
+    def sample(
+        self, tokens: tuple[int, ...], logprobs: tuple[float, ...] | None, sampling: Sampling, depth: DepthPolicy
+    ) -> None:
+        """A call went into the context, whole or as far as it was kept."""
+        if self.cut - {depth}:
+            self.is_comparable = False
+        if tokens:
+            self.steps.append(Sampled(tokens, logprobs, sampling, depth))
+
+    def fork(self, path: ThreadPath, depth: DepthPolicy) -> Said:
+        child = Said(path, depth, origin=(self, len(self.steps)), is_comparable=self.is_comparable, cut=set(self.cut))
+        return child
+
+
+class Roomy:
+    """Engines with memory to spare, one for each kind of setup, on which a thread is alone."""
+
+    def __init__(self) -> None:
+        self._solos: OrderedDict[tuple[object, ...], Solo] = OrderedDict()
+
+    def differences(self, setup: Setup, said: Said) -> list[str]:
+        """Where a thread alone says something else than it said in company; empty where it says the same."""
+        solo = self._solo(setup)
+        found: list[str] = []
+        solo.send(*self._opening(setup, said))
+        for step in said.steps:
+            found += self._repeat(solo, said, step)
+        solo.send(CloseThread(said.path))
+        solo.core.ledger.take_reports()
+        return found
+
+    def _opening(self, setup: Setup, said: Said) -> list[OpenThread]:
+        if said.origin is None:
+            return [OpenThread(thread=said.path, seed=setup.seed, depth=said.depth)]
+        parent, steps = said.origin
+        solo = self._solo(setup)
+        solo.send(*self._opening(setup, parent))
+        for step in parent.steps[:steps]:
+            self._repeat(solo, parent, step)
+        solo.send(OpenThread(thread=said.path, seed=setup.seed, depth=said.depth, inherits=parent.path))
+        solo.send(CloseThread(parent.path))
+        return []
+
+    def _repeat(self, solo: Solo, said: Said, step: Step) -> list[str]:
+        if isinstance(step, Received):
+            solo.send(Extend(said.path, step.tokens))
+            return []
+        solo.send(Generate(thread=said.path, max_tokens=len(step.tokens), sampling=step.sampling, depth=step.depth))
+        (report,) = solo.run(check=False)
+        where = f"thread {said.path}"
+        if not isinstance(report, Finished):
+            return [f"{where} fails alone: {report}"]
+        if report.tokens != step.tokens:
+            return [f"{where} said {step.tokens}, alone it says {report.tokens}"]
+        if step.logprobs is not None and report.logprobs != step.logprobs:
+            return [f"{where} had log-probabilities {step.logprobs}, alone {report.logprobs}"]
+        return []
+
+    def _solo(self, setup: Setup) -> Solo:
+        key = (setup.model, setup.backend, setup.slots, setup.chunk, setup.page_size)
+        if key in self._solos:
+            self._solos.move_to_end(key)
+        else:
+            settings = EngineSettings(
+                pages=4 * math.ceil(CONTEXT / setup.page_size),
+                page_size=setup.page_size,
+                lanes=16,
+                chunk=setup.chunk,
+                most_iterations=MOST,
+                slots=setup.slots,
+                backend=setup.backend,
+                threads=1,
+                deterministic=True,
+                reuse_prefixes=False,
+            )
+            self._solos[key] = Solo.over(model_of(setup.model), settings, DEPTHS["deep"])
+            if len(self._solos) > _KEPT:
+                self._solos.popitem(last=False)[1].core.close()
+        return self._solos[key]
+
+    def close(self) -> None:
+        while self._solos:
+            self._solos.popitem()[1].core.close()

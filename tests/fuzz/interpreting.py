@@ -1,0 +1,307 @@
+"""Runs the bodies of a program's threads, and keeps the books that its checks are about."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from policies import DepthPolicy, Limits
+from runtime import Answer, Child, Engine, ReasoningThread
+from runtime.errors import (
+    CapacityError,
+    EngineClosed,
+    EngineFailed,
+    LimitExceeded,
+    PolicyError,
+    PromptError,
+    QueueFull,
+)
+from tests.fuzz import program as p
+from tests.fuzz.alone import Said
+from tests.fuzz.faults import Injected
+from tests.fuzz.subjects import BY_LOAD, DEPTHS, SAMPLINGS, FailsAtRole, policy_of
+
+_PROBE = p.Root(prompt=(3, 1, 2), body=(p.Generate(tokens=2),), depth="shallow")
+
+
+class Planned(Exception):
+    """What a body raises on purpose."""
+
+
+class Books:
+    """What happened in one program."""
+
+    def __init__(self, setup: p.Setup) -> None:
+        self.setup = setup
+        self.said: list[Said] = []
+        self.roots: list[ReasoningThread] = []
+        self.driven: list[tuple[p.Root, Answer]] = []
+        self.counts: Counter[str] = Counter()
+        self.findings: list[str] = []
+        self.failed: list[EngineFailed] = []
+
+    def judge(self, error: BaseException) -> None:
+        """Counts an error that a program like this may meet; anything else is a finding."""
+        if isinstance(error, BaseExceptionGroup):
+            for part in error.exceptions:
+                self.judge(part)
+            return
+        self.counts[type(error).__name__] += 1
+        if isinstance(error, EngineFailed):
+            self.failed.append(error)
+            if self.setup.fault is not None and _is_caused_by_injection(error):
+                return
+        elif isinstance(error, EngineClosed):
+            if self.setup.leaves_after is not None or self.setup.cancelled_after is not None:
+                return
+        elif (
+            isinstance(error, LimitExceeded | QueueFull | PromptError | Planned | TimeoutError)
+            or (isinstance(error, PolicyError) and _is_about_a_policy(error))
+            or (isinstance(error, CapacityError) and self.setup.pages * self.setup.page_size < 64)
+        ):
+            return
+        self.findings.append("unexpected error: " + "".join(traceback.format_exception(error)))
+
+
+def _is_caused_by_injection(error: BaseException) -> bool:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, Injected):
+        cause = cause.__cause__
+    return cause is not None
+
+
+def _is_about_a_policy(error: PolicyError) -> bool:
+    text = str(error)
+    return any(f"no {what}" in text for what in ("measure", "bound", "role")) or "Speculative" in text
+
+
+class Interpreter:
+    """Bodies of threads on one open engine."""
+
+    def __init__(self, engine: Engine, setup: p.Setup, books: Books) -> None:
+        self._engine = engine
+        self._books = books
+        self._setup = setup
+
+    async def probe(self) -> None:
+        """One more tree when all others have ended: it is served, or refused by an engine that has failed."""
+        has_failed, begun = bool(self._books.failed), len(self._books.roots)
+        await self.root(_PROBE)
+        if has_failed and len(self._books.roots) > begun:
+            self._books.findings.append("an engine that has failed opens another tree")
+
+    async def root(self, root: p.Root) -> None:
+        """One tree from beginning to end; errors go into the books."""
+        if root.starts_after:
+            await anyio.sleep(root.starts_after / 1000)
+        limits, policy = root.limits or self._setup.limits, policy_of(root.depth)
+        try:
+            if root.body is None:
+                answer = await self._engine.run(
+                    root.prompt, limits=limits, policy=policy, priority=root.priority, max_tokens=root.max_tokens
+                )
+                self._books.driven.append((root, answer))
+                return
+            thread = self._engine.thread(
+                root.prompt, limits=limits, policy=policy, priority=root.priority, max_tokens=root.max_tokens
+            )
+            self._books.roots.append(thread)
+            async with thread:
+                said = self._begin(thread, root.depth, limits)
+                said.receive(root.prompt)
+                await _Body(self, thread, said, root.depth).run(root.body)
+        except Exception as error:
+            self._books.judge(error)
+
+    def _begin(self, thread: ReasoningThread, depth: str, limits: Limits | None, parent: Said | None = None) -> Said:
+        role = "root" if len(thread.path) == 1 else "child"
+        opened_with = DEPTHS[depth].for_thread(role, len(thread.path) - 1)
+        said = Said(thread.path, opened_with) if parent is None else parent.fork(thread.path, opened_with)
+        if depth in BY_LOAD or (limits is not None and limits.iterations is not None):
+            said.is_comparable = False
+        self._books.said.append(said)
+        self._books.counts["threads"] += 1
+        return said
+
+    @property
+    def books(self) -> Books:
+        return self._books
+
+    def child_program(
+        self, spawn: p.Spawn, parent: Said, depth: str, is_comparable: bool
+    ) -> Callable[[ReasoningThread], Awaitable[p.Tokens | None]]:
+        """What a spawned thread runs."""
+        forked = Said(parent.path, parent.depth, list(parent.steps), parent.origin, parent.is_comparable, parent.cut)
+
+        async def run(thread: ReasoningThread) -> p.Tokens | None:
+            assert spawn.body is not None
+            said = self._begin(thread, depth, spawn.limits, forked if spawn.fork else None)
+            said.is_comparable = said.is_comparable and is_comparable
+            said.receive(spawn.message)
+            return await _Body(self, thread, said, depth).run(spawn.body)
+
+        return run
+
+
+class _Body:
+    """One thread's actions, one after the other."""
+
+    def __init__(self, interpreter: Interpreter, thread: ReasoningThread, said: Said, depth: str) -> None:
+        self._interpreter = interpreter
+        self._books = interpreter.books
+        self._thread = thread
+        self._said = said
+        self._depth = depth
+        self._children: list[Child] = []
+        self._has_children = False
+
+    async def run(self, actions: tuple[p.AnyAction, ...]) -> p.Tokens | None:
+        """The message that the body returns, if any."""
+        try:
+            return await self._run(actions)
+        finally:
+            if self._thread.tokens != self._said.tokens:
+                self._books.findings.append(
+                    f"thread {self._said.path} has the context {self._thread.tokens}, it should be {self._said.tokens}"
+                )
+
+    async def _run(self, actions: tuple[p.AnyAction, ...]) -> p.Tokens | None:
+        for action in actions:
+            self._books.counts[type(action).__name__.lower()] += 1
+            try:
+                message = await self._do(action)
+            except (Planned, EngineFailed, EngineClosed):
+                raise
+            except Exception as error:
+                # A body may go on after most errors, and then everything holds as if there had been none.
+                self._books.judge(error)
+            else:
+                if message is not None:
+                    return message
+        return None
+
+    async def _do(self, action: p.AnyAction) -> p.Tokens | None:
+        match action:
+            case p.Append(tokens=tokens):
+                self._thread.append(tokens)
+                self._said.receive(tokens)
+            case p.Generate():
+                await self._generate(action)
+            case p.Stream():
+                await self._stream(action)
+            case p.Spawn():
+                self._spawn(action)
+            case p.Join():
+                await self._join(action)
+            case p.Cancel(child=index):
+                if self._children:
+                    self._children[index % len(self._children)].cancel()
+            case p.Within(milliseconds=milliseconds, body=body):
+                with anyio.move_on_after(milliseconds / 1000) as scope:
+                    return await self._run(body)
+                self._books.counts["deadlines met"] += scope.cancelled_caught
+            case p.Pause(milliseconds=milliseconds):
+                await anyio.sleep(milliseconds / 1000)
+            case p.Fail():
+                raise Planned("on purpose")
+            case p.Return(tokens=tokens):
+                return tokens
+        return None
+
+    def _policy_now(self, name: str | None) -> DepthPolicy:
+        path = self._said.path
+        role = "root" if len(path) == 1 else "parent" if self._has_children else "child"
+        if name in BY_LOAD:
+            self._said.is_comparable = False
+        policy = DEPTHS[name or self._depth]
+        return policy if isinstance(policy, FailsAtRole) else policy.for_thread(role, len(path) - 1)
+
+    async def _generate(self, action: p.Generate) -> None:
+        depth, sampling = self._policy_now(action.depth), SAMPLINGS[action.sampling]
+        try:
+            generation = await self._thread.generate(
+                action.tokens,
+                stop=action.stop,
+                sampling=sampling,
+                depth=None if action.depth is None else DEPTHS[action.depth],
+                nowait=action.nowait,
+            )
+        except BaseException:
+            self._books.counts["generates cut"] += 1
+            self._said.cut.add(depth)
+            raise
+        self._said.sample(generation.tokens, generation.logprobs, sampling, depth)
+        if len(generation.tokens) > action.tokens or len(generation.depths) != len(generation.tokens):
+            self._books.findings.append(f"thread {self._said.path}: {generation} for {action}")
+
+    async def _stream(self, action: p.Stream) -> None:
+        depth, sampling = self._policy_now(action.depth), SAMPLINGS[action.sampling]
+        delivered: list[int] = []
+        stream = self._thread.stream(
+            action.tokens, sampling=sampling, depth=None if action.depth is None else DEPTHS[action.depth]
+        )
+        generation = None
+        try:
+            taken = 0
+            while action.take is None or taken < action.take:
+                chunk = await anext(stream, None)
+                if chunk is None:
+                    break
+                delivered += chunk.tokens
+                taken += 1
+            generation = stream.generation
+        finally:
+            logprobs = None if generation is None else generation.logprobs
+            if generation is None:
+                self._books.counts["streams left"] += 1
+            self._said.sample(tuple(delivered), logprobs, sampling, depth)
+            if generation is None:
+                self._said.cut.add(depth)
+            if action.leave == "close":
+                await stream.aclose()
+            del stream
+        if generation is not None and generation.tokens != tuple(delivered):
+            self._books.findings.append(f"thread {self._said.path} streamed {delivered}, and generated {generation}")
+        if action.leave == "raise":
+            raise TimeoutError
+
+    def _spawn(self, action: p.Spawn) -> None:
+        depth = action.depth or self._depth
+        make = self._thread.fork if action.fork else self._thread.spawn
+        run = None
+        if action.body is not None:
+            run = self._interpreter.child_program(action, self._said, depth, self._said.is_comparable)
+        child = make(
+            action.message,
+            run=run,
+            limits=action.limits,
+            depth=None if action.depth is None else DEPTHS[action.depth],
+            priority=action.priority,
+            max_tokens=12,
+        )
+        self._children.append(child)
+        self._has_children = True
+
+    async def _join(self, action: p.Join) -> None:
+        chosen, before = self._children[: action.most], self._thread.tokens
+        try:
+            if action.until == "as completed":
+                await self._take_as_completed(chosen)
+            elif action.until == "all":
+                await self._thread.join(chosen, append=action.append)
+            else:
+                await self._thread.join(chosen, until="first success", append=action.append)
+        finally:
+            self._children = [child for child in self._children if not child.is_joined]
+            self._said.receive(self._thread.tokens[len(before) :])
+
+    async def _take_as_completed(self, chosen: list[Child]) -> None:
+        answers = self._thread.as_completed(chosen)
+        for _ in chosen:
+            try:
+                await anext(answers)
+            except Exception as error:
+                self._books.judge(error)

@@ -1,0 +1,137 @@
+"""Models, policies and samplings that random programs choose from by name."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import msgspec
+import torch
+from tokenizers import Tokenizer as Inner
+from tokenizers import models, pre_tokenizers
+from torch import Tensor
+
+from policies import (
+    KL,
+    ByLoad,
+    ByRole,
+    ChildBudget,
+    Cosine,
+    DepthPolicy,
+    DepthView,
+    EntryView,
+    EvenBudget,
+    Fixed,
+    LatentDiff,
+    Policy,
+    Speculative,
+    to_builtins,
+)
+from policies.depth.base import IntArray
+from runtime import Sampling
+from runtime.model.architecture import Model
+from runtime.model.checkpoint import load_checkpoint, save_checkpoint
+from runtime.model.tokenizer import Tokenizer
+from tests.engine.conftest import PROTOCOL, TAGS
+from tests.engine.tiny import tiny_model
+from tests.llamas import make_llama, save_llama
+
+MOST = 4
+VOCAB = 40
+
+
+class FailsAtTest(DepthPolicy, frozen=True):
+    """Raises in its exit test."""
+
+    reads: ClassVar[Literal["latent"]] = "latent"
+
+    def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
+        raise ArithmeticError("no measure")
+
+
+class FailsAtBound(DepthPolicy, frozen=True):
+    """Raises when asked for a bound."""
+
+    def bound(self, entering: EntryView) -> IntArray:
+        raise ArithmeticError("no bound")
+
+
+class FailsAtRole(DepthPolicy, frozen=True):
+    """Raises on the event loop."""
+
+    def for_thread(self, role: str, tree_depth: int) -> DepthPolicy:
+        raise ArithmeticError("no role")
+
+
+DEPTHS: dict[str, DepthPolicy] = {
+    "shallow": Fixed(2),
+    "deep": Fixed(MOST),
+    "latent": LatentDiff(0.7, most=MOST),
+    "slower": LatentDiff(0.9, most=3),
+    "alone": LatentDiff(0.7, most=MOST, exit_received=False),
+    "cosine": Cosine(0.3, most=3),
+    "divergence": KL(0.3, most=3),
+    "normed": Fixed(3, carry="normed"),
+    "raw": LatentDiff(0.8, most=MOST, carry="raw"),
+    "speculative": Speculative(draft=1, look=3, most=MOST),
+    "roles": ByRole(root=Fixed(MOST), parent=Fixed(3), otherwise=LatentDiff(0.7, most=MOST)),
+    "budget": EvenBudget(LatentDiff(0.8, most=MOST)),
+    "load": ByLoad(Fixed(MOST)),
+    "fails at test": FailsAtTest(most=MOST),
+    "fails at bound": FailsAtBound(most=MOST),
+    "fails at role": FailsAtRole(most=MOST),
+}
+FAILING = ("fails at test", "fails at bound", "fails at role")
+BY_LOAD = ("load",)
+"""What threads under these say depends on what else runs."""
+
+HOT = Sampling(temperature=1.2)
+SAMPLINGS: dict[str, Sampling] = {
+    "greedy": Sampling(),
+    "hot": HOT,
+    "filtered": Sampling(temperature=1.5, top_k=8, repetition_penalty=1.3),
+    "nucleus": Sampling(temperature=0.9, top_p=0.8, logprobs=2),
+}
+SPAWN = ChildBudget(2)
+
+
+def policy_of(depth: str) -> Policy:
+    return Policy(depth=DEPTHS[depth], spawn=SPAWN)
+
+
+MODELS = ("raven", "noisy", "deeper", "llama")
+
+
+@cache
+def _home() -> Path:
+    # Kept until the process ends, when the stack is collected.
+    return Path(_kept.enter_context(tempfile.TemporaryDirectory(prefix="braid-fuzz-")))
+
+
+_kept = contextlib.ExitStack()
+
+
+@cache
+def checkpoint_of(model: str) -> Path:
+    """A directory with a tiny random model, made at the first call; those of the Raven family have a protocol that
+    their tokens speak by accident."""
+    directory = _home() / model
+    if model == "llama":
+        return save_llama(directory, make_llama(5, vocab_size=VOCAB, num_key_value_heads=2, max_position_embeddings=64))
+    layers = {"raven": {}, "noisy": {"state_init": "like-init"}, "deeper": {"prelude": 0, "core": 2, "coda": 0}}
+    words = [*(f"w{number}" for number in range(VOCAB - 1 - len(TAGS))), *TAGS, "<unknown>"]
+    inner = Inner(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unknown>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    braid = {"protocol": msgspec.to_builtins(PROTOCOL), "policy": to_builtins(policy_of("latent"))}
+    save_checkpoint(
+        directory, tiny_model(3, **layers[model]), tokenizer=Tokenizer(inner), braid=msgspec.json.encode(braid)
+    )
+    return directory
+
+
+@cache
+def model_of(model: str) -> Model:
+    return load_checkpoint(checkpoint_of(model), dtype=torch.float32, device="cpu").model
