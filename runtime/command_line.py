@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from runtime.errors import BraidError
+from traces.visible import visible
 
 FAILED = 2
 INTERRUPTED = 130
@@ -163,7 +164,8 @@ def status_of(main: Callable[[], int]) -> int:
             _abandon_output()
             return 0
         for cause in causes:
-            print("error:", _reason(cause), *getattr(cause, "__notes__", ()), file=sys.stderr)
+            told = " ".join((_reason(cause), *getattr(cause, "__notes__", ())))
+            print("error:", visible(told), file=sys.stderr)
         return FAILED
 
 

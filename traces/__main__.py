@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,14 +12,15 @@ from pathlib import Path
 import msgspec
 
 from policies import Policy, from_builtins
-from runtime.command_line import Printer, input_directory, output_file, status_of
+from runtime.command_line import FAILED, Printer, input_directory, output_file, status_of
 from runtime.commands import Device
 from runtime.errors import TraceError
 from traces.events import Header
-from traces.export import export
+from traces.export import exported
 from traces.reader import Trace, TraceReader, read
 from traces.show import Decode, load_decode, show
 from traces.verify import verify
+from traces.visible import visible
 
 OpenDevice = Callable[[Header], Device]
 
@@ -114,10 +116,15 @@ def _verify(file: Path, checkpoint: Path | None, open_device: OpenDevice) -> int
     if checkpoint is not None:
         header = msgspec.structs.replace(header, checkpoint=str(checkpoint))
     result = verify(trace, open_device(header))
+    if result.not_executed:
+        print(f"{result.not_executed} generates sampled nothing and could not be executed again")
+    if result.calls == 0:
+        print("Nothing could be executed again: the trace has no generate with a token.", file=sys.stderr)
+        return FAILED
     print(f"{result.threads} threads, {result.calls} generates, {result.tokens} tokens executed again and found equal")
     if result.divergence is None:
         return 0
-    print(f"The replay goes another way: {result.divergence.detail}", file=sys.stderr)
+    print(visible(f"The replay goes another way: {result.divergence.detail}"), file=sys.stderr)
     return DIVERGED
 
 
@@ -125,10 +132,11 @@ def _export(options: argparse.Namespace, open_device: OpenDevice) -> int:
     output = options.output or options.file.with_name(options.file.name + ".json")
     trace = _read(options.file)
     try:
-        output.write_bytes(export(trace))
+        with output.open("wb") as file:
+            file.writelines(exported(trace))
     except OSError as error:
         raise TraceError(f"Cannot write {output}: {error.strerror or error}.") from error
-    print(f"Wrote {output}. Open it at https://ui.perfetto.dev or in chrome://tracing.", file=sys.stderr)
+    print(f"Wrote {visible(str(output))}. Open it at https://ui.perfetto.dev or in chrome://tracing.", file=sys.stderr)
     return 0
 
 
@@ -140,14 +148,15 @@ def _read(file: Path) -> Trace:
 
 
 def _warn_lost(file: Path, lost: str) -> None:
-    print(f"{file}: {lost}", file=sys.stderr)
+    print(visible(f"{file}: {lost}"), file=sys.stderr)
 
 
 def _decode(tokenizer: Path | None, header: Header) -> Decode | None:
     if tokenizer is not None:
         return load_decode(tokenizer)
-    beside = Path(header.checkpoint) / "tokenizer.json"
-    return load_decode(beside) if beside.is_file() else None
+    beside = os.path.join(header.checkpoint, "tokenizer.json")
+    # A trace may name what cannot be a path; `Path` would raise.
+    return load_decode(beside) if os.path.isfile(beside) else None
 
 
 def _open_recorded(header: Header) -> Device:
@@ -163,8 +172,8 @@ def _open_recorded(header: Header) -> Device:
     opened = open_device(header.checkpoint, settings, policy=policy, trace=None, seed=header.seed)
     if opened.fingerprint is not None and opened.fingerprint() != header.fingerprint:
         print(
-            f"{header.checkpoint} has other weights than the trace was recorded with: expect it to go another way, or "
-            "name the directory of those with --checkpoint.",
+            f"{visible(header.checkpoint)} has other weights than the trace was recorded with: expect it to go another "
+            "way, or name the directory of those with --checkpoint.",
             file=sys.stderr,
         )
     return opened.device

@@ -10,6 +10,7 @@ Times in that format are microseconds.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,16 +18,27 @@ import msgspec
 from traces import events as ev
 from traces.reader import Trace
 from traces.tree import Call, ThreadStory, path_name, tree_of, walk
+from traces.visible import escaped_json
 
 ENGINE = 1
 """Process number of the counters; trees follow. Viewers take 0 for the system's idle process."""
+
+EVENTS_AT_ONCE = 1000
 
 TraceEvent = dict[str, Any]
 
 
 def export(trace: Trace) -> bytes:
-    """The trace as a JSON object with `traceEvents`, to be written to a file that a viewer opens."""
-    data = {
+    """The trace as a JSON object with `traceEvents`, to be written to a file that a viewer opens.
+
+    ASCII control characters are escaped as JSON has it, and so are all others that a terminal would act on.
+    """
+    return b"".join(exported(trace))
+
+
+def exported(trace: Trace) -> Iterator[bytes]:
+    """`export`, part by part."""
+    about = {
         "displayTimeUnit": "ms",
         "otherData": {
             "checkpoint": trace.header.checkpoint,
@@ -37,9 +49,14 @@ def export(trace: Trace) -> bytes:
             "versions": trace.header.versions,
             "lost": trace.lost,
         },
-        "traceEvents": list(trace_events(trace)),
     }
-    return msgspec.json.encode(data)
+    yield escaped_json(msgspec.json.encode(about)[:-1] + b',"traceEvents":[')
+    events = trace_events(trace)
+    separator = b""
+    while some := list(islice(events, EVENTS_AT_ONCE)):
+        yield separator + escaped_json(msgspec.json.encode(some)[1:-1])
+        separator = b","
+    yield b"]}"
 
 
 def trace_events(trace: Trace) -> Iterator[TraceEvent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from itertools import accumulate
 from typing import Any, cast
 
@@ -251,5 +252,5 @@ def _received_before_calls(story: ThreadStory) -> list[list[Receipt]]:
     groups: list[list[Receipt]] = [[] for _ in range(len(story.calls) + 1)]
     starts = [call.index for call in story.calls]
     for receipt in story.receipts:
-        groups[sum(start < receipt.index for start in starts)].append(receipt)
+        groups[bisect_left(starts, receipt.index)].append(receipt)
     return groups

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
-from rich.console import Console, Group
-from rich.text import Text
-from rich.tree import Tree
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Span, Text
 from tokenizers import Tokenizer
 
 from runtime.errors import TraceError
 from traces.accounting import usage_of
 from traces.reader import Trace
 from traces.tree import Receipt, ThreadStory, path_name, tree_of
+from traces.visible import visible
 
 Decode = Callable[[Sequence[int]], str]
+
+Part = tuple[str, str]
+"""Some text of a line, and its style."""
+
+LINES_AT_ONCE = 100
+"""A call of the console costs as much as some hundred lines."""
 
 OUTCOME_STYLES = {"returned": "green", "nothing": "yellow", "cancelled": "yellow", "failed": "bold red"}
 
 
 def show(trace: Trace, console: Console, decode: Decode | None = None) -> None:
     """Prints a trace to `console`, in its width. `decode` turns tokens into text; without it only the texts that the
-    trace holds itself (prompts and answers) are shown."""
+    trace holds itself (prompts and answers) are shown. Control characters in texts are spelled out."""
     usage = usage_of(trace.events)
     header = trace.header
-    console.print(Text(f"{header.checkpoint}, seed {header.seed}, policy {_policy_text(header.policy)}", style="bold"))
+    title = f"{header.checkpoint}, seed {header.seed}, policy {_policy_text(header.policy)}"
+    console.print(Text(visible(title), style="bold"))
     console.print(
         f"{usage.threads} threads, {usage.sampled} tokens sampled, {usage.computed} computed "
         f"({usage.recomputed} again), {usage.reused} of {usage.received} prompt and message tokens reused "
@@ -36,10 +45,11 @@ def show(trace: Trace, console: Console, decode: Decode | None = None) -> None:
         f"{usage.seconds:.3f} s",
         highlight=False,
     )
-    for root in tree_of(trace.events):
-        console.print(_rich_tree(root, decode))
+    lines = _lines(tree_of(trace.events), console, decode)
+    while some := list(islice(lines, LINES_AT_ONCE)):
+        console.print(Text("\n").join(some), soft_wrap=True)
     if trace.lost is not None:
-        console.print(Text(f"Not all of this trace could be read: {trace.lost}", style="bold red"))
+        console.print(Text(visible(f"Not all of this trace could be read: {trace.lost}"), style="bold red"))
 
 
 def load_decode(path: str | os.PathLike[str]) -> Decode:
@@ -60,49 +70,71 @@ def load_decode(path: str | os.PathLike[str]) -> Decode:
     return decode
 
 
-def _rich_tree(root: ThreadStory, decode: Decode | None) -> Tree:
-    tree = Tree(_label(root, decode))
-    stack = [(root, tree)]
+def _lines(roots: Iterable[ThreadStory], console: Console, decode: Decode | None) -> Iterator[Text]:
+    """Each thread before its children, under guides of which the outermost are left out where there is no room."""
+    width = console.width
+    room = max(4, width // 8 * 4)
+    stack = [(root, "", "") for root in reversed(list(roots))]
     while stack:
-        story, branch = stack.pop()
-        stack.extend((child, branch.add(_label(child, decode))) for child in story.children)
-    return tree
+        story, guide, rest = stack.pop()
+        for parts in (_label(story), *_texts(story, decode)):
+            for line in _fitted(parts, guide, rest, console, width):
+                yield line
+                guide = rest
+        ends = ("└── ", "    ")
+        for child in reversed(story.children):
+            stack.append((child, (rest + ends[0])[-room:], (rest + ends[1])[-room:]))
+            ends = ("├── ", "│   ")
 
 
-def _label(story: ThreadStory, decode: Decode | None) -> Group:
-    line = Text.assemble((path_name(story.path), "bold cyan"))
-    line.append(f"  received {story.received}, sampled {story.sampled}")
+def _fitted(parts: list[Part], guide: str, rest: str, console: Console, width: int) -> Iterable[Text]:
+    """One line, or several where it is too long for the console; `guide` before the first, `rest` before others."""
+    text = _assembled([(guide, ""), *parts])
+    if not {"\n", "\t"} & set(text.plain) and cell_len(text.plain) <= width:
+        return [text]
+    lines = _assembled(parts).wrap(console, max(1, width - len(rest)))
+    return [Text.assemble(rest if number else guide, line) for number, line in enumerate(lines)]
+
+
+def _assembled(parts: list[Part]) -> Text:
+    spans, length = [], 0
+    for part, style in parts:
+        if style:
+            spans.append(Span(length, length + len(part), style))
+        length += len(part)
+    return Text("".join(part for part, _ in parts), spans=spans)
+
+
+def _label(story: ThreadStory) -> list[Part]:
+    counts = f"  received {story.received}, sampled {story.sampled}"
     if not math.isnan(story.mean_depth):
-        line.append(f", depth {story.mean_depth:.2f}")
-    line.append(f", iterations {story.iterations}")
+        counts += f", depth {story.mean_depth:.2f}"
+    parts = [(path_name(story.path), "bold cyan"), (f"{counts}, iterations {story.iterations}", "")]
     if story.first is not None and story.last is not None:
-        line.append(f", {story.first:.3f} to {story.last:.3f} s", style="dim")
-    if story.inherits is not None:
-        line.append(f", forked from {path_name(story.inherits)}")
+        parts.append((f", {story.first:.3f} to {story.last:.3f} s", "dim"))
+    more = "" if story.inherits is None else f", forked from {path_name(story.inherits)}"
     if refused := sum(spawn.child is None for spawn in story.spawns):
-        line.append(f", {refused} spawns refused")
+        more += f", {refused} spawns refused"
     if story.evictions:
-        line.append(f", evicted {len(story.evictions)} times")
-    line.append("  ")
-    line.append(story.outcome or "unfinished", style=OUTCOME_STYLES.get(story.outcome or "", "magenta"))
+        more += f", evicted {len(story.evictions)} times"
+    outcome = story.outcome or "unfinished"
+    parts += [(f"{more}  ", ""), (visible(outcome), OUTCOME_STYLES.get(outcome, "magenta"))]
     if story.error:
-        line.append(f": {story.error}", style="red")
-    return Group(line, *_texts(story, decode))
+        parts.append((f": {visible(story.error)}", "red"))
+    return parts
 
 
-def _texts(story: ThreadStory, decode: Decode | None) -> list[Text]:
+def _texts(story: ThreadStory, decode: Decode | None) -> list[list[Part]]:
     if decode is None:
-        own = [Text(f"< {story.prompt}", style="dim")] if story.prompt else []
-        return [*own, Text(f"> {story.text}")] if story.text else own
-    lines = []
-    for segment in story.segments:
-        if not segment.tokens:
-            continue
-        if isinstance(segment, Receipt):
-            lines.append(Text(f"< {decode(segment.tokens)}", style="dim"))
-        else:
-            lines.append(Text(f"> {decode(segment.tokens)}"))
-    return lines
+        own = [[(f"< {visible(story.prompt)}", "dim")]] if story.prompt else []
+        return [*own, [(f"> {visible(story.text)}", "")]] if story.text else own
+    return [
+        [(f"< {visible(decode(segment.tokens))}", "dim")]
+        if isinstance(segment, Receipt)
+        else [(f"> {visible(decode(segment.tokens))}", "")]
+        for segment in story.segments
+        if segment.tokens
+    ]
 
 
 def _policy_text(policy: object) -> str:

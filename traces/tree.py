@@ -138,8 +138,9 @@ class ThreadStory(msgspec.Struct, frozen=True, kw_only=True):
 def tree_of(events: Iterable[AnyEvent]) -> tuple[ThreadStory, ...]:
     """The root threads of a trace's events, children inside, in order of path.
 
-    Works on any prefix of a trace. Raises `TraceError` for events that no engine writes in that order: a thread
-    opened twice, or a sample outside of a generate.
+    Works on any prefix of a trace; a thread whose parent is not in it is with the nearest of those above that is, or a
+    root. Time and memory are linear in what the events hold, but for sorting. Raises `TraceError` for events that no
+    engine writes in that order: a thread opened twice, or a sample outside of a generate.
     """
     own: dict[ThreadPath, list[tuple[int, AnyEvent]]] = defaultdict(list)
     for index, event in enumerate(events):
@@ -150,13 +151,16 @@ def tree_of(events: Iterable[AnyEvent]) -> tuple[ThreadStory, ...]:
         if isinstance(event, ev.Spawned) and event.child is not None:
             # A child is part of the tree even if it was never opened.
             own.setdefault(event.child, [])
-    for path in list(own):
-        while len(path) > 1 and (path := path[:-1]) not in own:
-            own[path] = []
-    children: dict[ThreadPath, list[ThreadStory]] = defaultdict(list)
-    for path in sorted(own, key=lambda path: (-len(path), path)):
-        children[path[:-1]].append(_story(path, own[path], tuple(children.pop(path, ()))))
-    return tuple(children[()])
+    # Every path follows those above it, of which a stack holds the ones that have not ended.
+    roots: list[ThreadStory] = []
+    above: list[tuple[ThreadPath, list[ThreadStory]]] = []
+    for path in [*sorted(own), ()]:
+        while above and above[-1][0] != path[: len(above[-1][0])]:
+            done, children = above.pop()
+            story = _story(done, own[done], tuple(children))
+            (above[-1][1] if above else roots).append(story)
+        above.append((path, []))
+    return tuple(roots)
 
 
 def walk(roots: Iterable[ThreadStory]) -> Iterator[ThreadStory]:

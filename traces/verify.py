@@ -55,14 +55,17 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
     threads: int
     calls: int
-    """Generates executed again; those that sampled nothing are not."""
+    """Generates executed again."""
     tokens: int
     """Tokens found equal, depths included."""
     divergence: Divergence | None
+    not_executed: int = 0
+    """Generates that sampled nothing, so that there is nothing to compare."""
 
     @property
     def equal(self) -> bool:
-        return self.divergence is None
+        """Whether something was executed, and everything that was is as recorded."""
+        return self.divergence is None and self.calls > 0
 
 
 def verify(trace: Trace, device: Device) -> Verification:
@@ -145,7 +148,13 @@ class _Replay:
             if divergence is not None:
                 break
         divergence = self._first_of_open(divergence)
-        return Verification(threads=len(self._lengths), calls=self._calls, tokens=self._tokens, divergence=divergence)
+        return Verification(
+            threads=len(self._lengths),
+            calls=self._calls,
+            tokens=self._tokens,
+            divergence=divergence,
+            not_executed=sum(not call.samples for story in self._stories.values() for call in story.calls),
+        )
 
     def _open_thread(self, event: ev.ThreadOpened) -> None:
         if event.inherits is not None:
@@ -160,13 +169,17 @@ class _Replay:
 
     def _cut(self, path: ThreadPath, length: int) -> None:
         """Repeats a cut of the context that left no event of its own: what comes next begins below its end."""
-        if length < self._lengths.setdefault(path, 0):
+        if path not in self._lengths:
+            raise TraceError(
+                f"Thread {path_name(path)} cannot be executed again: the trace does not have its beginning."
+            )
+        if length < self._lengths[path]:
             self._device.send(Interrupt(path, keep=length - self._call_starts.get(path, 0)))
             self._lengths[path] = length
 
     def _generate(self, path: ThreadPath, call: Call) -> None:
         self._cut(path, call.position)
-        sampling = msgspec.convert(builtins(call.sampling), Sampling)
+        sampling = _sampling(call.sampling)
         self._device.send(
             Generate(
                 thread=path,
@@ -272,6 +285,13 @@ def _first_difference(path: ThreadPath, call: Call, answer: Finished) -> Diverge
 def _margin(answer: Finished, at: int, expected: int) -> float | None:
     other = answer.top_logprobs[at].get(expected) if at < len(answer.top_logprobs) else None
     return None if other is None else answer.logprobs[at] - other
+
+
+def _sampling(recorded: object) -> Sampling:
+    try:
+        return msgspec.convert(builtins(recorded), Sampling)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise TraceError(f"The trace's sampling cannot be used: {error}.") from error
 
 
 def _depth_policy(recorded: object) -> DepthPolicy:

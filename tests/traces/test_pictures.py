@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import unicodedata
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,51 @@ def test_show_prints_text_where_it_can_and_keeps_to_the_width(tokenizer: Path) -
 def test_text_is_not_markup() -> None:
     text = shown(Trace(header=header(), events=story()), decode=lambda tokens: "[/bold] [red]x")
     assert "< [/bold] [red]x" in text
+
+
+HOSTILE = "\x1b]0;owned\x07\x9b31m\u202edlrow\r\x7f"
+
+
+def hostile() -> Trace:
+    """A trace whose texts move a terminal's cursor and reverse its letters, wherever a trace has texts."""
+    events: list[ev.AnyEvent] = [
+        ev.RunStarted(time=0.0, thread=(0,), prompt=HOSTILE),
+        ev.ThreadEnded(time=0.1, thread=(0,), outcome=HOSTILE, message=(), text=HOSTILE, error=HOSTILE),
+        ev.Spawned(time=0.2, thread=(0,), child=None, by_model=True, fork=False, tokens=(), reason=HOSTILE),
+    ]
+    return Trace(header=header(checkpoint=HOSTILE, policy={"type": HOSTILE}), events=events, lost=HOSTILE)
+
+
+def is_safe(text: str) -> bool:
+    return all(
+        char == "\n" or (char.isprintable() and not unicodedata.bidirectional(char).startswith("RL")) for char in text
+    )
+
+
+def test_control_characters_are_not_for_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(hostile())
+    assert is_safe(text)
+    assert text.count(r"\x1b]0;owned\x07\x9b31m\u202edlrow") >= 5
+    exported = export(hostile())
+    assert is_safe(exported.decode())
+    (life,) = [event for event in json.loads(exported)["traceEvents"] if event["name"] == "thread 0"]
+    assert life["args"]["text"] == HOSTILE, "what is read from it does not change"
+    path = tmp_path / "hostile.trace"
+    with TraceWriter(path, hostile().header) as writer:
+        writer.write_many(hostile().events)
+    assert main(["replay", str(path)]) == 0
+    assert main(["show", str(tmp_path / HOSTILE)]) == 2
+    printed = capsys.readouterr()
+    assert is_safe(printed.out + printed.err)
+
+
+def test_many_roots_are_shown_a_line_each_and_deep_ones_keep_to_the_width() -> None:
+    wide = shown(Trace(header=header(), events=[ev.ThreadClosed(time=0.0, thread=(root,)) for root in range(500)]))
+    assert [line.split()[0] for line in wide.splitlines()[2:]] == [str(root) for root in range(500)]
+    chain: list[ev.AnyEvent] = [ev.ThreadClosed(time=0.0, thread=(0,) * depth) for depth in range(1, 40)]
+    deep = shown(Trace(header=header(), events=chain), width=60)
+    assert max(len(line) for line in deep.splitlines()[2:]) <= 60
+    assert deep.count("unfinished") == 39
 
 
 @given(operations)
@@ -299,6 +345,19 @@ def test_verify_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "1 threads, 1 generates, 3 tokens executed again and found equal" in capsys.readouterr().out
     assert main(command, lambda header: ToyDevice(ToyCore(change=lambda path, position: (0, position // 4)))) == 1
     assert "thread 0, position 4: depth" in capsys.readouterr().err
+
+
+def test_verify_of_nothing_finds_nothing_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[list[ev.AnyEvent]] = [[], [event for event in story() if not isinstance(event, ev.Sampled)]]
+    for number, some in enumerate(events):
+        path = tmp_path / f"{number}.trace"
+        with TraceWriter(path, header()) as writer:
+            writer.write_many(some)
+        assert main(["replay", str(path), "--verify"], lambda header: ToyDevice(ToyCore())) == 2
+        printed = capsys.readouterr()
+        assert "Nothing could be executed again" in printed.err
+        assert "equal" not in printed.out
+        assert ("2 generates sampled nothing" in printed.out) == (number == 1)
 
 
 def test_verify_without_the_checkpoint_or_with_other_settings(

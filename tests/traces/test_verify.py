@@ -38,8 +38,9 @@ def test_the_same_device_does_the_same(drawn: list[tuple[int, int]]) -> None:
         calls=sum(bool(call.samples) for story in walk(tree_of(trace.events)) for call in story.calls),
         tokens=len(sampled(trace)),
         divergence=None,
+        not_executed=sum(not call.samples for story in walk(tree_of(trace.events)) for call in story.calls),
     )
-    assert result.equal
+    assert result.equal == (result.calls > 0)
 
 
 @given(operations)
@@ -49,7 +50,7 @@ def test_a_cut_off_trace_verifies_as_far_as_it_goes(drawn: list[tuple[int, int]]
     for end in (len(whole.events) // 3, len(whole.events) - 2):
         trace = Trace(header=header(), events=whole.events[:end], lost="truncated")
         result = verify(trace, ToyDevice(ToyCore()))
-        assert result.equal
+        assert result.equal == (result.calls > 0)
         assert result.tokens == len(sampled(trace))
 
 
@@ -122,3 +123,17 @@ def test_a_policy_that_is_not_known() -> None:
     event.depth["type"] = "Levitating"
     with pytest.raises(TraceError, match="'Levitating' is no known DepthPolicy"):
         verify(Trace(header=header(), events=[event], lost=None), ToyDevice(ToyCore()))
+
+
+def test_a_thread_without_its_beginning() -> None:
+    received = ev.Received(time=0.0, thread=(0,), position=0, tokens=(1,))
+    with pytest.raises(TraceError, match="Thread 0 cannot be executed again: the trace does not have its beginning"):
+        verify(Trace(header=header(), events=[received]), ToyDevice(ToyCore()))
+
+
+def test_a_sampling_that_is_not_known() -> None:
+    events = recorded(PROGRAM, ToyCore()).events
+    started = next(event for event in events if isinstance(event, ev.GenerateStarted))
+    started.sampling["temperature"] = "warm"
+    with pytest.raises(TraceError, match="The trace's sampling cannot be used"):
+        verify(Trace(header=header(), events=events), ToyDevice(ToyCore()))
