@@ -16,7 +16,8 @@ limit ended it, or it was cancelled."""
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A piece of a stream. `text` is what became final with `tokens`: a character of several tokens comes whole."""
+    """A piece of a stream. `text` is what became final with `tokens`: a character of several tokens comes whole, and
+    nothing that may become a stop string comes before it is known not to be one."""
 
     text: str
     tokens: tuple[int, ...]
@@ -26,7 +27,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """What one `generate` appended to its thread's context."""
 
     text: str
-    """Without what stopped it."""
+    """What the context's text grew by, without what stopped it."""
     tokens: tuple[int, ...]
     """What the context gained, a stop included."""
     logprobs: tuple[float, ...]

@@ -98,7 +98,7 @@ class Child:
     async def _program(self, run: Program) -> Outcome:
         message = await run(self.thread)
         frontend = self.thread.context.frontend
-        tokens = () if message is None else frontend.encode(message)
+        tokens = () if message is None else frontend.encode_message(message)
         if message is None or not tokens:
             return Outcome((), "", "nothing")
         return Outcome(tokens, message if isinstance(message, str) else frontend.decode(tokens), "returned")

@@ -206,7 +206,7 @@ class Context:
         if watcher is None and options.stop_strings:
             if self.frontend.tokenizer is None:
                 raise PromptError("Stop strings need a tokenizer.json, which the checkpoint lacks. Stop at token ids.")
-            watcher = StopStrings(self.frontend.tokenizer, options.stop_strings)
+            watcher = StopStrings(self.frontend.tokenizer, options.stop_strings, self.tokens)
         meters = self.account.meters()
         self._metered = metered = MeteredWatcher(watcher, meters) if meters else None
         depth = self._policy_now(options.depth or self.settings.depth)
@@ -240,12 +240,14 @@ class Context:
         self.account.see_length(len(self.tokens))
 
     def generation(self, call: Call, report: Finished, options: GenerateOptions) -> Generation:
-        """What the caller gets for a finished call."""
+        """What the caller gets for a finished call, whose tokens the context has taken in."""
         reason, limit = _reason_and_limit(call, report)
         tokens = report.tokens
-        shown = tokens[:-1] if reason == "stop" and tokens and tokens[-1] in options.stop_tokens else tokens
+        shown = tokens[:-1] if tokens and tokens[-1] in options.stop_tokens else tokens
         return Generation(
-            text=_text_before(self.frontend.decode(shown), options.stop_strings),
+            text=_text_before(
+                self.frontend.text_after(self.tokens[: len(self.tokens) - len(tokens)], shown), options.stop_strings
+            ),
             tokens=tokens,
             logprobs=report.logprobs,
             top_logprobs=report.top_logprobs,

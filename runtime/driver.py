@@ -42,7 +42,8 @@ async def _drive_plain(context: Context) -> Outcome:
     tokens = generation.tokens
     if tokens and tokens[-1] in context.frontend.stop_tokens:
         tokens = tokens[:-1]
-    return Outcome(tokens, generation.text, "stop" if generation.reason == "stop" else _without_message(generation))
+    reason = "stop" if generation.reason == "stop" else _without_message(generation)
+    return Outcome(tokens, context.frontend.decode(tokens), reason)
 
 
 def _without_message(generation: Generation) -> Literal["length", "context", "nothing"]:

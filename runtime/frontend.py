@@ -26,6 +26,7 @@ from runtime.errors import EngineClosed, PromptError, QueueFull
 from runtime.inbox import Inbox, engine_failed
 from runtime.limits import Account
 from runtime.logs import logger
+from runtime.model.incremental import text_after
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol
 from runtime.sampling import Sampling
@@ -168,31 +169,54 @@ class Frontend:
         """Gives a place in the queue back."""
         self._queue.release()
 
-    def encode(self, text: str | Sequence[int], *, whole: bool = False) -> tuple[int, ...]:
-        """Token ids of a text, or checked ids as they are; `whole` adds what the tokenizer puts around a whole text.
+    def encode(self, text: str | Sequence[int], after: Sequence[int] = ()) -> tuple[int, ...]:
+        """Token ids of a text that follows others in a context, or checked ids as they are.
 
-        Raises `PromptError` for text without a tokenizer, unknown words, and ids outside the vocabulary.
+        A text that a context begins with, alone or after what the tokenizer puts before texts, is encoded as the
+        tokenizer encodes whole texts, but for what it puts at their end; any other text is a message. Raises
+        `PromptError` for text without a tokenizer, unknown words, and ids outside the vocabulary.
         """
-        if isinstance(text, str):
-            if self.tokenizer is None:
-                raise PromptError("The checkpoint has no tokenizer.json. Give token ids instead of text.")
-            return tuple(self.tokenizer.encode(text, add_special_tokens=whole))
-        tokens = tuple(text)
-        most = KEEP_ALL if self._vocab_size is None else self._vocab_size
-        wrong = [token for token in tokens if not (isinstance(token, int) and 0 <= token < most)]
-        if wrong:
-            raise PromptError(f"{wrong[0]!r} is not a token id: ids are integers from 0 to {most - 1}.")
-        return tokens
+        if not isinstance(text, str):
+            return self._checked(text)
+        tokenizer = self._tokenizer_for_text()
+        if not after:
+            return tuple(tokenizer.encode(text, add_special_tokens=True))
+        if len(after) == len(tokenizer.leading) and tuple(after) == tokenizer.leading:
+            return tuple(tokenizer.encode(text))
+        return self.encode_message(text)
+
+    def encode_message(self, text: str | Sequence[int]) -> tuple[int, ...]:
+        """Token ids of a text inside a context, without a space before it, or checked ids. Raises like `encode`."""
+        if not isinstance(text, str):
+            return self._checked(text)
+        return tuple(self._tokenizer_for_text().encode_inside(text))
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a root's prompt: as the protocol puts a text, or as the tokenizer does without one."""
         if isinstance(prompt, str) and self.protocol is not None:
             return tuple(self.protocol.prompt(prompt))
-        return self.encode(prompt, whole=True)
+        return self.encode(prompt)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids; empty without a tokenizer."""
         return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
+
+    def text_after(self, context: Sequence[int], tokens: Sequence[int]) -> str:
+        """What the text of a context grows by when tokens follow it; empty without a tokenizer."""
+        return "" if self.tokenizer is None else text_after(self.tokenizer, context, tokens)
+
+    def _tokenizer_for_text(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise PromptError("The checkpoint has no tokenizer.json. Give token ids instead of text.")
+        return self.tokenizer
+
+    def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
+        tokens = tuple(ids)
+        most = KEEP_ALL if self._vocab_size is None else self._vocab_size
+        wrong = [token for token in tokens if not (isinstance(token, int) and 0 <= token < most)]
+        if wrong:
+            raise PromptError(f"{wrong[0]!r} is not a token id: ids are integers from 0 to {most - 1}.")
+        return tokens
 
     def close(self) -> None:
         """Closes every thread that is still open and ends their calls with `EngineClosed`."""

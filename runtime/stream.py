@@ -8,7 +8,8 @@ from runtime.answer import Chunk, Generation
 from runtime.commands import Emitted, Failed, Finished, Interrupt
 from runtime.context import Context, GenerateOptions
 from runtime.inbox import Call
-from runtime.model.tokenizer import IncrementalDecoder
+from runtime.model.incremental import IncrementalDecoder
+from runtime.protocol.stop_strings import begins_stop
 
 
 class Stream:
@@ -27,8 +28,11 @@ class Stream:
         self._call: Call | None = None
         self._has_ended = False
         self._delivered = 0
-        tokenizer = context.frontend.tokenizer
-        self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer)
+        self._decoder: IncrementalDecoder | None = None
+        self._held = ""
+        """Settled text that may be, or become, a stop string."""
+        self._shown = 0
+        """Characters of the generation's text that were delivered."""
 
     def __aiter__(self) -> Self:
         return self
@@ -40,6 +44,8 @@ class Stream:
         if self._call is None:
             await self._context.enter(self._options.nowait)
             try:
+                tokenizer = self._context.frontend.tokenizer
+                self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer, self._context.tokens)
                 self._call = self._context.begin(self._options, hears=True)
             except BaseException:
                 self._has_ended = True
@@ -67,18 +73,24 @@ class Stream:
                 raise report.error
             if isinstance(report, Finished):
                 # What the last tick emitted may come with the end instead of a report of its own.
-                chunk = self._deliver(report.tokens[self._delivered :])
-                held = "" if self._decoder is None else self._decoder.finish()
+                tokens = report.tokens[self._delivered :]
+                self._context.add_sampled(tokens)
                 self.generation = self._context.generation(call, report, self._options)
                 self._has_ended = True
                 self._context.leave()
-                text = chunk.text + held
-                return Chunk(text, chunk.tokens) if text or chunk.tokens else None
+                text = self.generation.text[self._shown :]
+                return Chunk(text, tokens) if text or tokens else None
 
     def _deliver(self, tokens: tuple[int, ...]) -> Chunk:
         self._delivered += len(tokens)
         self._context.add_sampled(tokens)
-        text = "" if self._decoder is None else "".join(map(self._decoder.feed, tokens))
+        if self._decoder is not None:
+            # A stop token is no text; it is the last one.
+            stops = self._options.stop_tokens
+            self._held += "".join(self._decoder.feed(token) for token in tokens if token not in stops)
+        ready = begins_stop(self._held, self._options.stop_strings)
+        text, self._held = self._held[:ready], self._held[ready:]
+        self._shown += ready
         return Chunk(text, tokens)
 
     def _leave(self) -> None:

@@ -77,9 +77,11 @@ class ReasoningThread:
     def append(self, text: str | Sequence[int]) -> None:
         """Appends text or token ids to the context; they are computed when the thread next generates.
 
-        Raises `PromptError` for what cannot be encoded or does not fit, `ThreadStateError` while generating.
+        The text goes on where the context ends: no space is put between them. Where the context is empty, it begins
+        as the tokenizer begins texts. Raises `PromptError` for what cannot be encoded or does not fit,
+        `ThreadStateError` while generating.
         """
-        self.context.extend(self.context.frontend.encode(text))
+        self.context.extend(self.context.frontend.encode(text, self.context.tokens))
 
     async def generate(
         self,
@@ -92,8 +94,9 @@ class ReasoningThread:
     ) -> Generation:
         """Samples tokens until a stop, a bound or the end of the context, and appends them.
 
-        `stop` lists strings and token ids; without one, the checkpoint's stop tokens count. `depth` and `sampling`
-        hold for this call. Waits for a place in the batching queue, or raises `QueueFull` with `nowait`.
+        `stop` lists strings and token ids that count beside the checkpoint's stop tokens. Strings are looked for in the
+        text that the context gains, over the borders of tokens. `depth` and `sampling` hold for this call. Waits for a
+        place in the batching queue, or raises `QueueFull` with `nowait`.
 
         Limits bound the call to what is left (reason "length" or "iterations", and `limit` says which); where nothing
         is left at the start, it raises `LimitExceeded`. Cancelled, the context is exactly as before the call.
@@ -109,7 +112,11 @@ class ReasoningThread:
         depth: DepthPolicy | None = None,
         nowait: bool = False,
     ) -> Stream:
-        """`generate` as an async iterator of chunks. Left early, the context keeps what was delivered."""
+        """`generate` as an async iterator of chunks, whose texts joined are the generation's.
+
+        Text that may still change or become a stop string is held back. Left early, the context keeps the tokens that
+        were delivered.
+        """
         return Stream(self.context, self._options(max_tokens, stop, sampling, depth, nowait, stream=True))
 
     def spawn(
@@ -128,8 +135,9 @@ class ReasoningThread:
         `run` works in the child and returns its message; without it the model drives the child, under the protocol if
         there is one. What is not given is inherited. Raises `LimitExceeded` where the limits allow no more children.
         """
-        tokens = self.context.frontend.encode(message)
-        if not tokens:
+        frontend = self.context.frontend
+        tokens = frontend.encode(message)
+        if not tokens or (isinstance(message, str) and tokens == frontend.encode("")):
             raise PromptError("A child sees nothing but its message, and this one is empty. Give it one, or fork().")
         settings = self._settings(depth, sampling, max_tokens, priority)
         self._check_child()
@@ -150,7 +158,7 @@ class ReasoningThread:
 
         Raises `ThreadStateError` while this thread is generating.
         """
-        tokens = () if message is None else self.context.frontend.encode(message)
+        tokens = () if message is None else self.context.frontend.encode(message, self.context.tokens)
         settings = self._settings(depth, sampling, max_tokens, priority)
         self.context.check_idle("fork")
         self._check_child()
@@ -358,7 +366,7 @@ class ReasoningThread:
         stop_tokens, stop_strings = read_stops(stop)
         return GenerateOptions(
             max_tokens=max_tokens,
-            stop_tokens=stop_tokens if stop else self.context.frontend.stop_tokens,
+            stop_tokens=stop_tokens | self.context.frontend.stop_tokens,
             stop_strings=stop_strings,
             sampling=sampling,
             depth=depth,

@@ -454,7 +454,9 @@ def test_characters_spread_over_tokens() -> None:
 
 def test_messages_that_the_tokenizer_cannot_write_are_malformed() -> None:
     words = (*WORDS, "<open", ">")
-    protocol = msgspec.structs.replace(COUNTDOWN, forbidden=(), message_pattern=r"(?s).*", on_malformed="end")
+    protocol = msgspec.structs.replace(
+        COUNTDOWN, forbidden=(), message_pattern=r"(?s).*", child="zebra {message}", on_malformed="end"
+    )
     bound = protocol.bind(word_tokenizer(words))
     assert not bound.on_ids
     signals = signals_of(bound.watcher(), spell("<spawn> a <unknown> </spawn>", words))

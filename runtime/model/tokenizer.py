@@ -1,20 +1,20 @@
-"""Text to token ids and back, from a checkpoint's `tokenizer.json`."""
+"""Text to token ids and back, from a checkpoint's `tokenizer.json` and what is declared beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import tokenizers
 
 from runtime.errors import CheckpointError, PromptError
-
-REPLACEMENT = "\ufffd"
-"""What a decoder writes for bytes that are not, or not yet, a character."""
+from runtime.model.settling import settling_of
+from runtime.model.spacing import Continuation
+from runtime.model.tokenizer_files import is_of_library, read_tokenizer
 
 _MOST_NAMED = 8
-_MOST_HELD = 16
 
 
 class _Model(msgspec.Struct):
@@ -24,52 +24,85 @@ class _Model(msgspec.Struct):
 
 class _Content(msgspec.Struct):
     model: _Model
+    decoder: dict[str, Any] | None = None
 
 
 class Tokenizer:
     """A tokenizer of the `tokenizers` library that refuses words it does not know. Safe to share between threads."""
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, clean_up: Callable[[str], str] | None = None) -> None:
+        """`clean_up` is what is done to every decoded text. Raises `ValueError` for a tokenizer that drops texts."""
         # Either of the two would silently change what a prompt says.
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
-        model = msgspec.json.decode(inner.to_str(), type=_Content).model
-        self._unknown = model.unk_id if model.unk_token is None else inner.token_to_id(model.unk_token)
-        self.vocab_size = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._clean_up = clean_up
+        self._continuation = Continuation(inner)
+        content = msgspec.json.decode(inner.to_str(), type=_Content)
+        unk_token, unk_id = content.model.unk_token, content.model.unk_id
+        self._unknown = unk_id if unk_token is None else inner.token_to_id(unk_token)
+        vocabulary = inner.get_vocab(with_added_tokens=True)
+        self.settling = settling_of(content.decoder, vocabulary, cleans_up=clean_up is not None)
+        """How much of a decoded text is final."""
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
         """One more than the largest token id."""
+        self._ids = frozenset(vocabulary.values())
+        self.leading = _leading(inner)
+        """What the tokenizer puts before a whole text, such as a beginning-of-text token."""
 
     @classmethod
     def from_file(cls, path: Path) -> Tokenizer:
-        """Reads `tokenizer.json`. Raises `CheckpointError`, naming the file, if it is missing or is not one."""
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file; expected a tokenizer.json of the tokenizers library.")
+        """Reads `tokenizer.json`, and what the files beside it declare, as transformers' `AutoTokenizer` does.
+
+        Raises `CheckpointError`, naming the file, if it is missing or cannot be read so.
+        """
+        read = read_tokenizer(path)
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises nothing more specific
-            raise CheckpointError(
-                f"{path}: not a tokenizer.json that tokenizers {tokenizers.__version__} reads ({error})."
-            ) from error
+            return cls(*read)
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            raise CheckpointError(f"{path}: not a tokenizer for prompts ({error}).") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of a text.
+        """Token ids of a text that stands for itself.
 
-        `add_special_tokens` puts around it what the tokenizer is made to put around a whole text, such as a
-        beginning-of-text token; right for a whole prompt, wrong for a message inside one. Raises `PromptError`,
-        naming the words, if the tokenizer would replace words by its unknown token.
+        `add_special_tokens` puts before it what the tokenizer is made to put before a whole text, such as a
+        beginning-of-text token; right for a whole prompt, wrong for a message inside one. What it is made to put after
+        whole texts is left out, because a model goes on after a prompt. Raises `PromptError`, naming the words, if the
+        tokenizer would replace words by its unknown token.
         """
-        try:
-            encoding = self._inner.encode(text, add_special_tokens=add_special_tokens)
-        except Exception as error:  # the library raises nothing more specific
-            raise PromptError(f"The text cannot be tokenized ({error}): {text!r}.") from error
-        if self._unknown is not None and self._unknown in encoding.ids:
-            spans = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == self._unknown]
-            raise PromptError(_unknown_words(list(dict.fromkeys(text[start:end] for start, end in spans))))
-        return encoding.ids
+        ids = self._encode([(self._inner, text)])
+        return [*self.leading, *ids] if add_special_tokens else ids
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of a text that goes on after other text: without the space that the tokenizer puts before a text.
+
+        Raises `PromptError` like `encode`.
+        """
+        return self._encode(self._continuation.parts(text))
+
+    def led(self, tokens: Sequence[int]) -> list[int]:
+        """A whole context of these tokens: with `leading` before them, unless they begin with it."""
+        has_it = tuple(tokens[: len(self.leading)]) == self.leading
+        return list(tokens) if has_it else [*self.leading, *tokens]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens included. Ids outside the vocabulary add nothing."""
-        return self._inner.decode(list(ids), skip_special_tokens=False)
+        """The text of token ids, special tokens included. Ids outside the vocabulary add nothing.
+
+        Raises `PromptError` where the tokenizer fails.
+        """
+        try:
+            text = self._inner.decode(list(ids), skip_special_tokens=False)
+        except BaseException as error:
+            if not is_of_library(error):
+                raise
+            raise PromptError(f"The tokenizer cannot decode these tokens ({error}).") from error
+        return text if self._clean_up is None else self._clean_up(text)
+
+    def has(self, token: int) -> bool:
+        """Whether an id is in the vocabulary, so that it has a text."""
+        return token in self._ids
 
     def token_to_id(self, token: str) -> int | None:
         """Id of a token as the vocabulary writes it; None if it has no such token."""
@@ -83,38 +116,35 @@ class Tokenizer:
         """The content of its `tokenizer.json`."""
         return self._inner.to_str(pretty=True)
 
+    def _encode(self, parts: Sequence[tuple[tokenizers.Tokenizer, str]]) -> list[int]:
+        ids: list[int] = []
+        unknown: list[str] = []
+        for inner, text in parts:
+            try:
+                encoding = inner.encode(text, add_special_tokens=False)
+            except BaseException as error:
+                if not is_of_library(error):
+                    raise
+                raise PromptError(f"The text cannot be tokenized ({error}): {text!r}.") from error
+            ids += encoding.ids
+            if self._unknown is not None and self._unknown in encoding.ids:
+                spans = zip(encoding.ids, encoding.offsets, strict=True)
+                unknown += [text[start:end] for token, (start, end) in spans if token == self._unknown]
+        # Texts may spell the unknown token out.
+        spelled = None if self._unknown is None else self.id_to_token(self._unknown)
+        words = list(dict.fromkeys(word for word in unknown if word.strip() != spelled))
+        if words:
+            raise PromptError(_unknown_words(words))
+        return ids
 
-class IncrementalDecoder:
-    """Text of a growing sequence of tokens, for streaming.
 
-    All texts that `feed` returned, and that of `finish`, joined are what `Tokenizer.decode` makes of all the tokens,
-    as long as their bytes are well-formed UTF-8.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._shown: list[int] = []  # tokens of the last text returned: what comes next may depend on them
-        self._held: list[int] = []  # tokens whose text may still change
-
-    def feed(self, token: int) -> str:
-        """Takes the next token; returns the text that is final with it, "" while a character is incomplete."""
-        self._held.append(token)
-        text = self._new_text()
-        # A character has at most four bytes, so that after more tokens than that the bytes are broken, not late.
-        if (not text or text.endswith(REPLACEMENT)) and len(self._held) < _MOST_HELD:
-            return ""
-        self._shown, self._held = self._held, []
-        return text
-
-    def finish(self) -> str:
-        """The text held back so far, with U+FFFD for what stayed incomplete; the decoder starts anew after it."""
-        text = self._new_text() if self._held else ""
-        self._shown, self._held = [], []
-        return text
-
-    def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._shown)
-        return self._tokenizer.decode(self._shown + self._held)[len(before) :]
+def _leading(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """What the tokenizer puts before any text, seen around an encoding of one token."""
+    text = tokenizers.Tokenizer(tokenizers.models.WordLevel({"text": 0}, unk_token="text")).encode("text")
+    whole = inner.post_process(text, None, True)
+    if 0 not in whole.sequence_ids:
+        raise ValueError("its post-processor leaves texts out")
+    return tuple(whole.ids[: whole.sequence_ids.index(0)])
 
 
 def _unknown_words(words: list[str]) -> str:

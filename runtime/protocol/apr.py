@@ -45,7 +45,7 @@ _RETURNED = r"(?s)Goal Reached.(?P<message>(?:(?!Goal Reached).)*Goal Reached(?:
 def apr_protocol(
     budget: int | None = None, bos: str = "<s>", eos: str = "</s>", on_malformed: Literal["end", "ignore"] = "end"
 ) -> TagProtocol:
-    """APR's format for a tokenizer's tokens for beginning and end; an empty `bos` is none.
+    """APR's format for a tokenizer's tokens for beginning and end; an empty `bos` leaves it to the tokenizer.
 
     `budget` is the number of sub searches that a model trained with "Sub Call Budget" is told to make. A root is
     prompted with its node, "Moving to Node #0\\nCurrent State: 39:[51, 49, 36, 25], Operations: []".

@@ -44,7 +44,7 @@ class BoundProtocol:
         tokens = self._tokenizer.encode(self.protocol.prompt.format(prompt=text))
         if not tokens:
             raise PromptError("The prompt is empty; give at least one token.")
-        return tokens
+        return self._tokenizer.led(tokens)
 
     def delivery(self, messages: Sequence[Tokens], prompts: Sequence[Tokens] = ()) -> list[int]:
         """What is appended to the parent's context at a join.
@@ -83,7 +83,7 @@ class BoundProtocol:
             template = self._over_ids["delivered" if message else "delivered_nothing"]
             fields = {"message": message}
             if "index" in template:
-                fields["index"] = tuple(self._tokenizer.encode(str(index)))
+                fields["index"] = tuple(self._tokenizer.encode_inside(str(index)))
             children += fill(template, fields)
         return fill(self._over_ids["joined"], {"children": children})
 
@@ -98,11 +98,12 @@ class BoundProtocol:
             template = protocol.delivered if message else protocol.delivered_nothing
             text = self._tokenizer.decode(message)
             children.append(template.format_map({**about, "index": index, "message": text}))
-        return self._tokenizer.encode(protocol.joined.format(children="".join(children)))
+        return self._tokenizer.encode_inside(protocol.joined.format(children="".join(children)))
 
     def _watcher(self, context: Sequence[int], lenient: bool) -> TagWatcher:
         if self.on_ids:
-            return TokenWatcher(self.protocol, self._table, self._by_id, self._over_ids["child"], lenient)
+            child = self._over_ids["child"]
+            return TokenWatcher(self.protocol, self._table, self._by_id, child, self._tokenizer.led, lenient)
         return TextWatcher(self.protocol, self._table, self._text_tags, self._tokenizer, context, lenient)
 
     def _token_of(self, tag: str) -> int | None:
@@ -126,6 +127,6 @@ class BoundProtocol:
 
     def _encode_declared(self, name: str, text: str) -> list[int]:
         try:
-            return self._tokenizer.encode(text)
+            return self._tokenizer.encode_inside(text)
         except PromptError as error:
             raise ProtocolError(f"The tokenizer cannot write {text!r} of the protocol's {name}: {error}") from error

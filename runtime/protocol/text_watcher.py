@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from runtime.commands import Signal
 from runtime.errors import PromptError
-from runtime.model.tokenizer import IncrementalDecoder, Tokenizer
+from runtime.model.incremental import IncrementalDecoder
+from runtime.model.tokenizer import Tokenizer
 from runtime.protocol.declaration import Definition, TagProtocol
 from runtime.protocol.grammar import Table, Tag
 from runtime.protocol.watcher import Place, TagWatcher, Tokens, Unusable
@@ -48,11 +49,13 @@ class TextWatcher(TagWatcher):
         self._tokenizer = tokenizer
         # The caller's own may grow while this watcher is in use.
         self._context = tuple(context) if protocol.definitions else ()
-        self._decoder = IncrementalDecoder(tokenizer)
+        self._decoder = IncrementalDecoder(tokenizer, context)
         self._seen = 0
         self._unread = 0
-        """Number of the first token that has given no text yet."""
+        """Number of the first token whose text is not settled yet."""
         self._text = ""
+        """What is settled, and then what is pending."""
+        self._settled = 0
         self._searched = 0
         """No tag that is not yet read begins before this offset."""
         self._piece_offset: list[int] = []
@@ -61,14 +64,18 @@ class TextWatcher(TagWatcher):
 
     def feed(self, token: int) -> tuple[Signal, ...]:
         self._seen += 1
-        piece = self._decoder.feed(token)
-        if not piece:
-            return ()
-        self._piece_offset.append(len(self._text))
-        self._piece_token.append(self._unread)
-        self._text += piece
-        self._unread = self._seen
-        return self._read_text()
+        piece, pending = self._decoder.feed(token), self._decoder.pending
+        if len(self._text) > self._settled:
+            self._text = self._text[: self._settled]
+        if piece:
+            self._piece_offset.append(self._settled)
+            self._piece_token.append(self._unread)
+            self._unread = self._seen - self._decoder.is_open
+            self._text += piece
+            self._settled = len(self._text)
+        if pending:
+            self._text += pending
+        return self._read_text() if piece or pending else ()
 
     def returned(self) -> Tokens:
         if self._returned is not None:
@@ -80,7 +87,7 @@ class TextWatcher(TagWatcher):
 
     def _encode(self, text: str) -> Tokens:
         try:
-            return tuple(self._tokenizer.encode(text))
+            return tuple(self._tokenizer.encode_inside(text))
         except PromptError as error:
             raise Unusable(str(error)) from error
 
@@ -98,6 +105,8 @@ class TextWatcher(TagWatcher):
         return signals
 
     def _token_at(self, offset: int) -> int:
+        if offset >= self._settled:
+            return self._unread
         return self._piece_token[bisect_right(self._piece_offset, offset) - 1]
 
     def _message(self, begin: int, end: int) -> str:
@@ -112,12 +121,14 @@ class TextWatcher(TagWatcher):
             self._check_length(len(self._encode(message)))
         fields = {"message": message, **self._fields(message)}
         try:
-            prompt = self._encode(self._protocol.child.format_map(fields))
+            prompt = self._tokenizer.encode(self._protocol.child.format_map(fields))
         except KeyError as missing:
             raise Unusable(f"spawn message {message!r} gives no value for {missing} of the child's prompt") from missing
+        except PromptError as error:
+            raise Unusable(str(error)) from error
         if not prompt:
             raise Unusable(f"spawn message {message!r} makes a prompt without tokens")
-        return prompt
+        return tuple(self._tokenizer.led(prompt))
 
     def _fields(self, message: str) -> Fields:
         protocol = self._protocol
@@ -145,7 +156,8 @@ class TextWatcher(TagWatcher):
 
     def _put_back(self, block: Place) -> Tokens:
         piece = bisect_right(self._piece_offset, block.begin) - 1
-        before = self._text[self._piece_offset[piece] : block.begin]
+        begin = self._settled if block.begin >= self._settled else self._piece_offset[piece]
+        before = self._text[begin : block.begin]
         return self._encode(before) if before else ()
 
     def _returned_at_end(self, end: Place) -> tuple[Tokens, int]:

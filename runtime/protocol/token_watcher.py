@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from runtime.commands import Foresight, Signal
 from runtime.protocol.declaration import TagProtocol
@@ -20,12 +20,14 @@ class TokenWatcher(TagWatcher):
         table: Table,
         tags: Mapping[int, tuple[Tag, str]],
         child: IdTemplate,
+        led: Callable[[Sequence[int]], list[int]],
         lenient: bool = False,
     ) -> None:
         super().__init__(protocol, table, lenient)
         self._tags = tags
         self._tag_tokens = frozenset(tags)
         self._child = child
+        self._led = led
         self._emitted: list[int] = []
 
     def feed(self, token: int) -> tuple[Signal, ...]:
@@ -56,7 +58,7 @@ class TokenWatcher(TagWatcher):
     def _child_prompt(self, begin: int, end: int) -> Tokens:
         if begin == end:
             raise Unusable("a spawn's message is empty")
-        return tuple(fill(self._child, {"message": self._emitted[begin:end]}))
+        return tuple(self._led(fill(self._child, {"message": self._emitted[begin:end]})))
 
     def _returned_message(self, begin: int, end: int) -> Tokens:
         return tuple(self._emitted[begin:end])

@@ -8,44 +8,19 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import models, processors
 
 from examples.countdown.vocabulary import WORDS, build_tokenizer
 from runtime.errors import CheckpointError, PromptError
-from runtime.model.tokenizer import IncrementalDecoder, Tokenizer
+from runtime.model.incremental import IncrementalDecoder
+from runtime.model.tokenizer import Tokenizer
+
+from ..vocabularies import byte_fallback, byte_level
 
 COUNTDOWN = Tokenizer(build_tokenizer())
 
 
-def byte_level() -> Tokenizer:
-    """Byte-level BPE with a few merges, so that tokens end inside characters."""
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=280, initial_alphabet=alphabet, show_progress=False)
-    inner.train_from_iterator(["the café, the naïve thé", "日本語 日本 語", "🧵🧵 🪢"], trainer)
-    return Tokenizer(inner)
-
-
-def byte_fallback() -> Tokenizer:
-    """BPE as Llama has it: words with their space in front, and single bytes for what it has no token for."""
-    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abc", "▁a", "▁b", "ab"]
-    inner = tokenizers.Tokenizer(
-        models.BPE({word: index for index, word in enumerate(words)}, [("▁", "a"), ("▁", "b"), ("a", "b")])
-    )
-    inner.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return Tokenizer(inner)
-
-
-BYTE_LEVEL, BYTE_FALLBACK = byte_level(), byte_fallback()
-
-
-def streamed(tokenizer: Tokenizer, ids: list[int]) -> tuple[list[str], str]:
-    decoder = IncrementalDecoder(tokenizer)
-    return [decoder.feed(token) for token in ids], decoder.finish()
+BYTE_LEVEL, BYTE_FALLBACK = Tokenizer(byte_level()), Tokenizer(byte_fallback())
 
 
 def test_words_map_to_their_places_and_back() -> None:
@@ -121,62 +96,26 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_words_are_final_at_once() -> None:
-    texts, rest = streamed(COUNTDOWN, COUNTDOWN.encode("22 + 5 ->"))
-    assert texts == ["22", " +", " 5", " ->"]
-    assert rest == ""
+    decoder = IncrementalDecoder(COUNTDOWN)
+    assert [decoder.feed(token) for token in COUNTDOWN.encode("22 + 5 ->")] == ["22", " +", " 5", " ->"]
+    assert decoder.pending == ""
 
 
 def test_a_character_waits_for_its_last_byte() -> None:
-    ids = BYTE_FALLBACK.encode("a") + [1 + byte for byte in "🧵".encode()] + BYTE_FALLBACK.encode("b")
-    texts, rest = streamed(BYTE_FALLBACK, ids)
-    assert texts == ["a", "", "", "", "🧵", "b"]
-    assert rest == ""
+    decoder = IncrementalDecoder(BYTE_LEVEL, BYTE_LEVEL.encode("a"))
+    assert [decoder.feed(token) for token in BYTE_LEVEL.encode("ü日")] == ["", "ü", "", "日"]
 
 
-def test_what_stays_incomplete_comes_at_the_end() -> None:
-    ids = [*BYTE_LEVEL.encode("a"), *BYTE_LEVEL.encode("é")[:1]]
-    texts, rest = streamed(BYTE_LEVEL, ids)
-    assert texts[0] == "a"
-    assert "".join(texts) + rest == BYTE_LEVEL.decode(ids)
-
-
-def test_a_decoder_starts_anew_after_finish() -> None:
-    decoder = IncrementalDecoder(COUNTDOWN)
-    assert decoder.finish() == ""
-    assert decoder.feed(5) + decoder.finish() == "5"
-    assert decoder.feed(6) == "6"
-
-
-@given(text=st.text(alphabet="at héñ日本語🧵🪢\n", max_size=40))
-def test_streamed_text_is_the_decoded_text(text: str) -> None:
-    ids = BYTE_LEVEL.encode(text)
-    texts, rest = streamed(BYTE_LEVEL, ids)
-    assert "".join(texts) + rest == BYTE_LEVEL.decode(ids) == text
-    assert not any("\ufffd" in part for part in texts)
-    assert rest == ""
-
-
-@given(ids=st.lists(st.integers(0, len(WORDS) - 1), max_size=30))
-def test_streamed_words_are_the_decoded_words(ids: list[int]) -> None:
-    texts, rest = streamed(COUNTDOWN, ids)
-    assert "".join(texts) + rest == COUNTDOWN.decode(ids)
-
-
-@given(text=st.text(alphabet="abé日🧵", max_size=20))
-def test_byte_fallback_streams_what_it_decodes(text: str) -> None:
-    known = {"a": "▁a", "b": "b"}
-    ids: list[int] = []
-    for character in text:
-        if character in known:
-            ids.append(BYTE_FALLBACK.token_to_id(known[character]) or 0)
-        else:
-            ids += [1 + byte for byte in character.encode()]
-    texts, rest = streamed(BYTE_FALLBACK, ids)
-    assert "".join(texts) + rest == BYTE_FALLBACK.decode(ids)
+def test_a_run_of_bytes_waits_for_its_end() -> None:
+    decoder = IncrementalDecoder(BYTE_FALLBACK, BYTE_FALLBACK.encode("a"))
+    seen = [(decoder.feed(token), decoder.pending) for token in BYTE_FALLBACK.encode_inside("éût")]
+    assert seen == [("", ""), ("", "é"), ("", "é"), ("", "éû"), ("éût", "")]
 
 
 @given(ids=st.lists(st.integers(0, BYTE_LEVEL.vocab_size - 1), max_size=60))
-def test_any_tokens_stream_without_being_held_for_long(ids: list[int]) -> None:
-    texts, rest = streamed(BYTE_LEVEL, ids)
-    assert all(any(texts[start : start + 16]) for start in range(len(ids) - 15))
-    assert bool("".join(texts) + rest) == bool(ids)
+def test_any_tokens_stream_with_one_character_held_back_at_most(ids: list[int]) -> None:
+    decoder = IncrementalDecoder(BYTE_LEVEL)
+    said = ""
+    for end, token in enumerate(ids, 1):
+        said += decoder.feed(token)
+        assert len(BYTE_LEVEL.decode(ids[:end])) - len(said) <= 1

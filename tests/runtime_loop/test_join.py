@@ -271,7 +271,7 @@ async def test_fork_inherits_the_context(device: ScriptedDevice, engine: Engine)
         root.append("d")
         bare = root.fork(max_tokens=3)
         answers = await root.join([child, bare])
-        assert answers[0].text == "0 1"
+        assert answers[0].text == " 0 1"
         assert answers[1].reason == "length"
         assert child.usage.reused > 0
     opened = {c.thread: c.inherits for c in device.core.commands if isinstance(c, OpenThread)}

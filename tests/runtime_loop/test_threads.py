@@ -36,7 +36,7 @@ async def test_generate_appends_what_was_sampled() -> None:
     async with engine_over(device) as engine, engine.thread("a b") as root:
         first = await root.generate(3)
         assert first.tokens == (0, 1, 2)
-        assert first.text == "0 1 2"
+        assert first.text == " 0 1 2"
         assert first.reason == "length"
         assert first.limit is None
         assert first.depths == (DEPTH,) * 3
@@ -59,9 +59,9 @@ async def test_stops_are_kept_in_tokens_and_left_out_of_text() -> None:
     device = ScriptedDevice(counting)
     async with engine_over(device, stop_tokens=[9]) as engine, engine.thread("a") as root:
         by_token = await root.generate(stop=[2])
-        assert (by_token.tokens, by_token.text, by_token.reason) == ((0, 1, 2), "0 1", "stop")
+        assert (by_token.tokens, by_token.text, by_token.reason) == ((0, 1, 2), " 0 1", "stop")
         by_string = await root.generate(stop=["4 5"])
-        assert (by_string.tokens, by_string.text.strip(), by_string.reason) == ((3, 4, 5), "3", "stop")
+        assert (by_string.tokens, by_string.text, by_string.reason) == ((3, 4, 5), " 3 ", "stop")
         by_default = await root.generate()
         assert by_default.tokens == (6, 7, 8, 9)
         with pytest.raises(ValueError, match="list of strings"):
