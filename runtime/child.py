@@ -92,6 +92,7 @@ class Child:
             self.answer = (outcome or Outcome((), "", "nothing" if self.error else "cancelled")).answer(
                 self.path, self.usage
             )
+            thread.lifetime.end()
             if self.arrivals is not None:
                 self.arrivals.arrive(self)
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Literal, Self, overload
 
-import anyio
-import anyio.abc
 import msgspec
 
 from policies.depth.base import DepthPolicy
@@ -19,6 +17,7 @@ from runtime.commands import ThreadPath
 from runtime.context import Context, GenerateOptions, read_stops
 from runtime.errors import LimitExceeded, PromptError, ThreadStateError
 from runtime.frontend import ThreadSettings
+from runtime.lifetime import Lifetime
 from runtime.limits import NO_LIMITS, Account
 from runtime.sampling import Sampling
 from runtime.stream import Stream
@@ -34,17 +33,17 @@ class ReasoningThread:
     belong to the task that entered it.
     """
 
-    __slots__ = ("_is_cancelled", "_prompt", "_tasks", "children", "context", "outcome")
+    __slots__ = ("_prompt", "children", "context", "lifetime", "outcome")
 
-    def __init__(self, context: Context, prompt: tuple[int, ...] | None = None) -> None:
+    def __init__(self, context: Context, prompt: tuple[int, ...] | None = None, above: Lifetime | None = None) -> None:
+        """`above` is the parent's lifetime; None for a root."""
         self.context = context
+        self.lifetime = Lifetime(above)
         self.children = Children(context)
         """Those that nobody has joined yet, in spawn order."""
         self.outcome: Outcome | None = None
         """What the thread returned, once its work is done; set by whoever runs it."""
         self._prompt = prompt
-        self._tasks: anyio.abc.TaskGroup | None = None
-        self._is_cancelled = False
 
     def __repr__(self) -> str:
         return f"<ReasoningThread {self.path} {self.context.state}, {len(self.context.tokens)} tokens>"
@@ -209,49 +208,30 @@ class ReasoningThread:
 
     def cancel(self) -> None:
         """Stops the thread and everything below it, soon, as a cancel scope around its `async with` would."""
-        self._is_cancelled = True
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        self.lifetime.cancel()
 
     async def __aenter__(self) -> Self:
-        if self._tasks is not None or self.context.state == "closed":
+        if self.lifetime.is_entered or self.context.state == "closed":
             raise ThreadStateError(f"Thread {self.path} was entered before. Open another one.")
         self.context.frontend.check()
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        if self._is_cancelled:
-            self._tasks.cancel_scope.cancel()
-        seconds = self.context.account.limits.seconds
-        if seconds is not None:
-            self._tasks.cancel_scope.deadline = anyio.current_time() + seconds
+        await self.lifetime.enter(self.context.account.limits.seconds)
         if self._prompt is not None:
             try:
                 self._open_root(self._prompt)
             except BaseException:
                 self.context.close()
-                await self._tasks.__aexit__(None, None, None)
+                await self.lifetime.leave(None)
                 raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        if self._tasks is None:
+        if not self.lifetime.is_entered:
             raise ThreadStateError(f"Thread {self.path} was not entered.")
         body = error if isinstance(error, Exception) else None
-        escaped: BaseException | None = None
-        is_swallowed = False
-        if len(self.children):
-            self._tasks.cancel_scope.cancel()
-        try:
-            if body is None:
-                is_swallowed = bool(await self._tasks.__aexit__(kind, error, traceback)) and error is not None
-            else:
-                # The body's own error is raised as it is, not in the task group's exception group.
-                await self._tasks.__aexit__(None, None, None)
-        except BaseException as other:
-            escaped = other
-        if is_swallowed and not self._is_cancelled:
+        is_swallowed, has_run_out, escaped = await self.lifetime.leave(error)
+        if has_run_out:
             body = LimitExceeded(
                 f"Thread {self.path} ran longer than its limit of {self.context.account.limits.seconds} s. Raise "
                 f"Limits.seconds, or give it less to do."
@@ -264,7 +244,7 @@ class ReasoningThread:
                 raise ExceptionGroup(f"unjoined children of thread {self.path} failed", errors)
             if body is not None and body is not error:
                 raise body from None
-            if body is not None:
+            if body is not None or (escaped is not None and escaped is error):
                 return False
             if escaped is not None:
                 raise escaped
@@ -285,12 +265,11 @@ class ReasoningThread:
         reason: str = "",
     ) -> Child:
         """Opens a child, appends its prompt and starts its task. The caller has checked that the limits allow it."""
-        if self._tasks is None:
-            raise ThreadStateError(f"Thread {self.path} is not open yet. Use it inside `async with`.")
         context = self.context
+        context.check_open()
         path = self.children.new_path()
         account = Account(path, limits or NO_LIMITS, context.account)
-        thread = ReasoningThread(Context(path, context.frontend, account, settings))
+        thread = ReasoningThread(Context(path, context.frontend, account, settings), above=self.lifetime)
         child = Child(thread, len(prompt), run)
         self.record_spawn(path, prompt, by_model=by_model, fork=fork, reason=reason)
         thread.context.open(inherits=context if fork else None)
@@ -301,7 +280,7 @@ class ReasoningThread:
             self.children.finish(child)
             thread.context.close()
             raise
-        self._tasks.start_soon(child.main, name=f"reasoning thread {path}")
+        self.lifetime.start(thread.lifetime, child.main, name=f"reasoning thread {path}")
         return child
 
     def record_spawn(
