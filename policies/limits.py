@@ -8,14 +8,15 @@ import msgspec
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Upper bounds; None is no bound. A child inherits its parent's and is carved from them: what it spends counts.
 
-    `threads` counts every thread below and including this one; `tree_depth` the levels below it (0: no children);
-    `seconds` is wall time from the thread's start. Raises `ValueError` at construction for a negative bound.
+    `threads` counts every thread below and including this one; `tree_depth` the levels below it (0: no children), which
+    are bounded unless None is given, because a model may spawn children of children without end; `seconds` is wall time
+    from the thread's start. Raises `ValueError` at construction for a negative bound.
     """
 
     tokens: int | None = None
     iterations: int | None = None
     threads: int | None = None
-    tree_depth: int | None = None
+    tree_depth: int | None = 1000
     seconds: float | None = None
 
     def __post_init__(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
+import anyio
+
 from runtime.answer import Answer, Outcome
 from runtime.commands import ThreadPath
 from runtime.driver import drive
@@ -71,7 +73,8 @@ class Child:
         self.thread.cancel()
 
     async def main(self) -> None:
-        """The child's task. Errors are kept for the joiner; only cancellation from above passes through."""
+        """The child's task. Errors are kept for the joiner, and cancellation ends here: only what ends programs, such
+        as `KeyboardInterrupt`, goes on into the tree's task group."""
         thread = self.thread
         try:
             async with thread:
@@ -85,6 +88,9 @@ class Child:
                 self.error = error
         except Exception as error:
             self.error = error
+        except anyio.get_cancelled_exc_class():
+            # Whoever is cancelled along with this child has a scope of its own that says so.
+            thread.outcome = None
         finally:
             if self.error is not None:
                 _log.debug("child failed", thread=self.path, error=repr(self.error))

@@ -23,7 +23,7 @@ from runtime.context import Context
 from runtime.driver import drive
 from runtime.errors import EngineClosed, LimitExceeded, PolicyError, PromptError
 from runtime.frontend import Frontend, ThreadSettings
-from runtime.limits import NO_LIMITS, Account
+from runtime.limits import Account
 from runtime.logs import logger
 from runtime.model.tokenizer import Tokenizer
 from runtime.opening import Opened, open_device, open_in_thread, open_playback
@@ -66,7 +66,7 @@ class Engine:
             raise ValueError(f"queue_size is {queue_size}; it must be at least 1.")
         self._make_device = make_device
         self._policy = policy
-        self._limits = limits or NO_LIMITS
+        self._limits = limits or Limits()
         self._sampling = sampling or Sampling()
         self._seed = seed
         self._queue_size = queue_size

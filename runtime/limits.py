@@ -19,7 +19,7 @@ from runtime.errors import LimitExceeded
 from runtime.metering import Meter
 from runtime.usage import Usage
 
-NO_LIMITS = Limits()
+NO_LIMITS = Limits(tree_depth=None)
 
 
 class Counts:
