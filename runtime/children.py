@@ -91,7 +91,7 @@ class Children:
         """
         self._check(append)
         await self.collect(children)
-        self.take_over(children, append=_in_spawn_order(children) if append and children else None)
+        await self.take_over(children, append=_in_spawn_order(children) if append and children else None)
         return [_answer(child) for child in children]
 
     async def collect(self, children: Sequence[Child]) -> None:
@@ -124,14 +124,16 @@ class Children:
             self.finish(child)
         if winner is None:
             self.raise_failures(children)
-        self.take_over(children, append=[(winner.prompt, winner)] if winner and append else None, cancelled=losers)
+        await self.take_over(
+            children, append=[(winner.prompt, winner)] if winner and append else None, cancelled=losers
+        )
         return None if winner is None else _answer(winner)
 
     def as_completed(self, children: Sequence[Child]) -> AsCompleted:
         self._context.check_open()
         return AsCompleted(self, self._claim(children), len(children))
 
-    def take_over(
+    async def take_over(
         self,
         children: Sequence[Child],
         *,
@@ -141,7 +143,8 @@ class Children:
     ) -> None:
         """Appends `before` and what the children in `append` returned, as the protocol puts it, and records the join
         of `children`. None appends nothing, while a model's join without spawns gets what the protocol says to no
-        messages. Raises like `Context.extend`.
+        messages. Returns when the trace has it all; cancelled meanwhile, it has joined and appended. Raises like
+        `Context.extend`.
         """
         context, asked = self._context, append or ()
         delivered = [child for _, child in asked if child is not None and _answer(child).tokens]
@@ -163,6 +166,7 @@ class Children:
                     cancelled=tuple(child.path for child in cancelled),
                 )
             )
+            await context.frontend.recorded()
 
     def raise_failures(self, children: Iterable[Child]) -> None:
         """Raises what children failed of: one error as it is, several as an `ExceptionGroup` in spawn order."""
@@ -231,7 +235,7 @@ class AsCompleted:
         self._left -= 1
         self._children.finish(child)
         self._children.raise_failures([child])
-        self._children.take_over([child], append=())
+        await self._children.take_over([child], append=())
         return _answer(child)
 
 

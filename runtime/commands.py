@@ -168,7 +168,13 @@ class StopRecording(msgspec.Struct, frozen=True):
     number: int
 
 
-Request = LoadWeights | StartRecording | StopRecording
+class FlushRecording(msgspec.Struct, frozen=True):
+    """Is answered when the trace, if there is one, has every event that was sent before."""
+
+    number: int
+
+
+Request = LoadWeights | StartRecording | StopRecording | FlushRecording
 """What concerns the device as a whole. Each is `Answered` once, under its number."""
 
 

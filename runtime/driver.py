@@ -170,7 +170,7 @@ class _Driver:
         asked, self._asked = self._asked, []
         granted = [child for _, child in asked if child is not None]
         await children.collect(granted)
-        children.take_over(granted, append=asked, before=join.tokens)
+        await children.take_over(granted, append=asked, before=join.tokens)
 
     def _returned(self, tokens: tuple[int, ...]) -> Outcome:
         if not tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import get_ident
 
 import anyio
@@ -15,6 +16,7 @@ from runtime.commands import (
     Command,
     Device,
     Failed,
+    FlushRecording,
     Interrupt,
     Load,
     OpenThread,
@@ -22,7 +24,7 @@ from runtime.commands import (
     Request,
     ThreadPath,
 )
-from runtime.errors import EngineClosed, PromptError, QueueFull
+from runtime.errors import EngineClosed, EngineFailed, PromptError, QueueFull
 from runtime.inbox import Inbox, engine_failed
 from runtime.limits import Account
 from runtime.logs import logger
@@ -150,6 +152,15 @@ class Frontend:
                 self._observer(event)
             except Exception:
                 _log.exception("observer failed", observed=type(event).__name__)
+
+    async def recorded(self) -> None:
+        """Returns when the trace has what `record` was given, so that it survives the process from then on.
+
+        At once where nothing is recorded. Raises nothing; a cancelled caller waits all the same, as for a `request`.
+        """
+        if self.records and not self.is_closed and self.inbox.failure is None:
+            with suppress(EngineClosed, EngineFailed):
+                await self.request(FlushRecording)
 
     async def acquire(self, nowait: bool) -> None:
         """Takes a place in the batching queue, waiting first come, first served. Raises `QueueFull` if told not to."""

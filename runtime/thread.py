@@ -239,6 +239,9 @@ class ReasoningThread:
         self._close(body, is_cancelled=is_swallowed or escaped is not None)
         failures = self.children.failures(body)
         try:
+            if len(self.path) == 1:
+                # Of the others' ends the joins have waited.
+                await self.context.frontend.recorded()
             if failures:
                 errors = [body, *failures] if body is not None else failures
                 raise ExceptionGroup(f"unjoined children of thread {self.path} failed", errors)
@@ -271,8 +274,8 @@ class ReasoningThread:
         account = Account(path, limits or NO_LIMITS, context.account)
         thread = ReasoningThread(Context(path, context.frontend, account, settings), above=self.lifetime)
         child = Child(thread, len(prompt), run)
-        self.record_spawn(path, prompt, by_model=by_model, fork=fork, reason=reason)
         thread.context.open(inherits=context if fork else None)
+        self.record_spawn(path, prompt, by_model=by_model, fork=fork, reason=reason)
         self.children.add(child)
         try:
             child.receive_prompt(prompt)
@@ -302,9 +305,9 @@ class ReasoningThread:
 
     def _open_root(self, prompt: tuple[int, ...]) -> None:
         frontend = self.context.frontend
+        self.context.open()
         if frontend.is_recording:
             frontend.record(RunStarted(time=0.0, thread=self.path, prompt=frontend.decode(prompt)))
-        self.context.open()
         self.context.extend(prompt)
 
     def _close(self, error: Exception | None, is_cancelled: bool) -> None:

@@ -220,17 +220,24 @@ class ModelDevice:
 
     def _serve(self, core: DeviceCore, deliver: Deliver) -> None:
         while self._take_commands(core):
+            if core.ledger.reports:
+                # What commands gave does not wait for the tick.
+                self._hand_over(core, deliver)
             if core.has_work:
                 core.step()
-            core.flush()
-            self._load = core.scheduler.load()
-            reports = core.ledger.take_reports()
-            if reports:
-                deliver(reports)
+            self._hand_over(core, deliver)
             if core.failure is not None and not core.has_work:
                 raise core.failure
         core.flush()
         self._load = core.scheduler.load()
+
+    def _hand_over(self, core: DeviceCore, deliver: Deliver) -> None:
+        """Reports follow what the trace has of them."""
+        core.flush()
+        self._load = core.scheduler.load()
+        reports = core.ledger.take_reports()
+        if reports:
+            deliver(reports)
 
     def _take_commands(self, core: DeviceCore) -> bool:
         """Handles the commands that have come, waiting for one if there is no work; False at the end."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from runtime.backend.interface import Backend
-from runtime.commands import Answered, LoadWeights, Request, StartRecording, StopRecording
+from runtime.commands import Answered, FlushRecording, LoadWeights, Request, StartRecording, StopRecording
 from runtime.device.ledger import Ledger
 from runtime.device.recordings import Recordings, refuse_open_threads
 from runtime.device.scheduler import Scheduler
@@ -36,6 +36,8 @@ class Requests:
                     self._scheduler.memory.forget_prefixes()
                 case StopRecording():
                     self._recordings.stop(self._open_threads)
+                case FlushRecording():
+                    self._recordings.flush()
         except (BraidError, ValueError, torch.OutOfMemoryError) as refusal:
             error = refusal
         self._ledger.reports.append(Answered(request.number, error))

@@ -26,6 +26,7 @@ from runtime.commands import (
     Failed,
     Finished,
     FinishReason,
+    FlushRecording,
     Generate,
     Interrupt,
     Load,
@@ -189,7 +190,7 @@ class ScriptedCore:
             case Record(event):
                 assert isinstance(event, Event)
                 self.events.append(event)
-            case LoadWeights() | StartRecording() | StopRecording():
+            case LoadWeights() | StartRecording() | StopRecording() | FlushRecording():
                 self.reports.append(Answered(command.number))
 
     def tick(self) -> None:
@@ -323,7 +324,7 @@ class SteppedDevice:
         if not self.is_stopped:
             self.sent.append(command)
             self._queue.append(command)
-            if isinstance(command, CloseThread) and not self._closes_late:
+            if isinstance(command, FlushRecording) or (isinstance(command, CloseThread) and not self._closes_late):
                 self.take_commands()
                 self.flush()
 
