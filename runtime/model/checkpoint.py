@@ -142,7 +142,7 @@ def describe(name_or_path: str | Path) -> Description:
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         token = tokenizer.id_to_token(tokenizer.vocab_size - 1)
         raise CheckpointError(
-            f"{directory / TOKENIZER}: token {token!r} has id {tokenizer.vocab_size - 1}; expected ids below "
+            f"{tokenizer.where}: token {token!r} has id {tokenizer.vocab_size - 1}; expected ids below "
             f"{config.vocab_size}, the vocab_size of {CONFIG}."
         )
     return Description(

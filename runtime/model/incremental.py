@@ -53,7 +53,8 @@ class IncrementalDecoder:
         for token in context[end:]:
             if tokenizer.has(token):
                 self._take_byte(token)
-        self._known = tokenizer.decode([*self._window, *self._run])[self._shown :]
+        before = tokenizer.decode([*self._window, *self._run]) if self._run else self._text
+        self._known = before[self._shown :]
         """Text that the context has, but that may still change."""
 
     def feed(self, token: int) -> str:

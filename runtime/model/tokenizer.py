@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,19 @@ class _Content(msgspec.Struct):
 class Tokenizer:
     """A tokenizer of the `tokenizers` library that refuses words it does not know. Safe to share between threads."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, clean_up: Callable[[str], str] | None = None) -> None:
-        """`clean_up` is what is done to every decoded text. Raises `ValueError` for a tokenizer that drops texts."""
+    def __init__(
+        self, inner: tokenizers.Tokenizer, clean_up: Callable[[str], str] | None = None, where: str = "the tokenizer"
+    ) -> None:
+        """`clean_up` is what is done to every decoded text, and `where` names the tokenizer in errors.
+
+        Raises `ValueError` for a tokenizer that drops texts, or puts tokens before them that it does not have.
+        """
         # Either of the two would silently change what a prompt says.
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
         self._clean_up = clean_up
+        self.where = where
         self._continuation = Continuation(inner)
         content = msgspec.json.decode(inner.to_str(), type=_Content)
         unk_token, unk_id = content.model.unk_token, content.model.unk_id
@@ -47,7 +53,7 @@ class Tokenizer:
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         """One more than the largest token id."""
         self._ids = frozenset(vocabulary.values())
-        self.leading = _leading(inner)
+        self.leading = _leading(inner, self._ids)
         """What the tokenizer puts before a whole text, such as a beginning-of-text token."""
 
     @classmethod
@@ -62,7 +68,7 @@ class Tokenizer:
         except BaseException as error:
             if not is_of_library(error):
                 raise
-            raise CheckpointError(f"{path}: not a tokenizer for prompts ({error}).") from error
+            raise CheckpointError(f"{read.where}: not a tokenizer for prompts ({error}).") from error
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Token ids of a text that stands for itself.
@@ -138,13 +144,16 @@ class Tokenizer:
         return ids
 
 
-def _leading(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
+def _leading(inner: tokenizers.Tokenizer, known: Collection[int]) -> tuple[int, ...]:
     """What the tokenizer puts before any text, seen around an encoding of one token."""
     text = tokenizers.Tokenizer(tokenizers.models.WordLevel({"text": 0}, unk_token="text")).encode("text")
     whole = inner.post_process(text, None, True)
     if 0 not in whole.sequence_ids:
         raise ValueError("its post-processor leaves texts out")
-    return tuple(whole.ids[: whole.sequence_ids.index(0)])
+    leading = tuple(whole.ids[: whole.sequence_ids.index(0)])
+    if strange := [token for token in leading if token not in known]:
+        raise ValueError(f"its post-processor puts token {strange[0]} before texts, which its vocabulary lacks")
+    return leading
 
 
 def _unknown_words(words: list[str]) -> str:

@@ -21,6 +21,8 @@ class ReadTokenizer(NamedTuple):
     inner: tokenizers.Tokenizer
     clean_up: Callable[[str], str] | None
     """What is done to every decoded text."""
+    where: str
+    """The files it is from."""
 
 
 def read_tokenizer(path: Path) -> ReadTokenizer:
@@ -40,7 +42,7 @@ def read_tokenizer(path: Path) -> ReadTokenizer:
         raise CheckpointError(
             f"{path}: not a tokenizer.json that tokenizers {tokenizers.__version__} reads ({error})."
         ) from error
-    return _read_with_transformers(path, beside) if beside else ReadTokenizer(inner, None)
+    return _read_with_transformers(path, beside) if beside else ReadTokenizer(inner, None, str(path))
 
 
 def is_of_library(error: BaseException) -> bool:
@@ -73,4 +75,4 @@ def _read_with_transformers(path: Path, beside: list[str]) -> ReadTokenizer:
     # Since version 5 transformers cleans up after BPE only where it is forced to.
     is_forced = getattr(read, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", True)
     cleans_up = read.clean_up_tokenization_spaces and (is_forced or not isinstance(inner.model, tokenizers.models.BPE))
-    return ReadTokenizer(inner, read.clean_up_tokenization if cleans_up else None)
+    return ReadTokenizer(inner, read.clean_up_tokenization if cleans_up else None, where)

@@ -19,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from runtime.errors import CheckpointError, PromptError
+from runtime.model.checkpoint import describe, save_checkpoint
 from runtime.model.incremental import IncrementalDecoder, text_after
 from runtime.model.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ from ..vocabularies import (
     word_piece,
     write_directory,
 )
+from .conftest import MakeModel
 
 Kind = Callable[[], Inner]
 
@@ -188,6 +190,29 @@ def test_what_transformers_cannot_read_is_refused_by_name(tmp_path: Path, conten
     write_directory(tmp_path, word_level())
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
+        Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+def test_a_declared_token_beyond_the_model_is_refused_by_its_file(tmp_path: Path, make_model: MakeModel) -> None:
+    tokenizer = Tokenizer(word_level())
+    save_checkpoint(tmp_path, make_model(vocab_size=tokenizer.vocab_size), tokenizer=tokenizer)
+    assert describe(tmp_path).tokenizer is not None
+    (tmp_path / "added_tokens.json").write_text('{"<x>": 40}')
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json beside it: token '<x>'"):
+        describe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("special", "reason"),
+    [({}, "no entry"), ({"<s>": {"id": "<s>", "ids": [9999], "tokens": ["<s>"]}}, "token 9999 before texts")],
+)
+def test_a_template_of_tokens_that_are_none_is_refused(tmp_path: Path, special: object, reason: str) -> None:
+    inner = word_level()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    content = json.loads(inner.to_str())
+    content["post_processor"]["special_tokens"] = special
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=reason):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
 
 
