@@ -30,6 +30,11 @@ def begin(core: DeviceCore, path: ThreadPath, prompt: tuple[int, ...], depth: De
     core.handle(Extend(path, prompt))
 
 
+def touch_pages(core: DeviceCore, pages: int) -> None:
+    """Has the next tick write every page of the pool: the system gives memory to a process when it is first written."""
+    core.scheduler.memory.copies.extend((page, page) for page in range(pages))
+
+
 def step_to_end(core: DeviceCore) -> dict[ThreadPath, Finished]:
     """Ticks until there is no work; what finished, by thread. Raises what a thread failed of."""
     finished: dict[ThreadPath, Finished] = {}

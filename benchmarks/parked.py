@@ -221,11 +221,13 @@ def _prompts(count: int, size: Size) -> list[tuple[int, ...]]:
 
 
 def _core(parked: int, size: Size) -> DeviceCore:
-    """A core with room for parked and for working threads."""
+    """A core with room for parked and for working threads, whose first tick writes all of its pool."""
     pages = parked * -(-(size.prompt + size.tokens) // PAGE_SIZE)
     pages += (size.working + 1) * -(-(size.prompt + size.working_tokens) // PAGE_SIZE)
     settings = EngineSettings(pages=pages, page_size=PAGE_SIZE, device="cpu")
-    return build_core(models.smallest(), settings, DEPTH)
+    core = build_core(models.smallest(), settings, DEPTH)
+    driving.touch_pages(core, pages)
+    return core
 
 
 def _engine(core: DeviceCore) -> Engine:

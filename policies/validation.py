@@ -14,6 +14,18 @@ def check_count(policy: msgspec.Struct, name: str, value: int, least: int) -> No
         raise ValueError(f"{type(policy).__name__}: {name} is {value!r}; give a whole number of at least {least}.")
 
 
+def check_number(
+    owner: msgspec.Struct, name: str, value: float, least: float, most: float = math.inf, *, above: bool = False
+) -> None:
+    """Raises `ValueError` unless the field is a finite number from `least` to `most`; with `above`, not `least`."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not least <= value <= most or (above and value == least):
+        wanted = f"{'above' if above else 'of at least'} {least:g}" + (
+            "" if most == math.inf else f", at most {most:g}"
+        )
+        raise ValueError(f"{type(owner).__name__}: {name} is {value!r}; give a finite number {wanted}.")
+
+
 def check_threshold(policy: msgspec.Struct, value: float) -> None:
     """Raises `ValueError` unless the threshold is a finite number of at least 0."""
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:

@@ -305,7 +305,8 @@ class Engine:
         """Answers a prompt: the model orchestrates its own tree under the checkpoint's protocol.
 
         `max_tokens` bounds what each thread of the tree samples; a root that ends at it, or at the end of its
-        context, gives an answer with that reason and no text. A limit that runs out raises `LimitExceeded`. A spawn
+        context, gives an answer with that reason and no text. A limit that runs out raises `LimitExceeded`, whose
+        `answer` has the tree's path and usage. A spawn
         policy that wants several samples has as many independent roots answer and chooses; the limits hold for all
         of them together. Cancelled, everything below is gone when it returns.
         """
@@ -383,8 +384,12 @@ class Engine:
 
 
 async def _answer(root: ReasoningThread) -> Answer:
-    async with root:
-        root.outcome = await drive(root)
+    try:
+        async with root:
+            root.outcome = await drive(root)
+    except LimitExceeded as error:
+        error.answer = Outcome((), "", "limit").answer(root.path, root.usage)
+        raise
     return (root.outcome or Outcome((), "", "cancelled")).answer(root.path, root.usage)
 
 

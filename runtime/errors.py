@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.answer import Answer
+
 
 class BraidError(Exception):
     """Base of all errors raised by Braid on purpose."""
@@ -25,6 +30,9 @@ class PolicyError(BraidError):
 
 class LimitExceeded(BraidError):
     """A thread used up one of its limits (tokens, iterations, threads, tree depth or wall time)."""
+
+    answer: Answer | None = None
+    """Where `Engine.run` raised it: what the tree came to by then, its path and usage, without a text."""
 
 
 class CapacityError(BraidError):

@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--serial", action="store_true", help="the checkpoint is a serial one")
     parser.add_argument("--steps", type=whole(1), default=60)
     parser.add_argument("--questions", type=whole(1), default=32, help="problems a step, over all processes")
-    parser.add_argument("--rate", type=number(0, above=True), default=3e-4, help="of the first step; falls to 0")
+    parser.add_argument("--rate", type=number(0, 1, above=True), default=3e-4, help="of the first step; falls to 0")
     parser.add_argument("--kl", type=number(0), default=0.02, help="weight of the divergence from the start")
     parser.add_argument("--iteration-price", type=number(0), default=0.0, help="per thousand token-iterations")
     parser.add_argument("--path-price", type=number(0), default=0.0, help="per thousand tokens of the critical path")

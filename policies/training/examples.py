@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -36,7 +37,7 @@ def pack(examples: list[Example], tokens_per_batch: int, length_step: int = 16) 
 
     An example that is longer by itself makes a batch of its own. A row is one thread, so that none attends to
     another. Lengths are rounded up to a multiple of `length_step`, so that few shapes occur. Raises `ValueError` for
-    an example with fewer than two tokens, or without a weight for each.
+    an example with fewer than two tokens, or without a weight for each that is finite and at least 0.
     """
     for example in examples:
         if len(example.tokens) < 2 or len(example.tokens) != len(example.weights):
@@ -44,6 +45,8 @@ def pack(examples: list[Example], tokens_per_batch: int, length_step: int = 16) 
                 f"An example has {len(example.tokens)} tokens and {len(example.weights)} weights; it needs at least "
                 "two tokens, and a weight for each."
             )
+        if not all(0 <= weight < math.inf for weight in example.weights):
+            raise ValueError("An example has a loss weight that is not finite or below 0; 0 is for what is not learnt.")
     ordered = sorted(examples, key=lambda example: len(example.tokens))
     group: list[Example] = []
     for example in ordered:

@@ -8,6 +8,7 @@ import msgspec
 
 from policies.policy import Policy
 from policies.registry import to_builtins
+from policies.training.finite import first_not_finite
 from runtime import TagProtocol
 from runtime.model.checkpoint import save_checkpoint
 from runtime.model.raven import Raven
@@ -20,8 +21,11 @@ def export_checkpoint(
     """Writes config, weights, tokenizer and braid.json: the protocol, and the policy that is used by default.
 
     The protocol's end tags that are single tokens are written as the stop tokens of generation_config.json too. Raises
-    `ProtocolError` if the tokenizer cannot write the protocol's tags.
+    `ProtocolError` if the tokenizer cannot write the protocol's tags, and `ValueError` for weights that are not finite.
     """
+    name = first_not_finite(model.named_parameters())
+    if name is not None:
+        raise ValueError(f"The weights {name} are not finite; no checkpoint is made of them.")
     protocol.bind(tokenizer)
     ends = [token for tag in protocol.end if (token := tokenizer.token_to_id(tag)) is not None]
     braid = {"protocol": msgspec.to_builtins(protocol)}

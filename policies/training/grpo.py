@@ -24,14 +24,16 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from policies.training.finite import check_finite, whole_or_nothing
 from policies.training.metrics import drop_metrics_after, write_metrics
 from policies.training.plot import plot_where_possible
 from policies.training.progress import progress_bar
-from policies.training.questions import Prices, Question, Rollout, advantages, ask_all, roll_out
+from policies.training.questions import Prices, Question, Rollout, advantages, ask_all, roll_out, score_of
 from policies.training.replay import Replay, ReplayBatch, replay_batches
 from policies.training.resume import restore, save
 from policies.training.rollouts import Trajectory
 from policies.training.teacher_forcing import device_of
+from policies.validation import check_count, check_number
 from runtime import CheckpointError, Engine, Sampling
 from runtime.model.checkpoint import load_checkpoint
 from runtime.model.raven import Raven
@@ -41,7 +43,7 @@ DrawQuestions = Callable[[random.Random], Question]
 
 
 class GrpoConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts are one process's share."""
+    """Counts are one process's share. Raises `ValueError`, naming the field, for what nothing can be learnt with."""
 
     steps: int
     seed: int = 0
@@ -71,6 +73,20 @@ class GrpoConfig(msgspec.Struct, frozen=True, kw_only=True):
     keep_traces: int = 2
     """How many steps' rollouts stay on disk."""
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "questions", "updates", "tokens_per_batch", "evaluate_every"):
+            check_count(self, name, getattr(self, name), 1)
+        # Rewards are compared within a group, so that one of one tree, or of equal ones, teaches nothing.
+        check_count(self, "samples", self.samples, 2)
+        for name in ("seed", "keep_traces"):
+            check_count(self, name, getattr(self, name), 0)
+        for name in ("temperature", "clip_norm"):
+            check_number(self, name, getattr(self, name), 0, above=True)
+        check_number(self, "rate", self.rate, 0, 1, above=True)
+        for name in ("clip_high", "kl", "iteration_price", "path_price"):
+            check_number(self, name, getattr(self, name), 0)
+        check_number(self, "clip_low", self.clip_low, 0, 1)
+
 
 class Learner:
     """One process's part of a run: owns the model that learns, its start, the optimizer and the step counter."""
@@ -97,7 +113,8 @@ class Learner:
         """The optimizer steps of one batch of groups; returns what was measured on the way.
 
         `logprob_gap` is the largest difference, in nats, between a token's log-probability in the engine and in this
-        replay of it, before the first update: 0 but for rounding, if both compute the same.
+        replay of it, before the first update: 0 but for rounding, if both compute the same. Raises `ValueError`,
+        naming it, where the loss, the norm of the gradient or a weight is not finite: everything is then as before.
         """
         config = self.config
         trees = [
@@ -108,11 +125,12 @@ class Learner:
         ]
         random.Random(f"{config.seed}/{self.step}").shuffle(trees)
         measured: dict[str, float] = {}
-        for update in range(config.updates):
-            dealt = [rollout for tree in trees[update :: config.updates] for rollout in tree]
-            found = self._update(dealt)
-            measured |= {"logprob_gap": found.pop("gap")} if update == 0 else {}
-            measured |= {name: value for name, value in found.items() if name != "gap"}
+        with whole_or_nothing(self.model, [self.optimizer]):
+            for update in range(config.updates):
+                dealt = [rollout for tree in trees[update :: config.updates] for rollout in tree]
+                found = self._update(dealt)
+                measured |= {"logprob_gap": found.pop("gap")} if update == 0 else {}
+                measured |= {name: value for name, value in found.items() if name != "gap"}
         self.step += 1
         return measured | {"learnt_trees": float(len(trees))}
 
@@ -129,7 +147,9 @@ class Learner:
             sums += torch.stack([loss.detach(), divergence, clipped, batch.is_sampled.sum()])
             gap = max(gap, float(((logprobs.detach() - batch.logprobs).abs() * batch.is_sampled).max()))
         sums = self._sum_gradients(sums)
+        check_finite("loss", float(sums[0]), "lower the rate, or look for what the engine computes otherwise")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        check_finite("gradient norm", float(norm), "lower the rate")
         if float(sums[3]) > 0:
             self.optimizer.param_groups[0]["lr"] = config.rate * (1 - self.step / config.steps)
             self.optimizer.step()
@@ -191,8 +211,9 @@ async def train_grpo(
     greedily. With `world` > 1 the default process group must be initialised: `run_processes` does that; every process
     has an engine of its own.
 
-    Raises `CheckpointError` for a checkpoint that is no Raven or a directory with a run of another model, and whatever
-    the engine raises. Cancelled, the run is as after its last whole step.
+    A tree that runs into its limits scores 0. Raises `ValueError` for a score, a loss, a norm of the gradient or a
+    weight that is not finite, naming it; `CheckpointError` for a checkpoint that is no Raven or a directory with a run
+    of another model; and whatever the engine raises. Failed or cancelled, the run is as after its last whole step.
     """
     directory.mkdir(parents=True, exist_ok=True)
     learner = Learner(checkpoint, config, directory, world)
@@ -270,7 +291,7 @@ def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 async def _evaluate(engine: Engine, questions: Sequence[Question]) -> dict[str, float]:
     answers = await ask_all(engine, questions, Sampling())
-    scores = [question.score(answer) for question, answer in zip(questions, answers, strict=True)]
+    scores = [score_of(question, answer) for question, answer in zip(questions, answers, strict=True)]
     return {
         "held_out_score": statistics.fmean(scores),
         "held_out_iterations": statistics.fmean(answer.usage.iterations for answer in answers),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from pathlib import Path
 import anyio
 
 from policies.training.rollouts import Trajectory, trajectories
-from runtime import Answer, Engine, Limits, Sampling, TraceError
+from runtime import Answer, Engine, LimitExceeded, Limits, Sampling, TraceError
 from traces import Trace, read, tree_of
 from traces.critical_path import critical_path
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and what an answer to it is worth: 0 for a wrong one, up to 1 for a right one."""
+    """A prompt, and what an answer to it is worth: 0 for a wrong one, up to 1 for a right one.
+
+    A tree that runs into its limits has no answer to score, and is worth 0.
+    """
 
     prompt: str
     score: Callable[[Answer], float]
@@ -51,20 +55,48 @@ class Rollout:
 
 
 async def ask_all(engine: Engine, questions: Sequence[Question], sampling: Sampling, at_once: int = 64) -> list[Answer]:
-    """One answer a question, in their order; at most `at_once` trees at a time. Raises what `Engine.run` raises."""
+    """One answer a question, in their order; at most `at_once` trees at a time.
+
+    A tree that runs into its limits gives an answer of no text and reason "limit". Raises whatever else `Engine.run`
+    raises.
+    """
     answers: dict[int, Answer] = {}
     places = anyio.CapacityLimiter(at_once)
 
     async def ask(number: int, question: Question) -> None:
         async with places:
-            answers[number] = await engine.run(
-                question.prompt, sampling=sampling, max_tokens=question.max_tokens, limits=question.limits
-            )
+            try:
+                answers[number] = await engine.run(
+                    question.prompt, sampling=sampling, max_tokens=question.max_tokens, limits=question.limits
+                )
+            except LimitExceeded as error:
+                if error.answer is None:
+                    raise
+                answers[number] = error.answer
 
     async with anyio.create_task_group() as group:
         for number, question in enumerate(questions):
             group.start_soon(ask, number, question)
     return [answers[number] for number in range(len(questions))]
+
+
+def score_of(question: Question, answer: Answer) -> float:
+    """What the answer is worth; 0 where a limit ended its tree.
+
+    Raises `ValueError` for a score that is no finite number.
+    """
+    if answer.reason == "limit":
+        return 0.0
+    found = question.score(answer)
+    try:
+        score = float(found)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise ValueError(
+            f"The score of an answer to {question.prompt!r} is {found!r}; a question's score has to be a finite number."
+        )
+    return score
 
 
 async def roll_out(
@@ -79,8 +111,8 @@ async def roll_out(
 ) -> list[list[Rollout]]:
     """Asks each question `samples` times, at most `at_once` trees at a time; one group of rollouts a question.
 
-    Everything is recorded in the file `trace`, which is replaced. Raises what `Engine.run` and `recording` raise, and
-    `TraceError` where not everything could be recorded.
+    Everything is recorded in the file `trace`, which is replaced. Raises what `ask_all`, `score_of` and `recording`
+    raise, and `TraceError` where not everything could be recorded.
     """
     async with engine.recording(trace, overwrite=True):
         asked = [question for question in questions for _ in range(samples)]
@@ -94,8 +126,8 @@ async def roll_out(
     longest = await anyio.to_thread.run_sync(_critical_paths, recorded)
 
     def rollout(question: Question, answer: Answer) -> Rollout:
-        score, tree = question.score(answer), answer.path[0]
-        path = longest[tree]
+        score, tree = score_of(question, answer), answer.path[0]
+        path = longest.get(tree, 0)  # a tree that its limits allowed nothing has no thread
         price = prices.iterations * answer.usage.iterations / 1000 + prices.critical_path * path / 1000
         return Rollout(
             answer=answer,

@@ -10,13 +10,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from policies.training.finite import first_not_finite
 from runtime.errors import CheckpointError
 
 FILE = "training.safetensors"
 
 
 def save(directory: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Writes the run's state; the file is replaced in one move, so a kill leaves the old or the new one."""
+    """Writes the run's state; the file is replaced in one move, so a kill leaves the old or the new one.
+
+    Raises `ValueError` for weights that are not finite; the file is then as it was.
+    """
+    name = first_not_finite(model.named_parameters())
+    if name is not None:
+        raise ValueError(f"The weights {name} are not finite and not saved.")
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for number, optimizer in enumerate(optimizers):
         for index, parameter in enumerate(_parameters(optimizer)):
@@ -31,8 +38,8 @@ def save(directory: Path, step: int, model: nn.Module, optimizers: list[torch.op
 def restore(directory: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer] | None = None) -> int:
     """Loads what `save` wrote into the model and, if given, the optimizers; returns its step, 0 without a file.
 
-    Raises `CheckpointError`, naming the file, if it is not such a file or is a run of another model; the model and
-    the optimizers are then as they were.
+    Raises `CheckpointError`, naming the file, if it is not such a file, is a run of another model or has weights that
+    are not finite; the model and the optimizers are then as they were.
     """
     path = directory / FILE
     if not path.is_file():
@@ -67,6 +74,9 @@ def _check(path: Path, tensors: dict[str, Tensor], model: nn.Module) -> None:
                 f"{path}: a run of another model: {name.removeprefix('model.')} is {_shown(theirs.get(name))} there "
                 f"and {_shown(ours.get(name))} here. Choose another directory, or the model that was trained there."
             )
+    wrong = first_not_finite(tensors.items())
+    if wrong is not None:
+        raise CheckpointError(f"{path}: {wrong} is not finite. Move it away to start anew.")
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:

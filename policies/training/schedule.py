@@ -7,9 +7,14 @@ import random
 
 import msgspec
 
+from policies.validation import check_count, check_number
+
 
 class SupervisedConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`tokens_per_step` counts one process's share; learning rates hold for `steps * hold`, then decay to zero."""
+    """`tokens_per_step` counts one process's share; learning rates hold for `steps * hold`, then decay to zero.
+
+    Raises `ValueError`, naming the field, for what nothing can be learnt with.
+    """
 
     steps: int
     seed: int = 0
@@ -32,6 +37,19 @@ class SupervisedConfig(msgspec.Struct, frozen=True, kw_only=True):
     bfloat16: bool = True
     """Whether matrix products run in bfloat16; weights and optimizers stay float32, and attention on CPUs."""
     checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "tokens_per_step", "tokens_per_batch", "most_iterations", "most_backprop", "log_every")
+        for name in counts:
+            check_count(self, name, getattr(self, name), 1)
+        for name in ("seed", "warmup"):
+            check_count(self, name, getattr(self, name), 0)
+        check_number(self, "mean_iterations", self.mean_iterations, 1)
+        for name in ("weight_decay", "checkpoint_seconds"):
+            check_number(self, name, getattr(self, name), 0)
+        for name in ("muon_rate", "adam_rate", "hold"):
+            check_number(self, name, getattr(self, name), 0, 1)
+        check_number(self, "clip", self.clip, 0, above=True)
 
 
 def sample_iterations(random_source: random.Random, config: SupervisedConfig) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as distributed
 
 from policies.training.examples import Example, pack
+from policies.training.finite import check_finite, whole_or_nothing
 from policies.training.metrics import drop_metrics_after, write_metrics
 from policies.training.optimizers import optimizers_for
 from policies.training.plot import plot_where_possible
@@ -54,7 +55,8 @@ class TrainingRun:
     def train_step(self, draw: DrawExamples) -> float:
         """One optimizer step over all processes; returns the mean loss a unit of weight, in nats.
 
-        Raises `ValueError` for examples that the model cannot read or that have no weight at all.
+        Raises `ValueError` for examples that the model cannot read or that have no weight at all, and, naming it, for
+        a loss, a norm of the gradient or a weight that is not finite: everything is then as before.
         """
         config = self.config
         shared = random.Random(f"{config.seed}/{self.step}")
@@ -69,12 +71,15 @@ class TrainingRun:
             loss_sum += float(loss.detach())
             weight += float(batch.weights.sum())
         mean_loss = self._average_gradients(loss_sum, weight)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        factor = learning_rate(self.step, config)
-        for optimizer, rate in zip(self.optimizers, (config.muon_rate, config.adam_rate), strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad()
+        with whole_or_nothing(self.model, self.optimizers):
+            check_finite("loss", mean_loss, "lower the learning rates, or look at the weights that training began with")
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+            check_finite("gradient norm", float(norm), "lower the learning rates")
+            factor = learning_rate(self.step, config)
+            for optimizer, rate in zip(self.optimizers, (config.muon_rate, config.adam_rate), strict=True):
+                optimizer.param_groups[0]["lr"] = rate * factor
+                optimizer.step()
+                optimizer.zero_grad()
         self.step += 1
         return mean_loss
 
@@ -111,7 +116,8 @@ def train(
     that the model writes exactly (`exactness`, at its mean recurrence). With `world` > 1 the default process group
     must be initialised: `run_processes` does that.
 
-    Raises `CheckpointError` if `directory` has a run of another model, and `ValueError` for unusable examples.
+    Raises `CheckpointError` if `directory` has a run of another model, and `ValueError` for unusable examples and for a
+    step that would not be finite; the run is then as it was last saved.
     """
     directory.mkdir(parents=True, exist_ok=True)
     run = TrainingRun(model, config, directory, rank, world)

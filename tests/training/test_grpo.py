@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -24,7 +27,7 @@ from policies import (
 )
 from policies.training.grpo import GrpoConfig, Learner, objective, train_grpo
 from policies.training.metrics import read_metrics
-from policies.training.questions import Prices, Question, Rollout, advantages, roll_out
+from policies.training.questions import Prices, Question, Rollout, advantages, roll_out, score_of
 from policies.training.replay import Replay, ReplayBatch, replay_batches
 from policies.training.rollouts import Trajectory, trajectories
 from runtime import Answer, Engine, Limits, Sampling, Usage
@@ -256,3 +259,85 @@ def test_a_run_goes_on_after_its_last_step(tiny_checkpoint: Path, tmp_path: Path
     assert learner.step == 4
     start = load_checkpoint(tiny_checkpoint).model.state_dict()
     assert any(not torch.equal(weight, start[name]) for name, weight in learner.weights().items())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, 0) for name in ("steps", "questions", "updates", "tokens_per_batch", "evaluate_every")),
+        *((name, 1.5) for name in ("steps", "samples", "seed", "keep_traces")),
+        *(("samples", value) for value in (0, 1, -8)),
+        *((name, value) for name in ("temperature", "rate", "clip_norm") for value in (0.0, -1.0, math.nan, math.inf)),
+        ("rate", 1e39),
+        *((name, value) for name in ("kl", "clip_high", "iteration_price", "path_price") for value in (-0.1, math.nan)),
+        *(("clip_low", value) for value in (-0.1, 1.1, math.nan)),
+    ],
+)
+def test_configurations_that_teach_nothing_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"GrpoConfig: {field} is "):
+        GrpoConfig(**{"steps": 1, field: value})
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, None, "right"])
+def test_scores_that_are_no_finite_numbers_are_refused(score: Any) -> None:
+    with pytest.raises(ValueError, match=rf"The score of an answer to 'w1' is {score!r}"):
+        score_of(Question("w1", lambda answer: score), rollout(0.0).answer)
+
+
+def test_a_wrong_score_stops_the_run_before_anything_is_learnt(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def draw_worthless(chance: random.Random) -> Question:
+        return Question("w1 w2", lambda answer: math.nan, max_tokens=4)
+
+    with pytest.raises(ValueError, match="score"):
+        anyio.run(train_grpo, tiny_checkpoint, draw_worthless, CONFIG, tmp_path)
+    assert not (tmp_path / "training.safetensors").exists()
+    assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("limits", [Limits(tokens=3), Limits(tokens=0), Limits(iterations=2)])
+def test_a_tree_over_its_limits_is_worth_nothing(tiny_checkpoint: Path, tmp_path: Path, limits: Limits) -> None:
+    async def roll() -> list[list[Rollout]]:
+        bounded, free = (Question("w1 w2", lambda answer: 1.0, max_tokens=9, limits=each) for each in (limits, None))
+        async with Engine.open(tiny_checkpoint, seed=1) as engine:
+            return await roll_out(
+                engine,
+                [bounded, free],
+                4,
+                sampling=Sampling(temperature=1.0),
+                prices=Prices(),
+                trace=tmp_path / "r.trace",
+            )
+
+    bounded, free = anyio.run(roll)
+    assert {found.score for found in free} == {1.0}
+    cut = [found for found in bounded if found.answer.reason == "limit"]
+    assert cut
+    for found in cut:
+        assert (found.score, found.reward) == (0.0, 0.0)
+        assert found.answer.usage.sampled == sum(sum(thread.is_sampled) for thread in found.threads)
+
+
+def wrong_groups(**changes: float) -> list[list[Rollout]]:
+    """Two trees of one thread each, of which one was better; the log-probabilities or the reward may be wrong."""
+    said = {"tokens": (1, 2, 3), "is_sampled": (False, True, True), "depths": (2, 2)}
+    thread = Trajectory(tree=0, logprobs=(0.0, -3.0, changes.get("logprob", -3.0)), **said)
+    return [[dataclasses.replace(rollout(reward), threads=(thread,)) for reward in (0.0, 1.0)]]
+
+
+@pytest.mark.parametrize(
+    ("logprob", "named"),
+    [(math.nan, "loss"), (-1e30, "loss"), (-math.inf, "loss")],
+)
+def test_a_step_that_would_not_be_finite_changes_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, logprob: float, named: str
+) -> None:
+    learner = Learner(tiny_checkpoint, CONFIG, tmp_path, 1)
+    learner.learn(wrong_groups())
+    before = {name: weight.clone() for name, weight in learner.weights().items()}
+    states = copy.deepcopy(learner.optimizer.state_dict())
+    step = learner.step
+    with pytest.raises(ValueError, match=f"The {named} is "):
+        learner.learn(wrong_groups(logprob=logprob))
+    assert learner.step == step
+    assert all(torch.equal(weight, before[name]) for name, weight in learner.weights().items())
+    torch.testing.assert_close(learner.optimizer.state_dict(), states, rtol=0, atol=0)

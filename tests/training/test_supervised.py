@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import socket
@@ -17,6 +18,7 @@ import tokenizers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
@@ -33,6 +35,7 @@ from policies.training import (
     train,
 )
 from policies.training.examples import PackedBatch, pack
+from policies.training.finite import whole_or_nothing
 from policies.training.metrics import drop_metrics_after, read_metrics, write_metrics
 from policies.training.resume import save
 from policies.training.schedule import learning_rate, sample_iterations
@@ -378,6 +381,71 @@ def test_processes_train_one_model_on_what_all_of_them_draw(tmp_path: Path) -> N
 def test_a_process_that_fails_ends_the_others(how: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run_processes(die_at_once, 2, how)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, 0) for name in ("steps", "tokens_per_step", "tokens_per_batch", "most_iterations", "most_backprop")),
+        *((name, -1) for name in ("seed", "warmup", "log_every")),
+        *((name, value) for name in ("muon_rate", "adam_rate", "weight_decay") for value in (-1.0, float("nan"))),
+        *((name, value) for name, value in (("hold", 1.5), ("clip", 0.0), ("mean_iterations", 0.5))),
+    ],
+)
+def test_configurations_that_teach_nothing_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"SupervisedConfig: {field} is "):
+        SupervisedConfig(**{"steps": 1, field: value})
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+def test_loss_weights_that_mean_nothing_are_refused(weight: float) -> None:
+    with pytest.raises(ValueError, match="loss weight that is not finite or below 0"):
+        list(pack([Example([1, 2, 3], [0.0, 1.0, weight])], 100))
+
+
+def test_a_step_that_would_not_be_finite_changes_nothing(tmp_path: Path) -> None:
+    model = tiny_model(0)
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = float("inf")
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="The loss is"):
+        train(model, successors, CONFIG, tmp_path, {})
+    assert not differences(model, before)
+    assert not (tmp_path / "training.safetensors").exists()
+
+
+def test_a_step_ends_in_finite_weights_or_in_those_before() -> None:
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+
+    def step_beyond(bias: float) -> None:
+        with whole_or_nothing(model, [optimizer]):
+            model(torch.ones(2)).backward()
+            optimizer.step()
+            with torch.no_grad():
+                model.bias.fill_(bias)
+
+    step_beyond(1.0)
+    before, states = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match="makes the weights bias not finite"):
+        step_beyond(float("inf"))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    torch.testing.assert_close(optimizer.state_dict(), states, rtol=0, atol=0)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_restored(tmp_path: Path) -> None:
+    model = tiny_model(0)
+    save(tmp_path, 1, model, [])
+    written = (tmp_path / "training.safetensors").read_bytes()
+    with torch.no_grad():
+        model.lm_head.weight[3, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"lm_head\.weight are not finite"):
+        save(tmp_path, 2, model, [])
+    assert (tmp_path / "training.safetensors").read_bytes() == written
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    save_file(tensors, tmp_path / "training.safetensors", {"step": "2"})
+    with pytest.raises(CheckpointError, match=r"model\.lm_head\.weight is not finite"):
+        restore(tmp_path, tiny_model(0))
 
 
 def test_processes_end_when_what_started_them_is_killed() -> None:
