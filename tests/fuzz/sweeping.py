@@ -1,8 +1,8 @@
-"""One fault at every place: each program again and again, failing one time later each time, until nothing fails."""
+"""One fault at every place: a program again and again, failing one time later each time, until nothing fails."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -11,17 +11,16 @@ from tests.fuzz.program import KINDS, Fault, Program, to_json
 from tests.fuzz.running import Outcome, Runner
 
 
-def sweep(runner: Runner, seeds: Iterable[int], step: int = 1) -> Iterator[tuple[Program, Outcome]]:
-    """Every kind of error at every `step`-th time of every place, in the programs of some seeds."""
-    for seed in seeds:
-        plain = random_program(seed, faults=False)
-        for place, kinds in KINDS.items():
-            for kind in kinds:
-                at, fires = 1, True
-                while fires:
-                    setup = msgspec.structs.replace(plain.setup, fault=Fault(place=place, at=at, kind=kind))
-                    program = msgspec.structs.replace(plain, setup=setup)
-                    outcome = runner.run(program, f"--program FILE, with {to_json(program)}")
-                    yield program, outcome
-                    fires = outcome.fired
-                    at += step
+def sweep(runner: Runner, seed: int) -> Iterator[tuple[Program, Outcome]]:
+    """Every kind of error at every time of every place, in the program of a seed."""
+    plain = random_program(seed, faults=False)
+    for place, kinds in KINDS.items():
+        for kind in kinds:
+            at, fires = 1, True
+            while fires:
+                setup = msgspec.structs.replace(plain.setup, fault=Fault(place=place, at=at, kind=kind))
+                program = msgspec.structs.replace(plain, setup=setup)
+                outcome = runner.run(program, f"python -m tests.fuzz --program FILE, where FILE has {to_json(program)}")
+                yield program, outcome
+                fires = outcome.fired
+                at += 1
