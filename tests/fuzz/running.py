@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import trio
 
-from runtime import Engine, Limits, ThreadStateError
+from runtime import Engine, EngineSettings, Limits, ThreadStateError
 from runtime.commands import Load
+from runtime.device.build import build_core
+from runtime.device.core import ModelDevice
 from runtime.usage import Usage
 from tests.fuzz import program as p
 from tests.fuzz.alone import Roomy
 from tests.fuzz.faults import Planted, planted
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.interpreting import Books, Interpreter
-from tests.fuzz.subjects import BY_LOAD, FAILING, MOST, checkpoint_of, policy_of
+from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MOST, checkpoint_of, model_of, policy_of
 from tests.fuzz.watchdog import watched
 from traces import Trace, read
 from traces.accounting import imbalances, usage_of
+from traces.verify import verify
 
 PATIENCE = 60.0
 """Seconds that a program may take."""
@@ -69,6 +73,8 @@ class Runner:
         if trace is not None:
             outcome.findings += _trace_findings(read(trace), life.usage, has_failed, life.is_recorded_whole)
         with watched(PATIENCE, f"{how_to_repeat} (repeated alone)"):
+            if trace is not None and not has_failed and life.is_recorded_whole and is_repeatable(program, books):
+                outcome.findings += _verified(setup, read(trace), books)
             outcome.findings += self._differences(setup, books)
             outcome.findings += _driven_differences(setup, books)
         outcome.counts = _counted(setup, books, life.usage, outcome.fired)
@@ -227,6 +233,20 @@ def _trace_findings(trace: Trace, usage: Usage, has_failed: bool, is_whole: bool
         if getattr(recorded, name) != getattr(usage, name):
             found.append(f"{name}: the trace says {getattr(recorded, name)}, usage {getattr(usage, name)}")
     return found
+
+
+def is_repeatable(program: p.Program, books: Books) -> bool:
+    """Whether a trace of the program has to verify: nothing in it depends on when something came to pass."""
+    text = p.to_json(program)
+    return all(said.is_comparable for said in books.said) and not any(f'"{name}"' in text for name in BY_LOAD)
+
+
+def _verified(setup: p.Setup, trace: Trace, books: Books) -> list[str]:
+    settings = msgspec.convert(trace.header.engine, EngineSettings)
+    device = ModelDevice(lambda: build_core(model_of(setup.model), settings, DEPTHS["deep"]))
+    result = verify(trace, device)
+    books.counts["traces verified"] += 1
+    return [] if result.divergence is None else [f"the trace does not verify: {result.divergence}"]
 
 
 def _driven_differences(setup: p.Setup, books: Books) -> list[str]:
