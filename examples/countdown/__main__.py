@@ -27,7 +27,7 @@ from policies import AsAsked, ChildBudget, Fixed, Limits, Policy
 from runtime import Engine
 from runtime.command_line import Printer, output_file, status_of, whole
 
-OPENING = "Opening the engine (at its first start it compiles native code, which takes about a quarter of a minute)"
+OPENING = "Opening the engine (at its first start it compiles native code, which takes 15 to 30 seconds)"
 
 MOST_ITERATIONS = 64
 """Far more than the model was trained with."""
