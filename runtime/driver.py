@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+import anyio.to_thread
 import msgspec
 
 from policies.spawn.base import SpawnDecision, SpawnRequest, TreeView
@@ -82,7 +83,7 @@ class _Driver:
             last = self._last
             if last is None and generation.reason == "stop":
                 # A stop token of the checkpoint, which the protocol does not count as an end.
-                return self._returned(self._protocol.returned(self._emitted))
+                return self._returned(await self._returned_by_text())
             if last is None:
                 return Outcome((), "", _without_message(generation))
             if last.kind == "end":
@@ -96,6 +97,12 @@ class _Driver:
                 left -= len(generation.tokens)
                 if left <= 0:
                     return Outcome((), "", "length")
+
+    async def _returned_by_text(self) -> tuple[int, ...]:
+        """What the thread returned by all that it emitted; a text is searched beside the event loop."""
+        if self._protocol.on_ids:
+            return self._protocol.returned(self._emitted)
+        return await anyio.to_thread.run_sync(self._protocol.returned, tuple(self._emitted))
 
     def _hear(self, report: Signalled) -> None:
         signal = report.signal

@@ -39,7 +39,8 @@ _VISITED = rf"Moving to Node #(?P<name>[\d,]+)[ \t]*\nCurrent State: {_STATE}, O
 
 _GENERATED = rf"Generated Node #(?P<name>(?P<parent>[\d,]+),\d+): {_STATE} Operation: (?P<operation>\S+)"
 
-_RETURNED = r"(?s)Goal Reached.(?P<message>(?:(?!Goal Reached).)*Goal Reached(?:(?!Goal Reached).)*)\Z"
+# What is read first reaches as far as it can: to the last "Goal Reached" that another one follows.
+_RETURNED = r"(?s).*Goal Reached.(?P<message>.*Goal Reached.*)"
 
 
 def apr_protocol(

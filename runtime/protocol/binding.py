@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -11,6 +10,7 @@ from runtime.errors import PromptError, ProtocolError
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol.declaration import TagProtocol
 from runtime.protocol.grammar import grammar_of, tags_by_text
+from runtime.protocol.patterns import Pattern
 from runtime.protocol.templates import fill, over_ids
 from runtime.protocol.text_watcher import TextWatcher, text_tags
 from runtime.protocol.token_watcher import TokenWatcher
@@ -29,7 +29,8 @@ class BoundProtocol:
         """Whether matching is on token ids."""
         self._table = grammar_of(protocol)
         self._by_id = {token: (tags[text], text) for text, token in single.items()}
-        self._text_tags = text_tags(tags)
+        self._text_tags = text_tags(tags, protocol)
+        self._child_pattern = Pattern(protocol.child_pattern)
         names = ("child", "delivered", "delivered_nothing", "joined") if self.on_ids else ()
         self._over_ids = {
             name: over_ids(getattr(protocol, name), partial(self._encode_declared, name)) for name in names
@@ -89,12 +90,11 @@ class BoundProtocol:
 
     def _delivery_of_text(self, messages: Sequence[tuple[int, Tokens]], prompts: Sequence[Tokens]) -> list[int]:
         protocol = self.protocol
-        pattern = re.compile(protocol.child_pattern)
         children = []
         for index, message in messages:
-            about = dict.fromkeys(pattern.groupindex, "")
-            if about and (match := pattern.search(self._tokenizer.decode(prompts[index]))):
-                about = match.groupdict("")
+            about = dict.fromkeys(self._child_pattern.groups, "")
+            if about and (match := self._child_pattern.search(self._tokenizer.decode(prompts[index]))):
+                about = match.fields
             template = protocol.delivered if message else protocol.delivered_nothing
             text = self._tokenizer.decode(message)
             children.append(template.format_map({**about, "index": index, "message": text}))

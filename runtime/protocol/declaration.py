@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from runtime.protocol.binding import BoundProtocol
 
 
+_MOST_TAGS = 100
+"""Every one is looked for in every token of the vocabulary."""
+
+
 class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something a thread's text defines by name, for spawns that give only the name.
 
@@ -41,7 +45,8 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     declared, matching is on token ids, and messages keep their ids. Otherwise it is on the decoded text, in which tags
     may be split over tokens in any way, and messages are encoded anew.
 
-    Raises `ProtocolError` for a declaration that contradicts itself.
+    Patterns are regular expressions of RE2, without lookarounds and back references: matching takes time in
+    proportion to the text. Raises `ProtocolError` for a declaration that contradicts itself.
     """
 
     # What a thread emits.
@@ -70,8 +75,8 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     message_pattern: str = ""
     """Must match a spawn's whole message; its groups are fields of `child`."""
     definitions: tuple[Definition, ...] = ()
-    """Searched in this order for group `name` of `message_pattern`; an earlier one's names take precedence, and of
-    several matches for one name the last counts."""
+    """Searched in this order for group `name` of `message_pattern`, each match within 1,024 characters; an earlier
+    one's names take precedence, and of several matches for one name the last counts."""
     child: str = "{message}"
     """A child's prompt, from the message and the fields of `message_pattern` and the definition."""
     child_pattern: str = ""
@@ -131,6 +136,8 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if "" in (*self.end, *self.forbidden):
             raise ProtocolError("end and forbidden list tags; an empty one cannot be recognised.")
         tags = self.tags
+        if len(tags) > _MOST_TAGS:
+            raise ProtocolError(f"{len(tags)} tags are declared; a protocol may have {_MOST_TAGS} of them.")
         for index, tag in enumerate(tags):
             for other_index, other in enumerate(tags):
                 if index != other_index and tag in other:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from string import Formatter
 
 from runtime.errors import ProtocolError
+from runtime.protocol.patterns import Pattern
+
+_MOST_FIELDS = 100
+"""Of a template: each may stand for a whole message."""
 
 IdTemplate = tuple[tuple[int, ...] | str, ...]
 """A template over token ids: runs of ids, and names of fields."""
@@ -39,17 +42,19 @@ def check_template(name: str, template: str, allowed: Collection[str], needed: C
         if field not in allowed or spec or conversion:
             raise ProtocolError(f"{name} {template!r} uses {{{field}}}; fields that can be filled here: {known}.")
         used.add(field)
+    if len(parsed) > _MOST_FIELDS:
+        raise ProtocolError(f"{name} has more than {_MOST_FIELDS} fields; declare fewer.")
     for field in needed:
         if field not in used:
             raise ProtocolError(f"{name} {template!r} lacks {{{field}}}.")
 
 
 def groups_of(name: str, pattern: str, needed: Collection[str] = ()) -> set[str]:
-    """Named groups of a pattern; raises `ProtocolError` if it is no regular expression or lacks one."""
+    """Named groups of a pattern; raises `ProtocolError` if it is none that can be matched, or lacks one."""
     try:
-        groups = set(re.compile(pattern).groupindex)
-    except re.error as error:
-        raise ProtocolError(f"{name} {pattern!r} is no regular expression: {error}.") from error
+        groups = set(Pattern(pattern).groups)
+    except ProtocolError as error:
+        raise ProtocolError(f"{name} {error}") from error
     for group in needed:
         if group not in groups:
             raise ProtocolError(f"{name} {pattern!r} lacks the group (?P<{group}>...).")

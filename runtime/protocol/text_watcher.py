@@ -8,28 +8,40 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from runtime.commands import Signal
-from runtime.errors import PromptError
+from runtime.errors import PromptError, ProtocolError
 from runtime.model.incremental import IncrementalDecoder
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol.declaration import Definition, TagProtocol
 from runtime.protocol.grammar import Table, Tag
+from runtime.protocol.patterns import MOST_STEPS_OF_ALL, Pattern
 from runtime.protocol.watcher import Place, TagWatcher, Tokens, Unusable
 
 Fields = dict[str, str]
 
 
 class TextTags(NamedTuple):
-    """How tags are found in text."""
+    """How tags, and what the protocol declares by patterns, are found in text."""
 
     by_text: Mapping[str, Tag]
     pattern: re.Pattern[str]
     """Any of them; none contains another, so that the leftmost match is the one that completes first."""
     longest: int
     """Characters of the longest of them."""
+    message: Pattern
+    returned: Pattern
+    definitions: Sequence[tuple[Definition, Pattern]]
+    """Each with its pattern."""
 
 
-def text_tags(by_text: Mapping[str, Tag]) -> TextTags:
-    return TextTags(by_text, re.compile("|".join(map(re.escape, by_text))), max(map(len, by_text)))
+def text_tags(by_text: Mapping[str, Tag], protocol: TagProtocol) -> TextTags:
+    return TextTags(
+        by_text,
+        re.compile("|".join(map(re.escape, by_text))),
+        max(map(len, by_text)),
+        Pattern(protocol.message_pattern),
+        Pattern(protocol.return_pattern),
+        [(definition, Pattern(definition.pattern)) for definition in protocol.definitions],
+    )
 
 
 class TextWatcher(TagWatcher):
@@ -134,20 +146,24 @@ class TextWatcher(TagWatcher):
         protocol = self._protocol
         if not protocol.message_pattern:
             return {}
-        match = re.fullmatch(protocol.message_pattern, message)
-        if match is None:
-            raise Unusable(f"spawn message {message!r} does not match the protocol's message_pattern")
-        fields = match.groupdict("")
-        if protocol.definitions:
-            # One block's spawns refer to the same text: that before the block.
-            before = self._block.begin if protocol.block_open else self._opened.begin
-            if self._defined is None or self._defined[0] != before:
-                text = self._tokenizer.decode(self._context) + self._text[:before]
-                self._defined = before, definitions_in(text, protocol.definitions)
-            if fields["name"] not in self._defined[1]:
-                raise Unusable(f"spawn message {message!r} refers to {fields['name']!r}, which was not defined before")
-            fields = self._defined[1][fields["name"]] | fields
-        return fields
+        try:
+            match = self._tags.message.match_whole(message)
+            if match is None:
+                raise Unusable(f"spawn message {message!r} does not match the protocol's message_pattern")
+            return match.fields if not protocol.definitions else self._defined_fields(message, match.fields)
+        except ProtocolError as error:
+            raise Unusable(str(error)) from error
+
+    def _defined_fields(self, message: str, fields: Fields) -> Fields:
+        """What the text defines by the name in a spawn's fields, and those fields."""
+        # One block's spawns refer to the same text: that before the block.
+        before = self._block.begin if self._protocol.block_open else self._opened.begin
+        if self._defined is None or self._defined[0] != before:
+            text = self._tokenizer.decode(self._context) + self._text[:before]
+            self._defined = before, definitions_in(text, self._tags.definitions)
+        if fields["name"] not in self._defined[1]:
+            raise Unusable(f"spawn message {message!r} refers to {fields['name']!r}, which was not defined before")
+        return self._defined[1][fields["name"]] | fields
 
     def _returned_message(self, begin: int, end: int) -> Tokens:
         message = self._encode(self._message(begin, end))
@@ -162,20 +178,27 @@ class TextWatcher(TagWatcher):
 
     def _returned_at_end(self, end: Place) -> tuple[Tokens, int]:
         if self._protocol.return_pattern:
-            match = re.search(self._protocol.return_pattern, self._text[: end.begin])
+            try:
+                match = self._tags.returned.search(self._text[: end.begin])
+            except ProtocolError as error:
+                raise Unusable(str(error)) from error
             if match is not None:
-                message = self._returned_message(*match.span("message"))
-                return message, self._token_at(match.start()) if message else end.token
+                begin, past = match.spans["message"]
+                message = self._returned_message(begin, past)
+                return message, self._token_at(begin) if message else end.token
         return (), end.token
 
 
-def definitions_in(text: str, definitions: Sequence[Definition]) -> dict[str, Fields]:
-    """By name, the fields of everything a text defines; what refers to an unknown parent is left out."""
+def definitions_in(text: str, definitions: Sequence[tuple[Definition, Pattern]]) -> dict[str, Fields]:
+    """By name, the fields of everything a text defines; what refers to an unknown parent is left out.
+
+    Raises `ProtocolError` for a text in which finding it all would take too long.
+    """
     known: dict[str, Fields] = {}
-    for definition in definitions:
+    for definition, pattern in definitions:
         found: dict[str, Fields] = {}
-        for match in re.finditer(definition.pattern, text):
-            fields = match.groupdict("")
+        for match in pattern.find_all(text, MOST_STEPS_OF_ALL // len(definitions)):
+            fields = match.fields
             name = fields["name"]
             if name in known:
                 continue

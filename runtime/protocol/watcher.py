@@ -88,7 +88,7 @@ class TagWatcher(ABC):
                 self._opened = at
             case Event.BLOCK_OPENED:
                 self._block = at
-            case Event.SPAWNED:
+            case Event.SPAWNED if not self._lenient:
                 prompt = self._child_prompt(self._opened.end, at.begin)
                 return (Signal("spawn", prompt, self._opened.token),)
             case Event.RETURNED:

@@ -122,6 +122,27 @@ def test_json_that_is_no_configuration_is_named(saved: Path, file: str, content:
     refused(saved, saved / file, part)
 
 
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"message_pattern": r"(\w+\s?)*\1"}, "is no regular expression of RE2"),
+        ({"message_pattern": "(?=x)"}, "'(?=x)' is no regular expression of RE2"),
+        ({"definitions": [{"pattern": "(?P<name>x)(?<!y)"}]}, "(?<!y)"),
+        ({"child_pattern": "(a{1000}){1000}"}, "child_pattern"),
+        ({"child_pattern": "x" * 20_000}, "longer than 10000 characters"),
+        ({"child_pattern": r"\pL{100}"}, "too large"),
+        ({"forbidden": [f"<tag {number}>" for number in range(1000)]}, "1005 tags"),
+        ({"child": "{message}" * 1000}, "more than 100 fields"),
+        ({"spawn_open": ""}, "spawn_open is empty"),
+        ({"spawn_open": "<nowhere>"}, "the protocol's tag"),
+    ],
+)
+def test_a_protocol_that_cannot_be_run_is_named_with_its_file(saved: Path, changes: dict[str, Any], part: str) -> None:
+    protocol = {**msgspec.to_builtins(COUNTDOWN), **changes}
+    (saved / "braid.json").write_text(json.dumps({"protocol": protocol}))
+    refused(saved, saved / "braid.json", part)
+
+
 @pytest.mark.parametrize("file", [*FILES, "tokenizer.json"])
 @pytest.mark.parametrize("kind", ["pipe", "directory", "device", "link to nothing", "link to itself"])
 def test_what_is_no_file_is_refused_without_waiting(saved: Path, file: str, kind: str) -> None:
