@@ -254,13 +254,16 @@ Report = Emitted | Signalled | Finished | Failed | Answered | DeviceFailed
 
 
 class Load(msgspec.Struct, frozen=True):
-    """A snapshot of the device thread, safe to read from any thread."""
+    """A snapshot of the device thread, safe to read from any thread. Counts of work stay when the device has ended."""
 
     ticks: int = 0
     in_flight: int = 0
+    """Tokens in flight between two ticks; where one has left and its thread goes on, its successor: 0 when idle."""
     open_threads: int = 0
     waiting: int = 0
+    """Threads that have work and no place in the device's tables."""
     pages_used: int = 0
+    """Stored prompts included, which nobody may use now."""
     pages: int = 0
     sampled: int = 0
     computed: int = 0

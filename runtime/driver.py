@@ -40,11 +40,12 @@ async def drive(thread: ReasoningThread) -> Outcome:
 async def _drive_plain(context: Context) -> Outcome:
     generation = await context.generate(GenerateOptions(stop_tokens=context.frontend.stop_tokens))
     _raise_limit(context, generation)
+    if generation.reason != "stop":
+        return Outcome((), "", _without_message(generation))
     tokens = generation.tokens
     if tokens and tokens[-1] in context.frontend.stop_tokens:
         tokens = tokens[:-1]
-    reason = "stop" if generation.reason == "stop" else _without_message(generation)
-    return Outcome(tokens, context.frontend.decode(tokens), reason)
+    return Outcome(tokens, context.frontend.decode(tokens), "stop")
 
 
 def _without_message(generation: Generation) -> Literal["length", "context", "nothing"]:

@@ -138,7 +138,7 @@ def load_after(load: Load, event: AnyEvent) -> Load:
             return replace(
                 load,
                 ticks=load.ticks + 1,
-                in_flight=event.in_flight,
+                in_flight=event.in_flight - event.left,
                 iterations=load.iterations + event.in_flight,
                 waiting=event.waiting,
                 pages_used=event.pages_used,

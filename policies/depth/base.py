@@ -33,7 +33,7 @@ class EntryView(NamedTuple):
     iterations_left: IntArray
     """Iterations left in the thread's limit before this group enters; 2**31 - 1 where there is no limit."""
     in_flight: int
-    """Tokens in flight over all threads."""
+    """Tokens in flight over all threads before these enter; where one has just left and its thread goes on, one."""
     waiting: int
     """Threads that have work and are not admitted."""
     lanes: int

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
+import msgspec
 import torch
 
 from runtime.backend.interface import Backend, TickResult
@@ -215,6 +216,7 @@ class ModelDevice:
                     deliver(reports)
         except BaseException as error:
             self._stopped.set()
+            self._load = msgspec.structs.replace(self._load, in_flight=0, open_threads=0, waiting=0, pages_used=0)
             _log.error("device_failed", error=repr(error))
             deliver([DeviceFailed(error)])
 

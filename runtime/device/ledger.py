@@ -37,7 +37,6 @@ class Ledger:
         self.reports: list[Report] = []
         self._events: list[Event] = []
         self.ticks = 0
-        self.in_flight = 0
         self.sampled = 0
         self.computed = 0
         self.iterations = 0

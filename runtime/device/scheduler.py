@@ -121,13 +121,20 @@ class Scheduler:
         """Threads with a call that are not seated."""
         return len(self._admission.waiting)
 
+    @property
+    def in_flight(self) -> int:
+        """Tokens in flight between two ticks. Where a token has left and its thread goes on, one takes its place."""
+        following = sum(sequence.call is not None and sequence.call.computed > 0 for sequence in self._admission.ready)
+        return self._lanes - len(self._admission.free_lanes) - len(self._calls.dropped) + following
+
     def plan(self) -> list[Group]:
         """Chooses what enters the next tick and puts it into flight."""
         if self._lockstep and self._calls.flying:
             return []
+        in_flight = self.in_flight
         chosen = self._choose()
         runs = self._goes_on and self.ledger.recorder is None
-        pressure = Pressure(self.ledger.in_flight, self.waiting, self._lanes, self._model.mean_recurrence)
+        pressure = Pressure(in_flight, self.waiting, self._lanes, self._model.mean_recurrence)
         bounds, failed = bounds_of(chosen, pressure, self._model.most_iterations)
         entering = []
         for group in chosen:
@@ -235,7 +242,6 @@ class Scheduler:
         """Takes in what a tick did."""
         ledger = self.ledger
         ledger.ticks += result.ticks
-        ledger.in_flight = result.in_flight
         ledger.iterations += result.iterations
         self.memory.copies.clear()
         self._admission.free_lanes.extend(self._calls.dropped)
@@ -260,7 +266,7 @@ class Scheduler:
         ledger = self.ledger
         return Load(
             ticks=ledger.ticks,
-            in_flight=ledger.in_flight,
+            in_flight=self.in_flight,
             open_threads=len(self.threads),
             waiting=self.waiting,
             pages_used=self.memory.pool.used,
