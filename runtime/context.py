@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -63,6 +63,18 @@ def read_stops(stop: Sequence[str | int]) -> tuple[frozenset[int], tuple[str, ..
     )
 
 
+class Borrower(Protocol):
+    """Has a context to itself from call to call; a stream is one."""
+
+    def give_way(self, wish: str) -> None:
+        """Gives the context back, unless somebody waits for it right now."""
+        ...
+
+
+def _nobody() -> Borrower | None:
+    return None
+
+
 class Context:
     """Tokens of one thread, and the one generate at a time that adds to them."""
 
@@ -73,6 +85,7 @@ class Context:
         "frontend",
         "has_children",
         "is_busy",
+        "lent_to",
         "path",
         "settings",
         "state",
@@ -88,6 +101,8 @@ class Context:
         self.state: Literal["new", "open", "closed"] = "new"
         self.is_busy = False
         """Whether a generate or a stream is queued or running."""
+        self.lent_to: Callable[[], Borrower | None] = _nobody
+        """The open stream, as long as something refers to it; one that is dropped is left."""
         self.has_children = False
         self._depth = settings.depth
         self._metered: MeteredWatcher | None = None
@@ -110,6 +125,7 @@ class Context:
     def close(self) -> None:
         """Lets the device forget the thread. More often than once does nothing."""
         if self.state == "open":
+            self._reclaim("end")
             self.account.end_thread()
             self.frontend.close_thread(self.path)
         self.state = "closed"
@@ -125,11 +141,17 @@ class Context:
     def check_idle(self, wish: str) -> None:
         """Raises `ThreadStateError` unless the thread is open and generates nothing."""
         self.check_open()
+        self._reclaim(wish)
         if self.is_busy:
             raise ThreadStateError(
                 f"Thread {self.path} cannot {wish} while it is generating. Wait for its generate, finish or aclose() "
                 f"its stream, or use a fork."
             )
+
+    def _reclaim(self, wish: str) -> None:
+        borrower = self.lent_to()
+        if borrower is not None:
+            borrower.give_way(wish)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Appends received tokens. Raises `PromptError` where the model's context has no room for them."""
@@ -164,6 +186,7 @@ class Context:
 
     def leave(self) -> None:
         self.is_busy = False
+        self.lent_to = _nobody
         if self._metered is not None:
             self._metered.release()
             self._metered = None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from types import TracebackType
 from typing import Self
+from weakref import ref
 
 from runtime.answer import Chunk, Generation
 from runtime.commands import Emitted, Failed, Finished, Interrupt
 from runtime.context import Context, GenerateOptions
+from runtime.errors import ThreadStateError
 from runtime.inbox import Call
 from runtime.model.incremental import IncrementalDecoder
 from runtime.protocol.stop_strings import begins_stop
@@ -16,7 +20,9 @@ class Stream:
     """Async iterator over the chunks of one generate; it starts with the first iteration.
 
     Left early (`break`, `aclose()`, cancellation, an error in the loop's body), the context keeps the tokens that
-    were delivered and the device forgets the rest. While a stream is open its thread can do nothing else.
+    were delivered and the device forgets the rest. A stream that nobody refers to any more is left at once; one that
+    has a name is best used in `async with thread.stream(...) as stream:`, which leaves it at the end of the block.
+    Otherwise it stays open until its thread is asked for something else, when it is left with a `ResourceWarning`.
     """
 
     def __init__(self, context: Context, options: GenerateOptions) -> None:
@@ -27,6 +33,8 @@ class Stream:
         self._options = options
         self._call: Call | None = None
         self._has_ended = False
+        self._is_awaited = False
+        self._gave_way_to = ""
         self._delivered = 0
         self._decoder: IncrementalDecoder | None = None
         self._held = ""
@@ -34,13 +42,34 @@ class Stream:
         self._shown = 0
         """Characters of the generation's text that were delivered."""
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._leave()
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Chunk:
-        """The tokens of the next tick that emitted some. Raises what `generate` raises."""
+        """The tokens of the next tick that emitted some. Raises what `generate` raises, and `ThreadStateError` where
+        the stream has given way to another call."""
+        if self._gave_way_to:
+            raise ThreadStateError(
+                f"The stream of thread {self._context.path} was left when the thread was to {self._gave_way_to}. Do "
+                f"that after the stream's loop, or on a fork."
+            )
         if self._has_ended:
             raise StopAsyncIteration
+        self._is_awaited = True
+        try:
+            return await self._next()
+        finally:
+            self._is_awaited = False
+
+    async def _next(self) -> Chunk:
         if self._call is None:
             await self._context.enter(self._options.nowait)
             try:
@@ -51,6 +80,7 @@ class Stream:
                 self._has_ended = True
                 self._context.leave()
                 raise
+            self._context.lent_to = ref(self)
         try:
             chunk = await self._next_chunk(self._call)
         except BaseException:
@@ -62,6 +92,20 @@ class Stream:
 
     async def aclose(self) -> None:
         """Leaves the stream early; nothing where it has ended."""
+        self._leave()
+
+    def give_way(self, wish: str) -> None:
+        """Leaves the stream, with a `ResourceWarning`, because its thread is asked for something else; nothing while
+        its next chunk is awaited."""
+        if self._is_awaited:
+            return
+        warnings.warn(
+            f"The stream of thread {self._context.path} was still open when the thread was to {wish}. Use streams in "
+            f"`async with thread.stream(...) as stream:`, or aclose() them.",
+            ResourceWarning,
+            stacklevel=5,
+        )
+        self._gave_way_to = wish
         self._leave()
 
     async def _next_chunk(self, call: Call) -> Chunk | None:

@@ -65,10 +65,6 @@ async def test_leaving_keeps_what_was_delivered() -> None:
         assert root.tokens[-1] == 7
         stream = root.stream()
         await anext(stream)
-        with pytest.raises(ThreadStateError, match="aclose"):
-            await root.generate(1)
-        with pytest.raises(ThreadStateError, match="aclose"):
-            root.append("b")
         await stream.aclose()
         await stream.aclose()
         root.append("b")
@@ -142,3 +138,69 @@ async def test_limits_bound_a_stream() -> None:
             await anext(root.stream())
         assert len(root.tokens) == 4
     assert_all_closed(device.core)
+
+
+async def test_a_stream_with_a_name_gives_way() -> None:
+    """Left by `break`, it ends when its thread is asked for something else, or with its thread."""
+    device = ScriptedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer(), queue_size=1) as engine:
+        async with engine.thread("a") as root:
+            stream = root.stream()
+            await anext(stream)
+            with pytest.warns(ResourceWarning, match=r"stream of thread \(0,\) was still open .* to generate"):
+                assert (await root.generate(1)).tokens == (1,)
+            with pytest.raises(ThreadStateError, match="was left when the thread was to generate"):
+                await anext(stream)
+            await stream.aclose()
+            for wish, act in (("append", root.append), ("fork", root.fork)):
+                stream = root.stream()
+                await anext(stream)
+                with pytest.warns(ResourceWarning, match=f"to {wish}"):
+                    act("b")
+            last = root.stream()
+            await anext(last)
+            with pytest.warns(ResourceWarning, match="to stream"):
+                root.stream()
+        async with engine.thread("a") as other:
+            assert (await other.generate(1)).tokens == (0,)
+    assert_all_closed(device.core)
+
+
+async def test_a_stream_ends_with_its_thread_and_gives_its_place_back() -> None:
+    device = ScriptedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer(), queue_size=1) as engine:
+        with pytest.warns(ResourceWarning, match="to end"):  # noqa: PT031
+            async with engine.thread("a") as root:
+                stream = root.stream()
+                await anext(stream)
+        assert (await engine.run("b", max_tokens=1)).reason == "length"
+        with pytest.raises(ThreadStateError, match="was to end"):
+            await anext(stream)
+    assert_all_closed(device.core)
+
+
+async def test_a_stream_is_left_at_the_end_of_its_block() -> None:
+    device = ScriptedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+        async with root.stream() as stream:
+            async for chunk in stream:
+                if chunk.tokens == (2,):
+                    break
+        assert root.tokens == (*ids("a"), 0, 1, 2)
+        assert (await root.generate(1)).tokens == (3,)
+        async with root.stream(2) as stream:
+            assert [chunk.tokens async for chunk in stream] == [(4,), (5,)]
+        assert stream.generation is not None
+    assert_all_closed(device.core)
+
+
+async def test_a_stream_that_is_awaited_keeps_its_thread() -> None:
+    device = SteppedDevice(counting)
+    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+        stream = root.stream(1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, stream)
+            await turn()
+            with pytest.raises(ThreadStateError, match="aclose"):
+                root.append("b")
+            device.step()
