@@ -9,8 +9,9 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 
-from runtime import Engine, ReasoningThread
+from runtime import Engine, PromptError, ReasoningThread
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import TagProtocol
 
@@ -98,6 +99,20 @@ async def test_a_stop_string_of_bytes_stops_at_its_last_byte() -> None:
     async with Engine.over(saying(tokens), tokenizer=FALLBACK) as engine, engine.thread("a") as root:
         generation = await root.generate(30, stop=["🧵"])
         assert (generation.tokens, generation.text, generation.reason) == (tokens[:6], "é", "stop")
+
+
+async def test_a_tokenizer_that_panics_fails_the_call_alone() -> None:
+    inner = word_level()
+    inner.decoder = decoders.Strip("a", 1, 1)  # its Rust code panics at a token "a"
+    tokenizer = Tokenizer(inner)
+    a, cat = (tokenizer.token_to_id(word) or 0 for word in ("a", "cat."))
+    device = ScriptedDevice(lambda speaker: a if speaker.path == (0,) else cat)
+    async with Engine.over(device, tokenizer=tokenizer) as engine:
+        async with engine.thread("the") as root:
+            with pytest.raises(PromptError, match="cannot decode"):
+                await root.generate(2)
+        async with engine.thread("the") as root:
+            assert (await root.generate(2)).text == "cat.cat."
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
