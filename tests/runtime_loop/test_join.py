@@ -328,4 +328,4 @@ async def test_a_join_that_appends_needs_an_idle_thread() -> None:
         with pytest.raises(ThreadStateError, match="cannot join while"):
             await root.join([child])
         device.step()
-        assert [answer.text for answer in await root.join([child], append=False)] == ["0"]
+        assert [answer.reason for answer in await root.join([child], append=False)] == ["length"]
