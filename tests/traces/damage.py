@@ -1,0 +1,148 @@
+"""Damaging traces at random, and doing with them all that is done with a trace, within a bound of memory.
+
+python -m tests.traces.damage --times 8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tracemalloc
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from runtime.errors import BraidError
+from tests.damage import damaged_bytes
+from tests.traces.toy_device import ToyCore, header, run_program
+from traces import Playback, Trace, imbalances, read, usage_of
+from traces.diff import diff
+from traces.export import exported
+from traces.show import show
+from traces.writer import END_MARK, FRAME, MAGIC
+
+BYTES_FOR_A_BYTE = 1000
+"""Of memory, for one of the file: the smallest events become a thread of the tree, and lines of an exported one."""
+
+LEAST_BYTES = 30_000_000
+"""What may be taken whatever the file."""
+
+HOSTILE: tuple[Any, ...] = (
+    None, True, -1, 0, 2**31, 2**53, 2**63, -(2**63), 1e308, float("nan"), float("inf"), "", "\x1b[2J", "x" * 5000,
+    b"x", [], {}, {"type": "Fixed"}, [0] * 3000, list(range(500)), [[]] * 100, {"a": {"b": {}}}, {(1, 2): 3}, {1: 2},
+    msgspec.msgpack.Ext(5, b"x"), "Sampled", "ThreadOpened",
+)  # fmt: skip
+"""Values that some field of some event does not expect."""
+
+
+def recorded() -> list[bytes]:
+    """The payloads of a trace of some threads."""
+    core = ToyCore()
+    part = [(0, 1), (2, 1), (3, 38), (7, 0), (1, 0), (2, 3), (3, 5), (7, 0), (3, 17), (4, 2)]
+    run_program(core, [(0, 0), (2, 1), (3, 38), *part * 4])
+    return [msgspec.msgpack.encode(each) for each in (header(), *core.events)]
+
+
+def framed(payloads: list[bytes]) -> bytes:
+    """The file of these payloads, checksums right."""
+    data = bytearray(MAGIC)
+    for payload in payloads:
+        length = len(payload).to_bytes(4, "little")
+        data += FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(length))) + payload
+    return bytes(data + END_MARK)
+
+
+def damaged_trace(payloads: list[bytes], random: Random) -> bytes:
+    """A file in which bytes, records, values, their nesting or the order of records are damaged."""
+    kind = random.randrange(5)
+    if kind == 0:
+        return damaged_bytes(framed(payloads), random)
+    payloads = list(payloads)
+    for _ in range(random.choice((1, 1, 3, 20))):
+        at, other = random.randrange(len(payloads)), random.randrange(len(payloads))
+        if kind == 1:
+            payloads[at] = damaged_bytes(payloads[at], random)
+        elif kind == 2:
+            with suppress(TypeError, OverflowError, msgspec.DecodeError):  # what was made of it before
+                payloads[at] = msgspec.msgpack.encode(_damaged_value(msgspec.msgpack.decode(payloads[at]), random))
+        elif kind == 3:
+            payloads[at], payloads[other] = payloads[other], payloads[at]
+        else:
+            payloads[at] = payloads[at].replace(b"\xc0", b"\x91" * random.choice((10, 300, 5000)) + b"\xc0", 1)
+    return framed(payloads)
+
+
+def _damaged_value(value: Any, random: Random) -> Any:
+    """The value with one inside it replaced, taken out or doubled."""
+    if not isinstance(value, dict | list) or not value or random.random() < 0.1:
+        return random.choice(HOSTILE)
+    if isinstance(value, dict):
+        key = random.choice(list(value))
+        return {**value, key: _damaged_value(value[key], random)}
+    at = random.randrange(len(value))
+    kept = random.choice(([], [value[at]] * 2, *[[_damaged_value(value[at], random)]] * 6))
+    return [*value[:at], *kept, *value[at + 1 :]]
+
+
+def use(path: Path) -> None:
+    """Raises what is a fault: any error but a `BraidError`; `MemoryError` where it took more than its size allows."""
+    most = LEAST_BYTES + BYTES_FOR_A_BYTE * path.stat().st_size
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    with suppress(BraidError):
+        trace = read(path)
+        for function in (_show, _export, _account, Playback):
+            with suppress(BraidError):
+                function(trace)
+    if tracemalloc.is_tracing() and tracemalloc.get_traced_memory()[1] - before > most:
+        raise MemoryError(f"{path} has {path.stat().st_size} bytes, and more than {most} were taken for it.")
+
+
+def _show(trace: Trace) -> None:
+    show(trace, Console(file=io.StringIO(), width=100))
+
+
+def _export(trace: Trace) -> None:
+    msgspec.json.decode(b"".join(exported(trace)))
+
+
+def _account(trace: Trace) -> None:
+    usage_of(trace.events)
+    imbalances(trace.events)
+    diff(trace, trace)
+
+
+def damage(times: int, seed: int, directory: Path) -> None:
+    """Damages a trace so many times and uses each; raises the first fault, with the number of the damage."""
+    payloads = recorded()
+    for number in range(times):
+        path = directory / "damaged.trace"
+        path.write_bytes(damaged_trace(payloads, Random(f"{seed} {number}")))
+        try:
+            use(path)
+        except BaseException as error:
+            error.add_note(f"Damage {number} of seed {seed}.")
+            raise
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.traces.damage", description=__doc__)
+    parser.add_argument("--times", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    tracemalloc.start()
+    with TemporaryDirectory() as directory:
+        damage(options.times, options.seed, Path(directory))
+    print(f"{options.times} damaged traces: each was read, or refused as what it is")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
