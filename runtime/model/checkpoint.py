@@ -96,8 +96,8 @@ def shipped_checkpoints() -> tuple[str, ...]:
 def resolve(name_or_path: str | Path) -> Path:
     """The directory of a checkpoint: a shipped one by its name, any other by its path.
 
-    A string that is a shipped name means that checkpoint; write "./name" for a directory of the same name. Raises
-    `CheckpointError` if it is neither.
+    A string that is a shipped name means that checkpoint; write "./name" for a directory of the same name. A `Path`
+    means a directory first. Raises `CheckpointError` if it is neither.
     """
     if isinstance(name_or_path, str) and name_or_path in shipped_checkpoints():
         return shipped_directory() / name_or_path
@@ -107,6 +107,8 @@ def resolve(name_or_path: str | Path) -> Path:
         raise CheckpointError(f"{name_or_path}: {error} Write the whole path of the checkpoint directory.") from error
     if is_directory(path):
         return path
+    if isinstance(name_or_path, Path) and str(path) in shipped_checkpoints():
+        return shipped_directory() / path
     if holds(path):
         if is_pickle(path):
             raise CheckpointError(refuse_pickle(path))

@@ -304,6 +304,11 @@ def test_a_shipped_name_is_resolved(tmp_path: Path, saved: Path, monkeypatch: py
     assert resolve("model") == saved
     assert resolve("./model") == Path("model")
     assert resolve(saved) == saved
+    assert resolve(Path("model")) == Path("model")
+    monkeypatch.chdir(tmp_path / "empty")
+    assert resolve(Path("model")) == saved
+    with pytest.raises(CheckpointError, match="neither a directory"):
+        resolve("./model")
     assert load_checkpoint("model").path == saved
     refused("nowhere", "nowhere: neither a directory nor a shipped checkpoint", "shipped: model")
 
