@@ -30,9 +30,9 @@ def to_builtins(policy: AnyPolicy) -> dict[str, Any]:
     """
     try:
         return cast(dict[str, Any], msgspec.to_builtins(policy))
-    except TypeError as error:
+    except Exception as error:
         raise TypeError(
-            f"{type(policy).__name__} cannot be written down: {error}. "
+            f"{type(policy).__name__} cannot be written down: {str(error).rstrip('.')}. "
             "Keep its fields to numbers, strings, tuples and policies; code belongs in its methods."
         ) from error
 

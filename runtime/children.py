@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
+from policies.conversion import shown
 from runtime.answer import Answer
 from runtime.child import Child
 from runtime.commands import ThreadPath
@@ -84,6 +85,18 @@ class Children:
 
     def add(self, child: Child) -> None:
         self._unjoined[child] = None
+
+    def named(self, children: Iterable[Child] | None) -> list[Child]:
+        """Those that a caller names, or all that are not joined. Raises `ValueError` for anything but children."""
+        if children is None:
+            return list(self)
+        if not isinstance(children, Iterable) or isinstance(children, str):
+            raise ValueError(f"children is {shown(children)}; give a list of children, or None for all.")
+        chosen = list(children)
+        for child in chosen:
+            if not isinstance(child, Child):
+                raise ValueError(f"children has {shown(child)}; give what spawn() and fork() return.")
+        return chosen
 
     async def join_all(self, children: Sequence[Child], append: bool) -> list[Answer]:
         """Waits for all, then appends what they return, in spawn order. Raises what they failed of, several as an

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from policies.conversion import shown
 from policies.depth.base import DepthPolicy
 from runtime.answer import Generation
 from runtime.commands import (
@@ -21,13 +22,14 @@ from runtime.commands import (
     ThreadPath,
     Watcher,
 )
-from runtime.errors import PolicyError, PromptError, ThreadStateError
+from runtime.errors import PolicyError, PromptError, ThreadStateError, described
 from runtime.frontend import Frontend, ThreadSettings
 from runtime.inbox import Call
 from runtime.limits import Account
 from runtime.metering import MeteredWatcher
 from runtime.protocol import StopStrings
 from runtime.sampling import Sampling
+from traces.plain import check_recordable
 
 UNBOUNDED = 2**31 - 1
 """Tokens to sample where only the model's context is a bound."""
@@ -47,21 +49,6 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     nowait: bool = False
 
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens is {self.max_tokens}; it must be at least 1, or None for no bound.")
-        if "" in self.stop_strings:
-            raise ValueError("An empty string in `stop` would stop at once; leave it out.")
-
-
-def read_stops(stop: Sequence[str | int]) -> tuple[frozenset[int], tuple[str, ...]]:
-    """Stop tokens and stop strings among what a caller gave."""
-    if isinstance(stop, str):
-        raise ValueError(f"stop is the string {stop!r}; give a list of strings and token ids.")
-    return frozenset(item for item in stop if not isinstance(item, str)), tuple(
-        item for item in stop if isinstance(item, str)
-    )
-
 
 class Borrower(Protocol):
     """Has a context to itself from call to call; a stream is one."""
@@ -80,6 +67,7 @@ class Context:
 
     __slots__ = (
         "_depth",
+        "_has_place",
         "_metered",
         "account",
         "frontend",
@@ -104,6 +92,7 @@ class Context:
         self.lent_to: Callable[[], Borrower | None] = _nobody
         """The open stream, as long as something refers to it; one that is dropped is left."""
         self.has_children = False
+        self._has_place = False
         self._depth = settings.depth
         self._metered: MeteredWatcher | None = None
         """Of the call that is running, where limits are shared."""
@@ -183,6 +172,7 @@ class Context:
         except BaseException:
             self.is_busy = False
             raise
+        self._has_place = True
 
     def leave(self) -> None:
         self.is_busy = False
@@ -190,7 +180,13 @@ class Context:
         if self._metered is not None:
             self._metered.release()
             self._metered = None
-        self.frontend.release()
+        self.give_up_place()
+
+    def give_up_place(self) -> None:
+        """Gives the place in the queue back, once, before the end of the call or at it."""
+        if self._has_place:
+            self._has_place = False
+            self.frontend.release()
 
     async def generate(self, options: GenerateOptions, hear: Callable[[Signalled], None] | None = None) -> Generation:
         """One generate, from the queue to its end. `hear` gets every signal of a watcher, as soon as it arrives.
@@ -283,12 +279,16 @@ class Context:
         role: Literal["root", "parent", "child"] = (
             "root" if len(self.path) == 1 else "parent" if self.has_children else "child"
         )
+        name = type(depth).__name__
         try:
-            return depth.for_thread(role, len(self.path) - 1)
+            chosen = depth.for_thread(role, len(self.path) - 1)
         except Exception as error:
-            raise PolicyError(
-                f"{type(depth).__name__}.for_thread raised for thread {self.path}: {type(error).__name__}: {error}"
-            ) from error
+            raise PolicyError(f"{name}.for_thread raised for thread {self.path}: {described(error)}.") from error
+        if not isinstance(chosen, DepthPolicy):
+            raise PolicyError(f"{name}.for_thread answered {shown(chosen)}; it must be a DepthPolicy.")
+        if self.frontend.records:
+            check_recordable(chosen)
+        return chosen
 
 
 def _reason_and_limit(call: Call, report: Finished) -> tuple[FinishReason, Literal["tokens", "iterations"] | None]:

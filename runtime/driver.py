@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Literal
 import anyio.to_thread
 import msgspec
 
+from policies.conversion import shown
 from policies.spawn.base import SpawnDecision, SpawnRequest, TreeView
 from runtime.answer import Generation, Outcome
 from runtime.commands import Signal, Signalled
 from runtime.context import Context, GenerateOptions
-from runtime.errors import LimitExceeded, PolicyError, PromptError, ProtocolError
+from runtime.errors import LimitExceeded, PolicyError, PromptError, ProtocolError, described
 from runtime.protocol import BoundProtocol
 
 if TYPE_CHECKING:
@@ -153,10 +154,10 @@ class _Driver:
             decision = policy.decide(request, self._view(signal))
         except Exception as error:
             raise PolicyError(
-                f"{type(policy).__name__}.decide raised for thread {context.path}: {type(error).__name__}: {error}"
+                f"{type(policy).__name__}.decide raised for thread {context.path}: {described(error)}."
             ) from error
         if not isinstance(decision, SpawnDecision):
-            raise PolicyError(f"{type(policy).__name__}.decide answered {decision!r}; it must be a SpawnDecision.")
+            raise PolicyError(f"{type(policy).__name__}.decide answered {shown(decision)}; it must be a SpawnDecision.")
         return decision
 
     def _view(self, signal: Signal) -> TreeView:

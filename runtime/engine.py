@@ -15,30 +15,31 @@ import anyio.to_thread
 import msgspec
 
 from policies import Policy
+from policies.conversion import Count, converted, shown
 from policies.limits import Limits
-from policies.spawn.base import SpawnPolicy
-from runtime.answer import Answer, Outcome
+from runtime.answer import Answer
+from runtime.arguments import EngineArguments, ThreadArguments, checkpoint_of, path_of, token_ids, weights_of
+from runtime.choosing import answer_of, best_answer, samples_of
 from runtime.commands import Device, Load, LoadWeights, OnTraceError
 from runtime.context import Context
-from runtime.driver import drive
-from runtime.errors import EngineClosed, LimitExceeded, PolicyError, PromptError
+from runtime.errors import EngineClosed, PromptError
 from runtime.frontend import Frontend, ThreadSettings
 from runtime.limits import Account
 from runtime.logs import logger
 from runtime.model.tokenizer import Tokenizer
 from runtime.opening import Opened, open_device, open_in_thread, open_playback
 from runtime.protocol import BoundProtocol
-from runtime.recording import check_choice, recording
+from runtime.recording import recording
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
+from runtime.settings import read_settings
 from runtime.thread import ReasoningThread
-from runtime.usage import Usage, add
+from runtime.usage import Usage
 from traces.events import Event
+from traces.plain import check_recordable
+from traces.reader import Trace
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from traces.reader import Trace
 
 _log = logger("runtime.engine")
 
@@ -61,17 +62,23 @@ class Engine:
         records: bool = False,
         observer: Callable[[Event], None] | None = None,
     ) -> None:
-        """`Engine.open` and `Engine.over` are the usual ways. `make_device` runs in a worker thread at entry."""
-        if queue_size < 1:
-            raise ValueError(f"queue_size is {queue_size}; it must be at least 1.")
+        """`Engine.open` and `Engine.over` are the usual ways. `make_device` runs in a worker thread at entry.
+
+        Raises `ValueError`, naming the argument, for one that does not fit.
+        """
         self._make_device = make_device
+        self._arguments = EngineArguments(
+            policy=policy,
+            limits=limits,
+            sampling=sampling,
+            seed=seed,
+            queue_size=queue_size,
+            records=records,
+            observer=observer,
+        )
         self._policy = policy
         self._limits = limits or Limits()
         self._sampling = sampling or Sampling()
-        self._seed = seed
-        self._queue_size = queue_size
-        self._records = records
-        self._observer = observer
         self._device: Device | None = None
         self._frontend: Frontend | None = None
         self._close: Callable[[], None] | None = None
@@ -96,32 +103,16 @@ class Engine:
         `policy` is the checkpoint's own where it is not given; `limits` hold for every tree on its own. `trace` names
         the file that records everything; one that has something in it is refused without `overwrite`. Where it cannot
         be written on, `on_trace_error` says what ends: "drop" the recording, with a warning, "stop" the engine, once
-        running generates are done; answers are delivered either way. `observer` gets the events of trees (`RunStarted`,
-        `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with `time` 0. `settings` are fields of
-        `EngineSettings`: dtype, device, lanes, ... Raises `ValueError` for settings that do not exist or fit; entering
-        raises `CheckpointError`, and `TraceError` where the trace cannot be opened.
+        running generates are done; answers are delivered either way. `observer`, a plain function, gets the events of
+        trees (`RunStarted`, `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with `time` 0; what
+        it raises is logged. `settings` are fields of `EngineSettings`: dtype, device, lanes, ...
+
+        Raises `ValueError`, naming the argument, for one that does not fit. Entering raises `CheckpointError`;
+        `CapacityError`, naming the setting, for memory or threads that cannot be had; and `TraceError` where the trace
+        cannot be opened.
         """
-        unknown = settings.keys() - set(EngineSettings.__struct_fields__)
-        if unknown:
-            raise ValueError(
-                f"Engine.open knows no setting {', '.join(sorted(unknown))}; there are "
-                f"{', '.join(EngineSettings.__struct_fields__)}."
-            )
-        try:
-            read = msgspec.convert(settings, EngineSettings)
-        except msgspec.ValidationError as error:
-            raise ValueError(f"Engine.open: {error}") from error
-        return cls(
-            partial(
-                open_device,
-                checkpoint,
-                read,
-                policy=policy,
-                trace=trace,
-                overwrite=overwrite,
-                on_trace_error=check_choice(on_trace_error),
-                seed=seed,
-            ),
+        read = read_settings(settings)
+        given = EngineArguments(
             policy=policy,
             limits=limits,
             sampling=sampling,
@@ -130,6 +121,20 @@ class Engine:
             records=trace is not None,
             observer=observer,
         )
+        if given.records and given.policy is not None:
+            check_recordable(given.policy.depth)
+            check_recordable(given.policy.spawn)
+        opening = partial(
+            open_device,
+            checkpoint_of(checkpoint),
+            read,
+            policy=given.policy,
+            trace=None if trace is None else path_of(trace, "trace"),
+            seed=given.seed,
+            overwrite=converted(overwrite, bool, "overwrite"),
+            on_trace_error=converted(on_trace_error, OnTraceError, "on_trace_error"),
+        )
+        return cls(opening, **msgspec.structs.asdict(given))
 
     @classmethod
     def playback(
@@ -146,8 +151,10 @@ class Engine:
         Policy and seed are those of the recording. Tokenizer and protocol come from the checkpoint that it names, or
         from `checkpoint`. A program that asks for something else gets a `TraceError` that says where it differs.
         """
+        if not isinstance(trace, Trace):
+            raise ValueError(f"trace is {shown(trace)}; give a Trace, as traces.read makes one of a file.")
         return cls(
-            partial(open_playback, trace, checkpoint),
+            partial(open_playback, trace, None if checkpoint is None else checkpoint_of(checkpoint)),
             limits=limits,
             sampling=sampling,
             seed=trace.header.seed,
@@ -177,9 +184,9 @@ class Engine:
             device=device,
             tokenizer=tokenizer,
             protocol=protocol,
-            stop_tokens=frozenset(stop_tokens),
-            context_size=context_size,
-            vocab_size=vocab_size,
+            stop_tokens=frozenset(token_ids(stop_tokens, None, "stop_tokens")),
+            context_size=converted(context_size, Count | None, "context_size"),
+            vocab_size=converted(vocab_size, Count | None, "vocab_size"),
         )
         return cls(
             lambda: opened,
@@ -204,15 +211,22 @@ class Engine:
             stop_tokens=opened.stop_tokens,
             context_size=opened.context_size,
             vocab_size=opened.vocab_size,
-            seed=self._seed,
-            queue_size=self._queue_size,
-            records=self._records,
-            observer=self._observer,
+            seed=self._arguments.seed,
+            queue_size=self._arguments.queue_size,
+            records=self._arguments.records,
+            observer=self._arguments.observer,
         )
         self._close = opened.close
         self._device = opened.device
         self._device.start(self._frontend.inbox.deliver)
-        _log.info("engine opened", device=type(opened.device).__name__, seed=self._seed)
+        if opened.ready is not None:
+            try:
+                await anyio.to_thread.run_sync(opened.ready)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await self._stop(self._device)
+                raise
+        _log.info("engine opened", device=type(opened.device).__name__, seed=self._arguments.seed)
         return self
 
     async def __aexit__(
@@ -224,11 +238,14 @@ class Engine:
             # What was interrupted is still to be counted, which takes the device until the end of its tick.
             await frontend.account.settled()
             frontend.account.end()
-            await anyio.to_thread.run_sync(device.stop)
+            await self._stop(device)
             frontend.end()
-            if self._close is not None:
-                await anyio.to_thread.run_sync(self._close)
         _log.info("engine closed", usage=self.usage)
+
+    async def _stop(self, device: Device) -> None:
+        await anyio.to_thread.run_sync(device.stop)
+        if self._close is not None:
+            await anyio.to_thread.run_sync(self._close)
 
     @property
     def load(self) -> Load:
@@ -253,8 +270,9 @@ class Engine:
         asked, nothing has changed; from then on it is not interrupted, so that weights are the old or the new ones.
         """
         frontend = self._running()[0]
+        tensors = weights_of(weights)
         await anyio.lowlevel.checkpoint()
-        await frontend.request(lambda number: LoadWeights(number, weights))
+        await frontend.request(lambda number: LoadWeights(number, tensors))
 
     def recording(
         self, path: str | Path, overwrite: bool = False, on_trace_error: OnTraceError = "drop"
@@ -272,7 +290,12 @@ class Engine:
         be written on, `on_trace_error` is as in `Engine.open`: with "drop" the block goes on and `lost` of the trace
         says what is missing; with "stop" leaving raises `TraceError`, and the engine ends.
         """
-        return recording(self._running()[0], Path(path), overwrite, check_choice(on_trace_error))
+        return recording(
+            self._running()[0],
+            path_of(path, "path"),
+            overwrite=converted(overwrite, bool, "overwrite"),
+            on_trace_error=converted(on_trace_error, OnTraceError, "on_trace_error"),
+        )
 
     def thread(
         self,
@@ -289,8 +312,10 @@ class Engine:
         `max_tokens` bounds each generate that is given no bound, in this thread and in its children. Raises
         `PromptError` for a prompt that cannot be encoded.
         """
-        settings = self._settings(policy, sampling, max_tokens, priority)
-        return self._root(self._encode(prompt), limits or self._limits, settings)
+        given = ThreadArguments(
+            limits=limits, policy=policy, sampling=sampling, max_tokens=max_tokens, priority=priority
+        )
+        return self._root(self._encode(prompt), given.limits or self._limits, self._settings(given))
 
     async def run(
         self,
@@ -310,44 +335,29 @@ class Engine:
         policy that wants several samples has as many independent roots answer and chooses; the limits hold for all
         of them together. Cancelled, everything below is gone when it returns.
         """
-        settings = self._settings(policy, sampling, max_tokens, priority)
+        given = ThreadArguments(
+            limits=limits, policy=policy, sampling=sampling, max_tokens=max_tokens, priority=priority
+        )
+        settings = self._settings(given)
         tokens = self._encode(prompt)
         if not tokens:
             raise PromptError("The prompt is empty; give at least one token.")
-        limits = limits or self._limits
-        if settings.spawn.samples == 1:
-            return await _answer(self._root(tokens, limits, settings))
+        chosen = given.limits or self._limits
+        samples = samples_of(settings.spawn)
+        if samples == 1:
+            return await answer_of(self._root(tokens, chosen, settings))
         text = prompt if isinstance(prompt, str) else self._running()[0].decode(tokens)
-        return await self._run_samples(text, tokens, limits, settings)
+        return await self._run_samples(text, tokens, chosen, settings, samples)
 
     async def _run_samples(
-        self, prompt: str, tokens: tuple[int, ...], limits: Limits, settings: ThreadSettings
+        self, prompt: str, tokens: tuple[int, ...], limits: Limits, settings: ThreadSettings, samples: int
     ) -> Answer:
         # One account above all samples makes them share the limits.
         frontend = self._running()[0]
         shared = Account((), msgspec.structs.replace(limits, tree_depth=None, seconds=None), frontend.account)
         own = Limits(tree_depth=limits.tree_depth, seconds=limits.seconds)
-        roots = [self._root(tokens, own, settings, above=shared) for _ in range(settings.spawn.samples)]
-        answers: list[Answer | None] = [None] * len(roots)
-        errors: list[Exception] = []
-
-        async def sample(index: int, root: ReasoningThread) -> None:
-            try:
-                answers[index] = await _answer(root)
-            except LimitExceeded as error:
-                errors.append(error)
-            except Exception as error:
-                errors.insert(0, error)
-                group.cancel_scope.cancel()
-
-        async with anyio.create_task_group() as group:
-            for index, root in enumerate(roots):
-                group.start_soon(sample, index, root)
-        given = [answer for answer in answers if answer is not None]
-        if not given or any(not isinstance(error, LimitExceeded) for error in errors):
-            raise errors[0]
-        chosen = given[_choose(settings.spawn, prompt, [answer.text for answer in given])]
-        return msgspec.structs.replace(chosen, usage=add(*(root.usage for root in roots)))
+        roots = [self._root(tokens, own, settings, above=shared) for _ in range(samples)]
+        return await best_answer(roots, settings.spawn, prompt)
 
     def _root(
         self, prompt: tuple[int, ...], limits: Limits, settings: ThreadSettings, above: Account | None = None
@@ -358,18 +368,14 @@ class Engine:
         account = Account(path, limits, above or frontend.account)
         return ReasoningThread(Context(path, frontend, account, settings), prompt)
 
-    def _settings(
-        self, policy: Policy | None, sampling: Sampling | None, max_tokens: int | None, priority: int
-    ) -> ThreadSettings:
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens is {max_tokens}; it must be at least 1, or None for no bound.")
-        chosen = policy or self._policy or Policy()
+    def _settings(self, given: ThreadArguments) -> ThreadSettings:
+        chosen = given.policy or self._policy or Policy()
         return ThreadSettings(
             depth=chosen.depth,
             spawn=chosen.spawn,
-            sampling=sampling or self._sampling,
-            priority=priority,
-            max_tokens=max_tokens,
+            sampling=given.sampling or self._sampling,
+            priority=given.priority or 0,
+            max_tokens=given.max_tokens,
         )
 
     def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
@@ -381,24 +387,3 @@ class Engine:
         if self._frontend is None or self._device is None:
             raise EngineClosed("The engine is not open yet. Use it inside `async with`.")
         return self._frontend, self._device
-
-
-async def _answer(root: ReasoningThread) -> Answer:
-    try:
-        async with root:
-            root.outcome = await drive(root)
-    except LimitExceeded as error:
-        error.answer = Outcome((), "", "limit").answer(root.path, root.usage)
-        raise
-    return (root.outcome or Outcome((), "", "cancelled")).answer(root.path, root.usage)
-
-
-def _choose(policy: SpawnPolicy, prompt: str, answers: Sequence[str]) -> int:
-    name = type(policy).__name__
-    try:
-        index = policy.choose(prompt, answers)
-    except Exception as error:
-        raise PolicyError(f"{name}.choose raised: {type(error).__name__}: {error}") from error
-    if not isinstance(index, int) or not 0 <= index < len(answers):
-        raise PolicyError(f"{name}.choose answered {index!r} for {len(answers)} answers; it must be an index of one.")
-    return index

@@ -9,14 +9,17 @@ if TYPE_CHECKING:
 
 
 class BraidError(Exception):
-    """Base of all errors raised by Braid on purpose."""
+    """Base of all errors raised by Braid on purpose. The message ends in one full stop, whatever it quotes last."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(f"{message.rstrip(' .')}." if message else "")
 
 
 class CheckpointError(BraidError):
     """A directory is not a loadable checkpoint; the message names the file, the key and what was expected."""
 
 
-class PromptError(BraidError):
+class PromptError(BraidError, ValueError):
     """A prompt cannot be encoded or does not fit the model's context."""
 
 
@@ -57,3 +60,19 @@ class TraceError(BraidError):
 
 class ThreadStateError(BraidError, RuntimeError):
     """A reasoning thread was used in a way its present state does not allow; the message says what to do instead."""
+
+
+def described(error: BaseException) -> str:
+    """An error's kind and text, to be quoted in a sentence: without its full stop, and whatever its text does."""
+    try:
+        text = str(error).rstrip(" .")
+    except Exception:
+        text = "its text cannot be had"
+    return f"{type(error).__name__}: {text}"
+
+
+def device_error(thread: tuple[int, ...], cause: Exception) -> BraidError:
+    """What a thread ends with when the device raised something unforeseen while it worked for that thread alone."""
+    error = BraidError(f"Thread {thread} ended, because the device failed for it: {described(cause)}.")
+    error.__cause__ = cause
+    return error

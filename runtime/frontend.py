@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from threading import get_ident
 
@@ -11,6 +11,7 @@ import msgspec
 
 from policies.depth.base import DepthPolicy
 from policies.spawn.base import SpawnPolicy
+from runtime.arguments import token_ids
 from runtime.commands import (
     CloseThread,
     Command,
@@ -77,7 +78,7 @@ class Frontend:
         self.account = Account(())
         self.inbox = Inbox(self._interrupt_below)
         self._device = device
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         self.records = records
         """Whether events of trees go into a trace."""
         self._observer = observer
@@ -149,7 +150,10 @@ class Frontend:
             self.send(Record(event))
         if self._observer is not None:
             try:
-                self._observer(event)
+                answer: object = self._observer(event)
+                if isinstance(answer, Coroutine):
+                    answer.close()
+                    raise TypeError("it gave a coroutine, which nobody awaits; give a plain function.")
             except Exception:
                 _log.exception("observer failed", observed=type(event).__name__)
 
@@ -181,14 +185,14 @@ class Frontend:
         self._queue.release()
 
     def encode(self, text: str | Sequence[int], after: Sequence[int] = ()) -> tuple[int, ...]:
-        """Token ids of a text that follows others in a context, or checked ids as they are.
+        """Token ids of a text that follows others in a context, or checked ids of a sequence or an array.
 
         A text that a context begins with, alone or after what the tokenizer puts before texts, is encoded as the
         tokenizer encodes whole texts, but for what it puts at their end; any other text is a message. Raises
         `PromptError` for text without a tokenizer, unknown words, and ids outside the vocabulary.
         """
         if not isinstance(text, str):
-            return self._checked(text)
+            return token_ids(text, self.vocab_size, "text")
         tokenizer = self._tokenizer_for_text()
         if not after:
             return tuple(tokenizer.encode(text, add_special_tokens=True))
@@ -199,7 +203,7 @@ class Frontend:
     def encode_message(self, text: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a text inside a context, without a space before it, or checked ids. Raises like `encode`."""
         if not isinstance(text, str):
-            return self._checked(text)
+            return token_ids(text, self.vocab_size, "text")
         return tuple(self._tokenizer_for_text().encode_inside(text))
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
@@ -220,14 +224,6 @@ class Frontend:
         if self.tokenizer is None:
             raise PromptError("The checkpoint has no tokenizer.json. Give token ids instead of text.")
         return self.tokenizer
-
-    def _checked(self, ids: Sequence[int]) -> tuple[int, ...]:
-        tokens = tuple(ids)
-        most = KEEP_ALL if self._vocab_size is None else self._vocab_size
-        wrong = [token for token in tokens if not (isinstance(token, int) and 0 <= token < most)]
-        if wrong:
-            raise PromptError(f"{wrong[0]!r} is not a token id: ids are integers from 0 to {most - 1}.")
-        return tokens
 
     def close(self) -> None:
         """Closes every thread that is still open and ends their calls with `EngineClosed`."""

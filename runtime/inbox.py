@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 
 from runtime.commands import Answered, DeviceFailed, Emitted, Failed, Finished, Report, Signalled, ThreadPath
-from runtime.errors import EngineFailed
+from runtime.errors import EngineFailed, described
 from runtime.limits import Account
 from runtime.metering import MeteredWatcher
 
@@ -247,8 +247,6 @@ class Inbox:
 
 def engine_failed(cause: BaseException) -> EngineFailed:
     """The error that a waiter gets when the device has ended with `cause`."""
-    error = EngineFailed(
-        f"The device failed and the engine with it: {type(cause).__name__}: {cause}. Open a new engine."
-    )
+    error = EngineFailed(f"The device failed and the engine with it: {described(cause)}. Open a new engine.")
     error.__cause__ = cause
     return error

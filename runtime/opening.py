@@ -22,7 +22,7 @@ from runtime.model.published import parse_object
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol, TagProtocol
 from runtime.settings import EngineSettings
-from traces.events import FORMAT, Header
+from traces.events import FORMAT, Header, encodable
 from traces.writer import TraceWriter
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Opened:
     """Token ids are below it."""
     fingerprint: Callable[[], str] | None = None
     """Of the model's weights as they are; for a device that has not been started, or has stopped."""
+    ready: Callable[[], None] | None = None
+    """Waits, on a worker thread, until the device that was started can serve, or raises what keeps it from that."""
     close: Callable[[], None] | None = None
     """Gives back what the device has not: called when it has stopped, or is never started."""
 
@@ -74,23 +76,26 @@ def open_device(
     """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
     first time on a machine, native code is compiled, for about a quarter of a minute.
 
-    Raises `CheckpointError` for what cannot be loaded and `TraceError` for a trace that cannot be written.
+    Raises `CheckpointError` for what cannot be loaded, `CapacityError` and `ValueError` for settings that the machine
+    cannot meet, and `TraceError` for a trace that cannot be written.
     """
     # An engine over another device does without the model and its kernels.
     import torch
 
-    from runtime.device.build import build_core, load_native_code, torch_threads
+    from runtime.device.build import build_core, cache_shape, load_native_code, most_iterations, torch_threads
+    from runtime.device.capacity import choose_device
     from runtime.device.core import ModelDevice
     from runtime.model.checkpoint import fingerprint, load_checkpoint
 
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(settings)
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
     loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
-    load_native_code(loaded.model, settings)
     protocol, own_policy = read_braid(loaded)
     default = policy or own_policy or Policy()
     config = loaded.model.config
-    threads = torch_threads(loaded.model, settings)
+    # What cannot be had is known before native code is compiled and a trace is begun.
+    cache_shape(loaded.model, settings, most_iterations(loaded.model, settings, default.depth))
+    load_native_code(loaded.model, settings)
     context_size = settings.context_size(config.block_size)
 
     def open_trace(path: Path, overwrite: bool) -> TraceWriter:
@@ -102,10 +107,11 @@ def open_device(
             loaded.model, settings, default.depth, writer, open_trace=open_trace, on_trace_error=on_trace_error
         )
 
+    running = ModelDevice(open_core, torch_threads(loaded.model, settings))
     # Last of what may raise: a file that is open is given to who closes it.
     writer = None if trace is None else open_trace(Path(trace), overwrite)
     return Opened(
-        device=ModelDevice(open_core, threads),
+        device=running,
         tokenizer=loaded.tokenizer,
         protocol=protocol,
         policy=own_policy,
@@ -113,6 +119,7 @@ def open_device(
         context_size=context_size,
         vocab_size=config.vocab_size,
         fingerprint=partial(fingerprint, loaded.model),
+        ready=running.wait_until_open,
         close=None if writer is None else writer.abandon,
     )
 
@@ -188,7 +195,7 @@ def _header(checkpoint: str | Path, model: str, settings: EngineSettings, policy
     return Header(
         format=FORMAT,
         started=time.time(),
-        checkpoint=str(checkpoint),
+        checkpoint=encodable(str(checkpoint)),
         fingerprint=model,
         policy=to_builtins(policy),
         seed=seed,

@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import get_args
 
 import anyio.lowlevel
 
 from runtime.commands import OnTraceError, StartRecording, StopRecording
 from runtime.errors import TraceError
 from runtime.frontend import Frontend
-
-
-def check_choice(on_trace_error: OnTraceError) -> OnTraceError:
-    """What was given; raises `ValueError` for what is no choice."""
-    if on_trace_error not in get_args(OnTraceError):
-        raise ValueError(f'on_trace_error is {on_trace_error!r}; it must be "drop" or "stop".')
-    return on_trace_error
 
 
 @asynccontextmanager

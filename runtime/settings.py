@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
+from policies.conversion import Exact, convert_fields
+
+DEEPEST = 2**16 - 1
+"""Most iterations of a token: what a thread remembers of each of its tokens has 16 bits."""
+MOST_THREADS = 1024
+
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes and modes of an engine. Raises `ValueError` at construction where they contradict each other."""
+    """Sizes and modes of an engine. Raises `ValueError` at construction for values of another type or out of
+    range, and where they contradict each other."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str | None = None
     """A torch device; None is CUDA where there is one, else the CPU."""
-    lanes: int = 256
+    lanes: Exact = 256
     """Most tokens in flight."""
-    chunk: int = 128
+    chunk: Exact = 128
     """Most received tokens that enter together; longer prompts enter chunk after chunk."""
-    page_size: int = 16
+    page_size: Exact = 16
     """Tokens a page of keys and values holds."""
-    pages: int | None = None
+    pages: Exact | None = None
     """Pages in the pool; None is as many as fit into `memory`."""
-    memory: int = 512 * 2**20
+    memory: Exact = 512 * 2**20
     """Bytes for keys and values where `pages` is not given."""
-    context: int | None = None
+    context: Exact | None = None
     """Most tokens of a thread's context; None, or more than that, is what the model was made for."""
-    most_iterations: int | None = None
+    most_iterations: Exact | None = None
     """Upper bound on any token's iterations; None is the larger of the model's mean and the default policy's bound."""
-    slots: int | None = None
+    slots: Exact | None = None
     """Iteration slots each core layer keeps per token; None keeps every iteration, fewer share memory among them."""
     initial_state: Literal["model", "zero"] = "model"
     """Latent state that a token starts from: as the model's configuration says, or zero."""
@@ -40,14 +48,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether threads share the pages of equal leading tokens."""
     backend: Literal["auto", "torch", "fused"] = "auto"
     """What computes ticks: plain PyTorch, or native code for whole ticks, on CPUs. "auto" is native where it runs."""
-    threads: int | None = None
+    threads: Exact | None = None
     """Threads that share a tick on a CPU; None is as many as there are cores, but not more than the model is worth."""
     attention: Literal["auto", "torch"] = "auto"
     """What attends in the PyTorch backend: "auto" is the Triton kernel on CUDA where Triton is installed."""
     cuda_graphs: bool = False
     """Whether ticks are captured in CUDA graphs, for some batch sizes, when the engine opens; needs Triton and a CUDA
     device."""
-    queue_size: int = 4096
+    queue_size: Exact = 4096
     """Most generates accepted at a time; further callers wait."""
 
     def context_size(self, model: int) -> int:
@@ -55,6 +63,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         return model if self.context is None else min(self.context, model)
 
     def __post_init__(self) -> None:
+        convert_fields(self, "EngineSettings.")
         for name in ("lanes", "chunk", "page_size", "memory", "queue_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EngineSettings.{name} is {getattr(self, name)}; it must be at least 1.")
@@ -62,6 +71,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"EngineSettings.{name} is {value}; it must be at least 1, or None.")
+        for name, most in (("most_iterations", DEEPEST), ("threads", MOST_THREADS)):
+            if (getattr(self, name) or 1) > most:
+                raise ValueError(f"EngineSettings.{name} is {getattr(self, name)}; it must be at most {most}.")
         if self.chunk > self.lanes:
             raise ValueError(f"EngineSettings.chunk ({self.chunk}) must not exceed lanes ({self.lanes}).")
         if self.cuda_graphs and self.deterministic:
@@ -74,3 +86,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
                 f"EngineSettings.cuda_graphs needs attention 'auto'; it is {self.attention!r}, which plans every call "
                 "on the host and so cannot be captured."
             )
+
+
+def read_settings(given: Mapping[str, Any]) -> EngineSettings:
+    """Settings from keywords. Raises `ValueError` for those that do not exist or fit."""
+    unknown = given.keys() - set(EngineSettings.__struct_fields__)
+    if unknown:
+        raise ValueError(
+            f"Engine.open knows no setting {', '.join(sorted(unknown))}; there are "
+            f"{', '.join(EngineSettings.__struct_fields__)}."
+        )
+    return EngineSettings(**given)

@@ -112,6 +112,8 @@ class Stream:
         while True:
             report = await call.next()
             if isinstance(report, Emitted):
+                # Whoever takes the chunk may generate before asking for the next one, and needs a place for that.
+                self._context.give_up_place()
                 return self._deliver(report.tokens)
             if isinstance(report, Failed):
                 raise report.error

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Literal, Self, overload
+from typing import Any, Literal, Self, overload
 
 import msgspec
 
 from policies.depth.base import DepthPolicy
 from policies.limits import Limits
 from runtime.answer import Answer, Generation, Outcome
+from runtime.arguments import GenerateArguments, JoinArguments, ThreadArguments
 from runtime.child import Child, Program
 from runtime.children import AsCompleted, Children, Success
 from runtime.commands import ThreadPath
-from runtime.context import Context, GenerateOptions, read_stops
-from runtime.errors import LimitExceeded, PromptError, ThreadStateError
+from runtime.context import Context, GenerateOptions
+from runtime.errors import LimitExceeded, PromptError, ThreadStateError, described
 from runtime.frontend import ThreadSettings
 from runtime.lifetime import Lifetime
 from runtime.limits import NO_LIMITS, Account
@@ -100,7 +101,8 @@ class ReasoningThread:
         Limits bound the call to what is left (reason "length" or "iterations", and `limit` says which); where nothing
         is left at the start, it raises `LimitExceeded`. Cancelled, the context is exactly as before the call.
         """
-        return await self.context.generate(self._options(max_tokens, stop, sampling, depth, nowait, stream=False))
+        given = {"max_tokens": max_tokens, "stop": stop, "sampling": sampling, "depth": depth, "nowait": nowait}
+        return await self.context.generate(self._options(given, stream=False))
 
     def stream(
         self,
@@ -116,7 +118,8 @@ class ReasoningThread:
         Text that may still change or become a stop string is held back. Left early, the context keeps the tokens that
         were delivered.
         """
-        return Stream(self.context, self._options(max_tokens, stop, sampling, depth, nowait, stream=True))
+        given = {"max_tokens": max_tokens, "stop": stop, "sampling": sampling, "depth": depth, "nowait": nowait}
+        return Stream(self.context, self._options(given, stream=True))
 
     def spawn(
         self,
@@ -138,9 +141,11 @@ class ReasoningThread:
         tokens = frontend.encode(message)
         if not tokens or (isinstance(message, str) and tokens == frontend.encode("")):
             raise PromptError("A child sees nothing but its message, and this one is empty. Give it one, or fork().")
-        settings = self._settings(depth, sampling, max_tokens, priority)
+        given = ThreadArguments(
+            run=run, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
+        )
         self._check_child()
-        return self.start_child(tokens, run=run, limits=limits, settings=settings)
+        return self.start_child(tokens, run=run, limits=given.limits, settings=self._settings(given))
 
     def fork(
         self,
@@ -158,10 +163,12 @@ class ReasoningThread:
         Raises `ThreadStateError` while this thread is generating.
         """
         tokens = () if message is None else self.context.frontend.encode(message, self.context.tokens)
-        settings = self._settings(depth, sampling, max_tokens, priority)
+        given = ThreadArguments(
+            run=run, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
+        )
         self.context.check_idle("fork")
         self._check_child()
-        return self.start_child(tokens, run=run, limits=limits, settings=settings, fork=True)
+        return self.start_child(tokens, run=run, limits=given.limits, settings=self._settings(given), fork=True)
 
     @overload
     async def join(
@@ -193,18 +200,15 @@ class ReasoningThread:
 
         Cancelled, nothing is joined and nothing appended; the children may be joined again.
         """
-        chosen = list(self.children if children is None else children)
-        if until == "all":
-            if success is not None:
-                raise ValueError('`success` belongs to until="first success".')
-            return await self.children.join_all(chosen, append)
-        if until != "first success":
-            raise ValueError(f'until is {until!r}; it must be "all" or "first success".')
-        return await self.children.first_success(chosen, success or _has_message, append)
+        given = JoinArguments(until=until, append=append, success=success)
+        chosen = self.children.named(children)
+        if given.until == "all":
+            return await self.children.join_all(chosen, given.append)
+        return await self.children.first_success(chosen, given.success or _has_message, given.append)
 
     def as_completed(self, children: Iterable[Child] | None = None) -> AsCompleted:
         """Answers as children finish: `async for answer in thread.as_completed(children)`. Appends nothing."""
-        return self.children.as_completed(list(self.children if children is None else children))
+        return self.children.as_completed(self.children.named(children))
 
     def cancel(self) -> None:
         """Stops the thread and everything below it, soon, as a cancel scope around its `async with` would."""
@@ -331,36 +335,28 @@ class ReasoningThread:
                     outcome=kind,
                     message=outcome.tokens,
                     text=outcome.text,
-                    error="" if error is None else f"{type(error).__name__}: {error}",
+                    error="" if error is None else described(error),
                 )
             )
         self.context.close()
 
-    def _options(
-        self,
-        max_tokens: int | None,
-        stop: Sequence[str | int],
-        sampling: Sampling | None,
-        depth: DepthPolicy | None,
-        nowait: bool,
-        stream: bool,
-    ) -> GenerateOptions:
-        stop_tokens, stop_strings = read_stops(stop)
+    def _options(self, arguments: dict[str, Any], stream: bool) -> GenerateOptions:
+        given = GenerateArguments(**arguments)
+        frontend = self.context.frontend
         return GenerateOptions(
-            max_tokens=max_tokens,
-            stop_tokens=stop_tokens | self.context.frontend.stop_tokens,
-            stop_strings=stop_strings,
-            sampling=sampling,
-            depth=depth,
-            nowait=nowait,
+            max_tokens=given.max_tokens,
+            stop_tokens=given.stop_tokens | frontend.stop_tokens,
+            stop_strings=given.stop_strings,
+            sampling=given.sampling,
+            depth=given.depth,
+            nowait=given.nowait,
             stream=stream,
         )
 
-    def _settings(
-        self, depth: DepthPolicy | None, sampling: Sampling | None, max_tokens: int | None, priority: int | None
-    ) -> ThreadSettings:
-        given = {"depth": depth, "sampling": sampling, "max_tokens": max_tokens, "priority": priority}
-        changes = {name: value for name, value in given.items() if value is not None}
+    def _settings(self, given: ThreadArguments) -> ThreadSettings:
+        """The thread's own, but for what is given."""
+        names = ("depth", "sampling", "max_tokens", "priority")
+        changes = {name: value for name in names if (value := getattr(given, name)) is not None}
         return msgspec.structs.replace(self.context.settings, **changes) if changes else self.context.settings
 
     def _check_child(self) -> None:

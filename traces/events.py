@@ -137,7 +137,22 @@ class GenerateFinished(Event, frozen=True, kw_only=True):
     """Received tokens that were needed: computed, again included, or reused."""
 
 
-class ThreadFailed(Event, frozen=True, kw_only=True):
+def encodable(text: str) -> str:
+    """A text that UTF-8 can hold: lone surrogates, as in file names of other encodings, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+class Worded(Event, frozen=True, kw_only=True):
+    """Base of events with texts that come from outside; every one of them is made encodable."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            text = getattr(self, name)
+            if isinstance(text, str) and not text.isascii():
+                msgspec.structs.force_setattr(self, name, encodable(text))
+
+
+class ThreadFailed(Worded, frozen=True, kw_only=True):
     thread: ThreadPath
     error: str
 
@@ -167,14 +182,14 @@ class TickDone(Event, frozen=True, kw_only=True):
     pages_used: Count
 
 
-class RunStarted(Event, frozen=True, kw_only=True):
+class RunStarted(Worded, frozen=True, kw_only=True):
     """`Engine.run` or `Engine.thread` opened a tree."""
 
     thread: ThreadPath
     prompt: str
 
 
-class Spawned(Event, frozen=True, kw_only=True):
+class Spawned(Worded, frozen=True, kw_only=True):
     """A child was asked for. `child` is None where the policy refused."""
 
     thread: ThreadPath
@@ -194,7 +209,7 @@ class Joined(Event, frozen=True, kw_only=True):
     cancelled: tuple[ThreadPath, ...]
 
 
-class ThreadEnded(Event, frozen=True, kw_only=True):
+class ThreadEnded(Worded, frozen=True, kw_only=True):
     """A thread's coroutine is over: `outcome` is "returned", "nothing", "cancelled" or "failed"."""
 
     thread: ThreadPath

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from runtime.errors import TraceError
 from traces.events import DEEPEST_VALUE, AnyEvent, GenerateStarted, Header, ThreadOpened
 
@@ -17,11 +19,26 @@ def check_plain(holder: AnyEvent | Header) -> None:
             values = [holder.policy, holder.engine]
         case _:
             return
+    _check(values)
+
+
+def check_recordable(value: msgspec.Struct) -> None:
+    """Raises `TypeError` unless a record of the value, such as a policy, can be written and read again."""
+    try:
+        _check([msgspec.msgpack.decode(msgspec.msgpack.encode(value))])
+    except Exception as error:
+        raise TypeError(
+            f"{type(value).__name__} cannot be recorded: {str(error).rstrip('.')}. Keep its fields to numbers, "
+            "strings, tuples and policies; code belongs in its methods."
+        ) from error
+
+
+def _check(values: list[object]) -> None:
     for _ in range(DEEPEST_VALUE + 1):
         values = [inner for value in values for inner in _parts(value)]
         if not values:
             return
-    raise TraceError(f"{type(holder).__name__} holds values nested more than {DEEPEST_VALUE} deep")
+    raise TraceError(f"values are nested more than {DEEPEST_VALUE} deep")
 
 
 def _parts(value: object) -> list[object]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from policies.printing import as_written
-from policies.validation import check_choice, check_count, check_threshold
+from policies.validation import check_choice, check_count, check_flag, check_threshold
 
 IntArray = NDArray[np.int32]
 Reads = Literal["nothing", "latent", "logits"]
@@ -86,6 +86,7 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def __post_init__(self) -> None:
         check_count(self, "minimum", self.minimum, 0)
         check_count(self, "every", self.every, 1)
+        check_flag(self, "exit_received", self.exit_received)
         check_threshold(self, self.threshold)
         check_choice(self, "carry", self.carry, get_args(Carry))
         if self.most is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from policies.depth.base import EntryView, IntArray
 from policies.depth.bounding import Bounding
-from policies.validation import check_count
+from policies.validation import check_count, check_number
 
 
 class ByLoad(Bounding, frozen=True, kw_only=True):
@@ -28,8 +26,11 @@ class ByLoad(Bounding, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count(self, "least", self.least, 1)
-        if not (0 <= self.calm < self.busy < math.inf):
-            raise ValueError(f"ByLoad: calm is {self.calm} and busy is {self.busy}; give 0 <= calm < busy.")
+        advice = "0 <= calm < busy, both finite"
+        check_number(self, "calm", self.calm, 0, advice=advice)
+        check_number(self, "busy", self.busy, 0, advice=advice)
+        if not self.calm < self.busy:
+            raise ValueError(f"ByLoad: calm is {self.calm} and busy is {self.busy}; give {advice}.")
 
     def bound(self, entering: EntryView) -> IntArray:
         load = (entering.in_flight + entering.waiting) / entering.lanes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from policies.depth.base import DepthPolicy
-from policies.validation import check_count, refuse_fields
+from policies.validation import check_count, check_flag, refuse_fields
 
 
 class Speculative(DepthPolicy, frozen=True):
@@ -31,6 +31,7 @@ class Speculative(DepthPolicy, frozen=True):
         super().__post_init__()
         check_count(self, "draft", self.draft, 1)
         check_count(self, "look", self.look, 1)
+        check_flag(self, "adaptive", self.adaptive)
         if self.most is not None and self.draft >= self.most:
             raise ValueError(
                 f"Speculative: draft ({self.draft}) leaves nothing to verify before most ({self.most}); lower draft, "

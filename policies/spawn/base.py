@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from policies.conversion import convert_fields
 from policies.depth.base import DepthPolicy
 from policies.limits import Limits
 from policies.printing import as_written
@@ -43,13 +44,19 @@ class TreeView(msgspec.Struct, frozen=True):
 
 
 class SpawnDecision(msgspec.Struct, frozen=True):
-    """Whether the child runs, and with what. None leaves what it would inherit."""
+    """Whether the child runs, and with what. None leaves what it would inherit.
+
+    Raises `ValueError` at construction for a field of another type.
+    """
 
     run: bool
     depth: DepthPolicy | None = None
     limits: Limits | None = None
     reason: str = ""
     """Why, for the trace; empty when the answer is plain."""
+
+    def __post_init__(self) -> None:
+        convert_fields(self, "SpawnDecision: ")
 
 
 class SpawnPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):

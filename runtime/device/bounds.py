@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policies.conversion import shown
 from policies.depth.base import DepthPolicy, EntryView
 from runtime.device.entering import Group
-from runtime.errors import PolicyError
+from runtime.errors import PolicyError, described
 
 NO_LIMIT = 2**31 - 1
 
@@ -100,7 +101,7 @@ def _checked(policy: DepthPolicy, view: EntryView, most: int) -> list[int]:
 
 
 def policy_error(policy: DepthPolicy, cause: Exception) -> PolicyError:
-    error = PolicyError(f"depth policy {policy} failed: {cause}")
+    error = PolicyError(f"depth policy {shown(policy)} failed: {described(cause)}.")
     error.__cause__ = cause
     return error
 

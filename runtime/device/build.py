@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 import torch
 
+from policies.conversion import Count, converted
 from policies.depth.base import DepthPolicy
 from runtime.backend.attention import PagedAttention
 from runtime.backend.cuda_graphs import CudaCapture, GraphedBackend, batch_buckets
@@ -19,30 +20,46 @@ from runtime.backend.torch_attention import TorchAttention
 from runtime.backend.torch_backend import TorchBackend
 from runtime.backend.triton_attention import triton_attention
 from runtime.commands import OnTraceError
+from runtime.device.capacity import check_memory
 from runtime.device.core import DeviceCore
 from runtime.device.ledger import Recorder
 from runtime.device.recordings import OpenTrace
 from runtime.device.scheduler import ModelLimits, Scheduler
-from runtime.errors import CapacityError
+from runtime.errors import CapacityError, PolicyError, described
 from runtime.logs import logger
 from runtime.model.architecture import Model
-from runtime.settings import EngineSettings
+from runtime.settings import DEEPEST, EngineSettings
 
 PARAMETERS_PER_THREAD = 100_000
 """Below, threads wait for each other longer than they work."""
+
+MOST_PAGES = 2**31 - 1
+"""Pages are numbered in 32 bits."""
 
 _log = logger("runtime.device")
 
 
 def most_iterations(model: Model, settings: EngineSettings, policy: DepthPolicy) -> int:
-    """The deepest any token may go: as set, else what the model and the default policy ask for."""
+    """The deepest any token may go: as set, else what the model and the default policy ask for.
+
+    Raises `PolicyError` where the policy cannot say, or goes deeper than any token can.
+    """
     if settings.most_iterations is not None:
         return settings.most_iterations
-    return max(model.config.mean_recurrence, policy.deepest(model.config.mean_recurrence))
+    mean = model.config.mean_recurrence
+    name = type(policy).__name__
+    try:
+        deepest: int = converted(policy.deepest(mean), Count, "deepest")
+    except Exception as error:
+        raise PolicyError(f"{name} cannot say how deep it goes: {described(error)}.") from error
+    if deepest > DEEPEST:
+        raise PolicyError(f"{name} goes {deepest} iterations deep; a token gets at most {DEEPEST}.")
+    return max(mean, deepest)
 
 
 def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape:
-    """Sizes of paged memory. Raises `CapacityError` where not one page fits into `settings.memory`."""
+    """Sizes of paged memory. Raises `CapacityError` where not one page fits into `settings.memory`, and where pages or
+    lanes do not fit into the machine."""
     config = model.config
     slots = most if settings.slots is None else min(settings.slots, most)
     shape = CacheShape(
@@ -58,10 +75,12 @@ def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape
     pages = settings.memory // bytes_per_page if settings.pages is None else settings.pages
     if pages < 1:
         raise CapacityError(
-            f"one page of {settings.page_size} tokens takes {bytes_per_page} bytes; EngineSettings.memory is "
+            f"One page of {settings.page_size} tokens takes {bytes_per_page} bytes; EngineSettings.memory is "
             f"{settings.memory}. Raise it, or lower page_size or slots."
         )
-    return msgspec.structs.replace(shape, pages=pages)
+    sized = msgspec.structs.replace(shape, pages=min(pages, MOST_PAGES))
+    check_memory(model, settings, sized, bytes_per_page)
+    return sized
 
 
 def build_core(
@@ -76,7 +95,14 @@ def build_core(
     """A core on the model's device. `policy` is the engine's default depth policy; the others are `DeviceCore`'s."""
     most = most_iterations(model, settings, policy)
     state_std = 0.0 if settings.initial_state == "zero" else model.config.state_std
-    backend = build_backend(model, settings, cache_shape(model, settings, most), state_std)
+    cache = cache_shape(model, settings, most)
+    try:
+        backend = build_backend(model, settings, cache, state_std)
+    except (MemoryError, RuntimeError) as error:
+        raise CapacityError(
+            f"{cache.pages} pages, {cache.lanes} lanes and threads for them cannot be had ({described(error)}). Lower "
+            "EngineSettings.memory or pages, lanes or threads."
+        ) from error
     limits = ModelLimits(
         context=settings.context_size(model.config.block_size),
         vocab=model.config.vocab_size,

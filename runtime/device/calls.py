@@ -13,7 +13,7 @@ from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
 from runtime.device.sequence import Call, Flight, Sequence
 from runtime.device.speculation import Speculation
-from runtime.errors import ProtocolError
+from runtime.errors import ProtocolError, described, device_error
 from runtime.metering import LIMIT_REACHED
 from traces import events
 
@@ -117,7 +117,7 @@ class Calls:
             try:
                 signals = watcher.feed(token)
             except Exception as cause:
-                self._blame(sequence, watcher, token, cause)
+                self._blame_watcher(sequence, watcher, token, cause)
                 return
             if signals == (LIMIT_REACHED,):
                 # Other threads have used up what this one was to share with them.
@@ -125,7 +125,7 @@ class Calls:
                 return
             if signals:
                 broken = RuntimeError(f"it signals {signals[0].kind!r}, which foresee() did not announce")
-                self._blame(sequence, watcher, token, broken)
+                self._blame_watcher(sequence, watcher, token, broken)
                 return
 
     def _cut(self, sequence: Sequence, call: Call, count: int) -> None:
@@ -136,8 +136,8 @@ class Calls:
         self._ledger.reports.append(Signalled(sequence.path, LIMIT_REACHED, math.nan))
         self.finish(sequence, "stop")
 
-    def _blame(self, sequence: Sequence, watcher: Watcher, token: int, cause: Exception) -> None:
-        error = ProtocolError(f"watcher {type(watcher).__name__} raised at token {token}: {cause!r}")
+    def _blame_watcher(self, sequence: Sequence, watcher: Watcher, token: int, cause: Exception) -> None:
+        error = ProtocolError(f"watcher {type(watcher).__name__} raised at token {token}: {described(cause)}.")
         error.__cause__ = cause
         self.fail(sequence, error)
 
@@ -205,7 +205,7 @@ class Calls:
             try:
                 stops |= self._watch(sequence, call, request.watcher, token)
             except Exception as cause:
-                self._blame(sequence, request.watcher, token, cause)
+                self._blame_watcher(sequence, request.watcher, token, cause)
                 return
         if stops:
             self.finish(sequence, "stop")
@@ -256,9 +256,14 @@ class Calls:
         if call is not None:
             counts = (call.sampled, call.computed, call.iterations, call.recomputed, call.reused, call.received)
         self._ledger.reports.append(Failed(sequence.path, error, *counts))
-        self._ledger.record(events.ThreadFailed, thread=sequence.path, error=f"{type(error).__name__}: {error}")
+        self._ledger.record(events.ThreadFailed, thread=sequence.path, error=described(error))
         if call is not None:
             self._close_call(sequence, call, "failed")
+
+    def blame(self, sequence: Sequence, cause: Exception) -> None:
+        """Ends a thread's call, wherever it stands, for something unforeseen."""
+        self.land(sequence)
+        self.fail(sequence, device_error(sequence.path, cause))
 
     def refuse(self, path: ThreadPath, error: Exception) -> None:
         """Reports a command that its thread, open or not, cannot follow."""

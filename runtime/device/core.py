@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import SimpleQueue
 
 import msgspec
@@ -32,6 +33,7 @@ from runtime.commands import (
     OpenThread,
     Record,
     Request,
+    ThreadPath,
 )
 from runtime.device.ledger import Ledger, Recorder
 from runtime.device.recordings import OpenTrace, Recordings
@@ -75,7 +77,17 @@ class DeviceCore:
         self._most_ticks = 1
 
     def handle(self, command: Command | Request) -> None:
-        """Executes one command. Only that for other weights touches a tensor."""
+        """Executes one command. Only that for other weights touches a tensor. What it raises unexpectedly ends the
+        thread it names."""
+        try:
+            self._execute(command)
+        except Exception as cause:
+            thread: ThreadPath | None = getattr(command, "thread", None)
+            if thread is None:
+                raise
+            self.scheduler.threads.blame(thread, cause)
+
+    def _execute(self, command: Command | Request) -> None:
         threads = self.scheduler.threads
         match command:
             case OpenThread() | Generate() if self.failure is not None:
@@ -174,6 +186,7 @@ class ModelDevice:
         self._stopped = threading.Event()
         self._load = Load()
         self._thread: threading.Thread | None = None
+        self._opened: Future[None] = Future()
 
     def start(self, deliver: Deliver) -> None:
         self._callers_threads = torch.get_num_threads()
@@ -190,6 +203,10 @@ class ModelDevice:
         if self._thread is not None:
             self._thread.join()
 
+    def wait_until_open(self) -> None:
+        """Blocks until the device that was started serves commands; raises what keeps it from that."""
+        self._opened.result()
+
     @property
     def first_tree(self) -> int:
         return 0
@@ -203,20 +220,25 @@ class ModelDevice:
             if self._torch_threads is not None:
                 # For this thread, and for threads that others begin from here on: hence set back at the end.
                 torch.set_num_threads(self._torch_threads)
-            core = self._open_core()
-            is_whole = False
             try:
-                self._serve(core, deliver)
-                is_whole = True
+                core = self._open_core()
+                is_whole = False
+                try:
+                    self._opened.set_result(None)
+                    self._serve(core, deliver)
+                    is_whole = True
+                finally:
+                    core.close(is_whole=is_whole)
+                    if reports := core.ledger.take_reports():
+                        deliver(reports)
             finally:
                 if self._torch_threads is not None:
                     torch.set_num_threads(self._callers_threads)
-                core.close(is_whole=is_whole)
-                if reports := core.ledger.take_reports():
-                    deliver(reports)
         except BaseException as error:
             self._stopped.set()
             self._load = msgspec.structs.replace(self._load, in_flight=0, open_threads=0, waiting=0, pages_used=0)
+            if not self._opened.done():
+                self._opened.set_exception(error)
             _log.error("device_failed", error=repr(error))
             deliver([DeviceFailed(error)])
 

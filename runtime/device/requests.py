@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-import torch
+from typing import TYPE_CHECKING
 
 from runtime.backend.interface import Backend
 from runtime.commands import Answered, FlushRecording, LoadWeights, Request, StartRecording, StopRecording
 from runtime.device.ledger import Ledger
 from runtime.device.recordings import Recordings, refuse_open_threads
 from runtime.device.scheduler import Scheduler
-from runtime.errors import BraidError, TraceError
+from runtime.errors import TraceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Requests:
@@ -38,7 +40,7 @@ class Requests:
                     self._recordings.stop(self._open_threads)
                 case FlushRecording():
                     self._recordings.flush()
-        except (BraidError, ValueError, torch.OutOfMemoryError) as refusal:
+        except Exception as refusal:
             error = refusal
         self._ledger.reports.append(Answered(request.number, error))
 
@@ -46,7 +48,7 @@ class Requests:
     def _open_threads(self) -> list[tuple[int, ...]]:
         return [sequence.path for sequence in self._scheduler.threads]
 
-    def _load_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
         if self._ledger.recorder is not None:
             raise TraceError(
                 "The weights cannot be replaced while a trace is recorded, which is of one model. Leave "

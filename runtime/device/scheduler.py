@@ -146,15 +146,20 @@ class Scheduler:
                 self._calls.finish(group.sequence, "iterations")
             else:
                 self._calls.take_off(group, bounds[group.last])
-                group.draft = self._speculation.draft_of(group, bounds[group.last])
-                if runs and not group.draft:
-                    model = self._model
-                    freedom = freedom_of(
-                        group, bounds[group.last][0], model.context, model.mean_recurrence, self.memory
-                    )
-                    group.run, group.halts = freedom
-                entering.append(group)
+                try:
+                    self._let_go(group, bounds[group.last], runs)
+                    entering.append(group)
+                except Exception as cause:
+                    self._calls.take_back(group)
+                    self._calls.blame(group.sequence, cause)
         return entering + self._speculation.choose()
+
+    def _let_go(self, group: Group, bounds: list[int], runs: bool) -> None:
+        """Says how far a group's thread may go by itself: by drafts, or by a run where there may be `runs`."""
+        group.draft = self._speculation.draft_of(group, bounds)
+        if runs and not group.draft:
+            model = self._model
+            group.run, group.halts = freedom_of(group, bounds[0], model.context, model.mean_recurrence, self.memory)
 
     def build(self, groups: list[Group], most_ticks: int = 1) -> Tick:
         """Arrays for groups that enter, with the copies and drops that are due."""
@@ -256,7 +261,10 @@ class Scheduler:
         for index, (lane, depth, token, logprob) in enumerate(rows):
             leaving = self._calls.flying.get(lane)
             if leaving is not None:
-                self._calls.arrive(leaving, result, index, depth, token, logprob)
+                try:
+                    self._calls.arrive(leaving, result, index, depth, token, logprob)
+                except Exception as cause:
+                    self._calls.blame(leaving, cause)
         for lane, token in zip(result.drafting.tolist(), result.drafted.tolist(), strict=True):
             self._calls.hear_draft(lane, token)
 

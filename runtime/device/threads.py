@@ -18,7 +18,7 @@ from runtime.device.memory import ThreadMemory
 from runtime.device.prefixes import prefix_rule
 from runtime.device.sequence import Call, Sequence
 from runtime.device.speculation import Speculation
-from runtime.errors import PolicyError, PromptError, ThreadStateError
+from runtime.errors import PolicyError, PromptError, ThreadStateError, device_error
 from traces import events
 
 
@@ -176,6 +176,14 @@ class OpenThreads:
         self._memory.clear(sequence)
         self._unfollow(sequence)
         self._ledger.record(events.ThreadClosed, thread=command.thread)
+
+    def blame(self, path: ThreadPath, cause: Exception) -> None:
+        """Ends a thread, open or not, for what the device could not do for it."""
+        sequence = self._by_path.get(path)
+        if sequence is None:
+            self._calls.refuse(path, device_error(path, cause))
+        else:
+            self._calls.blame(sequence, cause)
 
     def _known(self, path: ThreadPath) -> Sequence | None:
         """The thread of a command; if it is not open, a report says so."""

@@ -242,14 +242,32 @@ def test_a_full_disk_ends_the_trace_after_what_fitted(tmp_path: Path, monkeypatc
 def test_what_cannot_be_encoded_ends_the_trace_after_what_could(tmp_path: Path) -> None:
     path = tmp_path / "run.trace"
     writer = TraceWriter(path, header())
-    with pytest.raises(TraceError, match=r"ThreadFailed cannot be encoded: .*surrogates not allowed"):
-        writer.write_many([CLOSED[0], ev.ThreadFailed(time=0.0, thread=(0,), error="\udce9"), CLOSED[1]])
+    opened = ev.ThreadOpened(time=0.0, thread=(0,), inherits=None, seed=0, depth=object())
+    with pytest.raises(TraceError, match=r"ThreadOpened cannot be encoded: .*unsupported"):
+        writer.write_many([CLOSED[0], opened, CLOSED[1]])
     writer.close()
     assert read(path).events == CLOSED[:1]
     assert read(path).lost is not None
     large = ev.RunStarted(time=0.0, thread=(0,), prompt="x" * ev.LARGEST_RECORD)
     with TraceWriter(tmp_path / "large.trace", header()) as writer, pytest.raises(TraceError, match="holds at most"):
         writer.write(large)
+
+
+def test_texts_from_outside_are_made_encodable(tmp_path: Path) -> None:
+    path, text = tmp_path / "run.trace", "caf\udce9 \ud83d \u00e9"
+    thread = {"time": 0.0, "thread": (0,)}
+    spawned = {"child": None, "by_model": True, "fork": False, "tokens": ()}
+    ended = {"outcome": "failed", "message": ()}
+    events = [
+        ev.ThreadFailed(**thread, error=text),
+        ev.RunStarted(**thread, prompt=text),
+        ev.Spawned(**thread, **spawned, reason=text),
+        ev.ThreadEnded(**thread, **ended, text=text, error=text),
+    ]
+    with TraceWriter(path, header()) as writer:
+        writer.write_many(events)
+    assert read(path).events == events
+    assert events[0].error == r"caf\udce9 \ud83d " + "\u00e9"
 
 
 def test_a_body_that_raises_leaves_no_end_mark(tmp_path: Path) -> None:

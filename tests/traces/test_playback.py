@@ -256,7 +256,7 @@ def test_a_recorded_failure_comes_back_as_its_class() -> None:
     (report,) = replay(recorded(core), *opening(), generating())
     assert isinstance(report, Failed)
     assert isinstance(report.error, PolicyError)
-    assert str(report.error) == "toy failure at 5"
+    assert str(report.error) == "toy failure at 5."
 
 
 def test_a_recorded_failure_between_generates() -> None:

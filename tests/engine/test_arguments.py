@@ -1,0 +1,406 @@
+"""No argument of a public call ends an engine: it is converted, or its caller gets an error that names it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+import torch
+
+from policies import DepthPolicy, Fixed, LatentDiff, Limits, Policy, SpawnDecision, SpawnPolicy
+from policies.depth.base import Role
+from policies.spawn.base import SpawnRequest, TreeView
+from runtime import Engine, EngineSettings, Sampling
+from runtime.errors import BraidError, CapacityError, PolicyError, PromptError
+from runtime.thread import ReasoningThread
+from traces import read
+
+pytestmark = pytest.mark.anyio
+
+SIZES: dict[str, Any] = {"page_size": 4, "pages": 64, "lanes": 16, "chunk": 16}
+
+
+async def coroutine_function(*arguments: object) -> None:
+    """What nobody awaits."""
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+NO_INTEGERS: list[object] = [True, np.bool_(True), 1.5, np.float64(1.5), "1", b"1", [1], 2**70, 10**6000, float("nan")]
+NO_COUNTS = [*NO_INTEGERS, 0, -1, np.int64(0), torch.tensor(-1), torch.tensor([1, 2]), Unprintable()]
+NO_SEEDS = [*NO_INTEGERS, None, object(), lambda: 1]
+NO_STRUCTS: list[object] = [1, "greedy", {}, object(), Sampling, Fixed, Limits, Policy, np.zeros(2), lambda: None]
+NO_FLAGS: list[object] = [1, 0, "yes", None, np.bool_, []]
+NO_TOKENS: list[object] = [
+    3,
+    b"ab",
+    None,
+    [None],
+    [1.0],
+    [True],
+    ["1"],
+    [[1]],
+    [1, 40],
+    [-1],
+    [2**70],
+    {1: 2},
+    np.array([0.5]),
+    np.array([True]),
+    np.array([[1]]),
+    torch.tensor([[1]]),
+    torch.zeros(2),
+    torch.zeros(1, dtype=torch.int64, device="meta"),
+    Unprintable(),
+]
+NO_STOPS: list[object] = [None, "w1", 3, [None], [1.5], [True], [b"w"], [["w1"]], [2**70], [""], {"a": 1}]
+NO_FUNCTIONS: list[object] = [1, "print", [], coroutine_function, functools.partial(coroutine_function, 1)]
+NO_PATHS: list[object] = [1, True, b"x", "", "a\0b", object(), ["x"]]
+NO_WEIGHTS: list[object] = [None, 1, [], "w", {"lm_head.weight": 1}, {1: torch.zeros(1)}, {"x": np.zeros(2)}]
+
+THREAD: dict[str, list[object]] = {
+    "limits": NO_STRUCTS,
+    "sampling": NO_STRUCTS,
+    "max_tokens": NO_COUNTS,
+    "priority": NO_INTEGERS,
+}
+GENERATE: dict[str, list[object]] = {
+    "max_tokens": NO_COUNTS,
+    "stop": NO_STOPS,
+    "sampling": NO_STRUCTS,
+    "depth": NO_STRUCTS,
+    "nowait": NO_FLAGS,
+}
+CHILD: dict[str, list[object]] = {**THREAD, "depth": NO_STRUCTS, "run": [1, "run", []]}
+
+Call = Callable[[Engine, ReasoningThread, dict[str, Any]], Awaitable[object]]
+
+
+async def open_thread(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    async with engine.thread(**{"prompt": [1, 2], **given}) as other:
+        await other.generate(1)
+
+
+async def run(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    await engine.run(**{"prompt": [1, 2], "max_tokens": 2, **given})
+
+
+async def load_weights(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    await engine.load_weights(**given)
+
+
+async def record(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    async with engine.recording(**{"path": "never.trace", **given}):
+        pass
+
+
+async def append(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    thread.append(**given)
+
+
+async def generate(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    await thread.generate(**{"max_tokens": 1, **given})
+
+
+async def stream(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    async for _ in thread.stream(**{"max_tokens": 1, **given}):
+        pass
+
+
+async def spawn(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    thread.spawn(**{"message": [1], "max_tokens": 1, **given})
+
+
+async def fork(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    thread.fork(**{"message": [1], "max_tokens": 1, **given})
+
+
+async def join(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    await thread.join(**{"children": (), **given})
+
+
+async def first(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    await thread.join((), until="first success", **given)
+
+
+async def as_completed(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
+    thread.as_completed(**given)
+
+
+NO_CHILDREN: list[object] = [1, "x", [1], [None], [[]], object()]
+CALLS: list[tuple[Call, dict[str, list[object]]]] = [
+    (open_thread, {**THREAD, "prompt": NO_TOKENS, "policy": NO_STRUCTS}),
+    (run, {**THREAD, "prompt": NO_TOKENS, "policy": NO_STRUCTS}),
+    (load_weights, {"weights": NO_WEIGHTS}),
+    (record, {"path": NO_PATHS, "overwrite": NO_FLAGS, "on_trace_error": [None, 1, "never", []]}),
+    (append, {"text": NO_TOKENS}),
+    (generate, GENERATE),
+    (stream, GENERATE),
+    (spawn, {**CHILD, "message": NO_TOKENS}),
+    (fork, {**CHILD, "message": [value for value in NO_TOKENS if value is not None]}),
+    (join, {"children": NO_CHILDREN, "until": ["some", 1, None, []], "append": NO_FLAGS}),
+    (first, {"success": NO_FUNCTIONS}),
+    (as_completed, {"children": NO_CHILDREN}),
+]
+PARAMETERS = [(call, name) for call, arguments in CALLS for name in arguments]
+UNNAMED = {"prompt": "text", "message": "text"}
+"""Arguments that are told about under another name."""
+
+
+def opened(checkpoint: Path, **settings: Any) -> Engine:
+    return Engine.open(checkpoint, **{**SIZES, **settings})
+
+
+async def works(engine: Engine) -> bool:
+    async with engine.thread([1, 2, 3]) as thread:
+        return len((await thread.generate(2, stop=[-1])).tokens) == 2
+
+
+@pytest.fixture(params=["traced", "untraced"])
+async def engine(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path, anyio_backend: str
+) -> AsyncIterator[Engine]:
+    path = tmp_path / "run.trace" if request.param == "traced" else None
+    async with opened(tiny_checkpoint, trace=path) as engine:
+        yield engine
+    if path is not None:
+        assert read(path).lost is None
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(("call", "name"), PARAMETERS, ids=[f"{call.__name__}-{name}" for call, name in PARAMETERS])
+async def test_a_wrong_value_is_its_callers_error(engine: Engine, call: Call, name: str) -> None:
+    values = dict(CALLS)[call][name]
+    for value in values:
+        async with engine.thread([1, 2, 3]) as thread:
+            with pytest.raises(ValueError, match=rf"\b{UNNAMED.get(name, name)}\b.*[^.]\.$"):
+                await call(engine, thread, {name: value})
+            assert thread.tokens == (1, 2, 3)
+            assert not len(thread.children)
+    assert await works(engine)
+
+
+RIGHT: list[tuple[Call, dict[str, Any]]] = [
+    (open_thread, {"prompt": np.arange(3), "max_tokens": np.int64(3), "priority": np.int8(-1)}),
+    (open_thread, {"prompt": torch.arange(3), "max_tokens": torch.tensor(3)}),
+    (run, {"prompt": np.array([1, 2], np.uint8), "limits": Limits(tokens=np.int64(9), seconds=np.float32(60))}),
+    (append, {"text": range(3)}),
+    (append, {"text": [np.int32(1), torch.tensor(2)]}),
+    (generate, {"max_tokens": np.uint64(2), "stop": np.array([3, 4]), "sampling": Sampling(top_k=np.int64(3))}),
+    (generate, {"stop": ["w3", np.int64(4)], "sampling": Sampling(temperature=np.float32(0.5), logprobs=np.int8(2))}),
+    (generate, {"sampling": Sampling(logprobs=1000, top_k=2**40, temperature=0.5), "depth": Fixed(np.int64(2))}),
+    (generate, {"max_tokens": 2**50, "stop": {1, 2, 3, *range(4, 40)}}),
+    (stream, {"max_tokens": torch.tensor(2), "depth": LatentDiff(np.float32(0.5), most=np.int64(3))}),
+    (spawn, {"message": torch.tensor([1, 2]), "priority": np.int64(2**40)}),
+    (fork, {"message": np.array([1]), "max_tokens": np.int64(1)}),
+]
+
+
+@pytest.mark.parametrize(("call", "given"), RIGHT)
+async def test_numbers_of_other_libraries_are_converted(
+    engine: Engine, call: Call, given: dict[str, Any], anyio_backend: str
+) -> None:
+    async with engine.thread([1, 2, 3]) as thread:
+        await call(engine, thread, given)
+        await thread.join(append=False)
+    assert await works(engine)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("policy", NO_STRUCTS),
+        ("trace", NO_PATHS),
+        ("overwrite", NO_FLAGS),
+        ("on_trace_error", [None, 1, "never"]),
+        ("seed", NO_SEEDS),
+        ("limits", NO_STRUCTS),
+        ("sampling", NO_STRUCTS),
+        ("observer", NO_FUNCTIONS),
+        ("checkpoint", [None, 1, b"countdown", "", "a\0b", []]),
+        *((field, NO_COUNTS) for field in ("lanes", "chunk", "page_size", "pages", "memory", "context", "slots")),
+        *((field, [*NO_COUNTS, 2**16]) for field in ("most_iterations", "threads")),
+        ("queue_size", NO_COUNTS),
+        ("dtype", [1, None, "float16", torch.float32]),
+        ("lockstep", NO_FLAGS),
+        ("device", [1, b"cpu", torch.device("cpu")]),
+    ],
+)
+async def test_an_engine_is_not_made_of_wrong_values(tiny_checkpoint: Path, name: str, values: list[object]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=rf"\b{name}\b.*[^.]\.$"):
+            Engine.open(**{"checkpoint": tiny_checkpoint, **SIZES, name: value})
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"pages": None, "memory": 10}, "memory"),
+        ({"pages": 10**12}, "pages"),
+        ({"pages": None, "memory": 2**50}, "memory"),
+        ({"lanes": 10**12}, "lanes"),
+        ({"page_size": 10**12}, "page_size"),
+        ({"pages": None, "page_size": 10**9}, "page_size"),
+        ({"device": "no such thing"}, "device"),
+        ({"device": "meta"}, "device"),
+        ({"device": "cuda:99"}, "device"),
+        ({"policy": Policy(depth=Fixed(10**6))}, "Fixed"),
+    ],
+)
+async def test_what_cannot_be_had_is_told_at_entering(
+    tiny_checkpoint: Path, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    engine = opened(tiny_checkpoint, trace=tmp_path / "run.trace", **settings)
+    with pytest.raises((BraidError, ValueError), match=words):
+        await engine.__aenter__()
+    assert not (tmp_path / "run.trace").exists()
+
+
+async def test_memory_that_is_refused_when_the_device_starts_is_told_at_entering(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("runtime.device.build.build_backend", refuse)
+    with pytest.raises(CapacityError, match=r"no room.*EngineSettings\.memory"):
+        await opened(tiny_checkpoint).__aenter__()
+
+
+class HoldsAFunction(DepthPolicy, frozen=True):
+    function: Any = None
+
+
+class Answers(DepthPolicy, frozen=True):
+    answer: Any = None
+
+    def for_thread(self, role: Role, tree_depth: int) -> DepthPolicy:
+        chosen: DepthPolicy = self.answer
+        return chosen
+
+
+class Unwritable(DepthPolicy, frozen=True):
+    """Raises an error that has no text."""
+
+    def for_thread(self, role: Role, tree_depth: int) -> DepthPolicy:
+        class Silent(Exception):
+            def __str__(self) -> str:
+                raise RuntimeError("no text")
+
+        raise Silent
+
+
+@pytest.mark.parametrize("field", [print, torch.zeros(2), 2**70, b"raw", "caf\udce9", {(1, 2): 3}, object()])
+async def test_a_policy_that_cannot_be_recorded_is_refused_while_recording(
+    tiny_checkpoint: Path, tmp_path: Path, field: object, anyio_backend: str
+) -> None:
+    policy = HoldsAFunction(function=field)
+    with pytest.raises(TypeError, match="HoldsAFunction cannot be recorded"):
+        opened(tiny_checkpoint, trace=tmp_path / "never.trace", policy=Policy(depth=policy))
+    async with opened(tiny_checkpoint, trace=tmp_path / "run.trace") as engine, engine.thread([1, 2]) as thread:
+        with pytest.raises(TypeError, match="HoldsAFunction cannot be recorded"):
+            await thread.generate(1, depth=policy)
+        with pytest.raises(TypeError, match="HoldsAFunction cannot be recorded"):
+            async with engine.thread([1], policy=Policy(depth=policy)):
+                pass
+        assert await works(engine)
+    assert read(tmp_path / "run.trace").lost is None
+
+
+@pytest.mark.parametrize("policy", [Answers(answer=None), Answers(answer=Fixed), Unwritable()])
+async def test_a_policy_that_answers_nonsense_ends_its_call(
+    engine: Engine, policy: DepthPolicy, anyio_backend: str
+) -> None:
+    async with engine.thread([1, 2]) as thread:
+        with pytest.raises(PolicyError, match=r"for_thread .*[^.]\.$"):
+            await thread.generate(1, depth=policy)
+        assert await works(engine)
+
+
+class Decides(SpawnPolicy, frozen=True):
+    answer: Any
+
+    def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
+        return SpawnDecision(**self.answer) if isinstance(self.answer, dict) else self.answer
+
+
+class Samples(SpawnPolicy, frozen=True):
+    count: Any
+
+    @property
+    def samples(self) -> int:
+        number: int = self.count
+        return number
+
+
+@pytest.mark.parametrize("count", [0, -1, None, "2", 2.5])
+async def test_a_policy_about_roots_that_answers_nonsense_ends_its_run(
+    engine: Engine, count: object, anyio_backend: str
+) -> None:
+    with pytest.raises(PolicyError, match="cannot say how many roots"):
+        await engine.run([1, 2], policy=Policy(spawn=Samples(count)))
+    assert await works(engine)
+
+
+@pytest.mark.parametrize("answer", [{"run": "yes"}, {"run": True, "depth": Fixed}, {"run": True, "reason": None}])
+def test_a_decision_is_checked_where_it_is_made(answer: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="SpawnDecision: "):
+        Decides(answer).decide(SpawnRequest((0,), (1,), 0, 0, 0.0), TreeView(1, 1, 0, 0, 0))
+
+
+@pytest.mark.parametrize("error", [OSError("no such file: caf\udce9"), ValueError("x" * 10**5), KeyError("\ud800")])
+async def test_any_error_of_a_body_can_be_recorded(engine: Engine, error: Exception, anyio_backend: str) -> None:
+    with pytest.raises(type(error)) as caught:
+        async with engine.thread([1]):
+            raise error
+    assert caught.value is error
+    assert await works(engine)
+
+
+async def test_a_stream_leaves_its_place_to_what_its_loop_generates(tiny_checkpoint: Path, anyio_backend: str) -> None:
+    async with opened(tiny_checkpoint, queue_size=1) as engine, engine.thread([1]) as one, engine.thread([2]) as two:
+        with anyio.fail_after(60):
+            async for _ in one.stream(3, stop=[-1]):
+                await two.generate(1, nowait=True)
+            assert len((await one.generate(1, stop=[-1])).tokens) == 1
+    assert len(one.tokens) == 5
+
+
+async def test_an_observer_that_gives_coroutines_is_told_about(
+    tiny_checkpoint: Path, anyio_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tiny_checkpoint, observer=lambda event: coroutine_function()) as engine:
+        assert await works(engine)
+    assert "nobody awaits" in caplog.text
+
+
+async def test_paths_begin_at_home(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with opened(tiny_checkpoint, trace="~/run.trace") as engine:
+        assert await works(engine)
+    async with opened(tiny_checkpoint) as engine, engine.recording("~/part.trace"):
+        assert await works(engine)
+    assert read(tmp_path / "run.trace").lost is None
+    assert read(tmp_path / "part.trace").lost is None
+
+
+async def test_a_shipped_checkpoint_may_be_named_by_a_path(anyio_backend: str) -> None:
+    async with Engine.open(Path("countdown"), backend="torch") as engine:
+        with pytest.raises(PromptError):
+            engine.thread([10**6])
+
+
+def test_settings_take_numbers_of_other_libraries() -> None:
+    settings = EngineSettings(lanes=np.int64(32), chunk=torch.tensor(16))
+    assert (type(settings.lanes), type(settings.chunk)) == (int, int)
