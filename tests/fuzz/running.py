@@ -176,7 +176,7 @@ class _Life:
     def imbalances(self) -> list[str]:
         """Pages and threads that the device still has, and counts that are not the same everywhere."""
         found = []
-        for name in ("pages_used", "open_threads", "waiting"):
+        for name in ("pages_used", "open_threads", "in_flight", "waiting"):
             if getattr(self.load, name):
                 found.append(f"the device still has {name} = {getattr(self.load, name)}")
         for name in _COUNTED:
