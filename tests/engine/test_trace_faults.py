@@ -114,8 +114,8 @@ async def test_any_call_may_fail_and_only_the_recording_ends(
         assert [record.levelname for record in caplog.records] == ["WARNING"] * (fault.failed is not None)
         assert path.stat().st_size == fault.appended
         assert (read(path).lost is None) == (fault.failed != "append")
-    assert len(failed) > 8
-    assert failed[-2:] == ["close", None]
+    # How many events go into one call depends on how the threads take turns, and so does whether closing has failed.
+    assert failed.count("append") > 8
 
 
 @pytest.mark.anyio
