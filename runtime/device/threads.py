@@ -15,7 +15,7 @@ from runtime.device.bounds import policy_error
 from runtime.device.calls import Calls
 from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
-from runtime.device.prefixes import prefix_rule
+from runtime.device.prefixes import PrefixRules
 from runtime.device.sequence import Call, Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import PolicyError, PromptError, ThreadStateError, device_error
@@ -47,7 +47,7 @@ class OpenThreads:
         self._backend = backend
         self._context = context
         self._vocab = vocab
-        self._mean_recurrence = mean_recurrence
+        self._prefix_rules = PrefixRules(mean_recurrence)
         self._by_path: dict[ThreadPath, Sequence] = {}
 
     def __len__(self) -> int:
@@ -205,7 +205,7 @@ class OpenThreads:
         sequence.depth = depth
         try:
             self._speculation.check(depth)
-            sequence.rule = prefix_rule(depth, self._mean_recurrence)
+            sequence.rule = self._prefix_rules.rule_of(depth)
             sequence.policy = self._backend.register(depth)
         except Exception as cause:
             raise policy_error(depth, cause) from cause

@@ -9,10 +9,12 @@ from typing import Any
 import anyio
 import pytest
 from msgspec.structs import replace
+from torch import Tensor
 
 from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from runtime import Engine, EngineSettings
 from runtime.commands import CloseThread, Extend, Finished, Generate, Interrupt, Load, OpenThread, ThreadPath
+from runtime.device.prefixes import MOST_KNOWN, PrefixRules
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from tests.engine.solo import Solo
@@ -213,3 +215,38 @@ async def test_the_hit_rate_is_the_same_in_usage_and_trace(tiny_checkpoint: Path
     assert usage.hit_rate == recorded.hit_rate == usage.reused / usage.received > 0.7
     assert sorted(shares)[0] == 0
     assert sorted(shares)[1] == pytest.approx(24 / (usage.received / trees))
+
+
+def test_policies_of_one_name_share_nothing(model: Raven) -> None:
+    """Two classes with one name and equal fields, as a module of a user's own or a notebook's cell run again has."""
+
+    def of_one_name(patient: bool) -> DepthPolicy:
+        class Careful(LatentDiff, frozen=True, kw_only=True, tag="Careful"):
+            def is_done(self, values: Tensor) -> Tensor:
+                return values < (-1.0 if patient else 1e9)
+
+        return Careful(threshold=0.7, most=MOST)
+
+    first, second = of_one_name(False), of_one_name(True)
+    assert len({f"{type(policy).__module__}.{type(policy).__qualname__}" for policy in (first, second)}) == 1
+    solo = Solo.over(model, settings(), first)
+    for number, policy in enumerate((first, second, second)):
+        ask(solo, (number,), policy)
+        (report,) = finished(solo).values()
+        assert report.reused == (SHAREABLE if number == 2 else 0)
+        expected = alone(model, policy)
+        assert (report.tokens, report.logprobs, report.depths) == (
+            expected.tokens,
+            expected.logprobs,
+            expected.depths,
+        )
+
+
+def test_rules_of_policies_long_unused_are_forgotten() -> None:
+    rules = PrefixRules(MOST)
+    policies = [LatentDiff(0.1 + number / 10_000, most=MOST) for number in range(MOST_KNOWN + 1)]
+    tags = [rules.rule_of(policy) for policy in policies]
+    assert len(set(tags)) == len(policies)
+    assert rules.rule_of(policies[-1]) == tags[-1]
+    assert rules.rule_of(replace(policies[-1], carry="raw")) == tags[-1]
+    assert rules.rule_of(policies[0]) not in tags
