@@ -31,6 +31,7 @@ from runtime.model.weights import (
     INDEX,
     WEIGHTS,
     StoredTensor,
+    count_not_finite,
     find_tensors,
     is_pickle,
     listed,
@@ -227,10 +228,7 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, device
     with _Unallocated():
         model = build_model(config)
     _check_names_and_shapes(directory, config, stored, model)
-    tensors = {
-        name: tensor.to(device, torch.float32 if name == _ROTARY else dtype, copy=True)
-        for name, tensor in read_tensors(stored)
-    }
+    tensors = {name: _converted(name, stored[name], tensor, dtype, device) for name, tensor in read_tensors(stored)}
     if isinstance(config, RavenConfig) and _ROTARY not in tensors:
         tensors[_ROTARY] = model.get_buffer(_ROTARY).to(device)
     if config.tie_embeddings:
@@ -247,6 +245,16 @@ def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, device
     if config.tie_embeddings:
         model.lm_head.weight = model.get_parameter(_table(config))
     return model.eval()
+
+
+def _converted(name: str, stored: StoredTensor, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy, as the model holds it."""
+    converted = tensor.to(device, torch.float32 if name == _ROTARY else dtype, copy=True)
+    if wrong := count_not_finite(converted):
+        raise CheckpointError(
+            f"{stored.file}: {name} has {wrong} numbers that are not finite in {converted.dtype}; expected finite ones."
+        )
+    return converted
 
 
 def _check_names_and_shapes(

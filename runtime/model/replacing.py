@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime.model.architecture import Model
-from runtime.model.weights import listed
+from runtime.model.weights import count_not_finite, listed
 
 
 @torch.no_grad()
@@ -60,7 +60,6 @@ def _check(name: str, given: Tensor, own: Tensor) -> None:
 
 def _converted(name: str, given: Tensor, own: Tensor) -> Tensor:
     converted = given.to(own.device, own.dtype)
-    if not torch.isfinite(converted).all():
-        wrong = int((~torch.isfinite(converted)).sum())
+    if wrong := count_not_finite(converted):
         raise ValueError(f"{name} has {wrong} numbers in the weights that are not finite in {own.dtype}.")
     return converted

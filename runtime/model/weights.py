@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import msgspec
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -55,6 +56,16 @@ def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tens
             for name, tensor in stored.items():
                 if tensor.file == path:
                     yield name, file.get_tensor(name)
+
+
+def count_not_finite(tensor: Tensor) -> int:
+    """How many numbers of a floating-point tensor are infinite or NaN."""
+    if not tensor.numel():
+        return 0
+    # One pass without a copy; NaN is the least and the largest where there is one.
+    if torch.isfinite(torch.stack(torch.aminmax(tensor))).all():
+        return 0
+    return int((~torch.isfinite(tensor)).sum())
 
 
 def refuse_pickle(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -409,6 +410,28 @@ def test_a_tensor_of_another_shape_is_named(saved: Path) -> None:
 def test_a_rotary_table_of_another_length_is_named(saved: Path) -> None:
     change_config(saved, block_size=64)
     refused(saved, saved / "model.safetensors", "freqs_cis", "[1, 32, 1, 4, 2]", "expected [1, 64, 1, 4, 2]")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.ln_f.weight", "freqs_cis"])
+def test_weights_that_are_not_finite_are_named(saved: Path, name: str, number: float) -> None:
+    tensor = load_file(saved / "model.safetensors")[name].clone()
+    tensor.view(-1)[-1] = number
+    path = rewrite(saved, **{name: tensor})
+    refused(saved, path, name, "1 numbers", "not finite in torch.float32")
+
+
+def test_weights_have_to_be_finite_in_the_dtype_they_are_used_in(saved: Path) -> None:
+    name = "transformer.ln_f.weight"
+    tensor = load_file(saved / "model.safetensors")[name].double()
+    tensor[:2] = 1e39
+    path = rewrite(saved, **{name: tensor})
+    refused(saved, path, name, "2 numbers", "not finite in torch.float32")
+    tensor[:2] = torch.finfo(torch.float32).max
+    rewrite(saved, **{name: tensor})
+    load_checkpoint(saved)
+    with pytest.raises(CheckpointError, match=r"ln_f.weight has 2 numbers that are not finite in torch.bfloat16"):
+        load_checkpoint(saved, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.int64, "I64"), (torch.uint8, "U8"), (torch.bool, "BOOL")])
