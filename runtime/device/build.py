@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import torch
@@ -128,12 +130,9 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
             batch_buckets(cache.lanes),
             state_std=state_std,
         )
-    reason = why_not_fused(model)
-    if settings.backend == "fused" and reason is not None:
-        raise ValueError(f"EngineSettings.backend is 'fused', but {reason}. Use 'auto' or 'torch'.")
-    if settings.backend == "torch" or reason is not None:
+    if not is_fused(model, settings):
         if settings.backend == "auto" and device == "cpu":
-            _log.warning("no_fused_backend", reason=reason)
+            _log.warning("no_fused_backend", reason=why_not_fused(model))
         return TorchBackend(
             model,
             cache,
@@ -148,8 +147,11 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
 
 
 def load_native_code(model: Model, settings: EngineSettings) -> None:
-    """Loads what the backend will call, if that is native; where it is not on disk yet, it is compiled."""
-    if settings.backend != "torch" and not settings.cuda_graphs and why_not_fused(model) is None:
+    """Loads what the backend will call, if that is native; where it is not on disk yet, it is compiled.
+
+    Raises `ValueError` where native code is asked for and does not run.
+    """
+    if is_fused(model, settings):
         from runtime.backend.fused.entries import load_entries
 
         load_entries(model.lm_head.weight.dtype is torch.bfloat16)
@@ -159,7 +161,17 @@ def torch_threads(model: Model, settings: EngineSettings) -> int | None:
     """Threads that PyTorch may use on the device thread: one beside native code, which has threads of its own."""
     if model.lm_head.weight.device.type != "cpu":
         return None
-    return settings.threads if settings.backend == "torch" or why_not_fused(model) is not None else 1
+    return 1 if is_fused(model, settings) else settings.threads
+
+
+def is_fused(model: Model, settings: EngineSettings) -> bool:
+    """Whether ticks will be native code. Raises `ValueError` where the settings ask for that and it does not run."""
+    if settings.backend == "torch" or settings.cuda_graphs:
+        return False
+    reason = why_not_fused(model)
+    if reason is not None and settings.backend == "fused":
+        raise ValueError(f"EngineSettings.backend is 'fused', but {reason}. Use 'auto' or 'torch'.")
+    return reason is None
 
 
 def why_not_fused(model: Model) -> str | None:
@@ -168,6 +180,12 @@ def why_not_fused(model: Model) -> str | None:
         return "the device is not a CPU"
     if importlib.util.find_spec("numba") is None:
         return "the numba package is not installed"
+    try:
+        numba: Any = importlib.import_module("numba")
+    except Exception as error:
+        return f"the numba package cannot be imported ({error})"
+    if numba.config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set, so that nothing is compiled"
     if sys.byteorder != "little" or sys.maxsize < 2**32:
         return "the processor is not a 64-bit one of little-endian order"
     return None

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
+import numba
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from policies import Fixed
 from runtime.backend.fused.backend import FusedBackend
 from runtime.backend.torch_backend import TorchBackend
 from runtime.commands import ThreadPath
-from runtime.device.build import build_core
+from runtime.device.build import build_core, load_native_code
 from runtime.model.architecture import Model
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
@@ -208,7 +209,7 @@ def test_the_native_backend_is_chosen_where_it_runs() -> None:
         assert not warned
 
 
-@pytest.mark.parametrize("lacking", ["numba", "64 bits"])
+@pytest.mark.parametrize("lacking", ["numba", "compiling", "64 bits"])
 def test_where_it_does_not_run_the_pytorch_backend_does_and_says_so_once(
     lacking: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +220,9 @@ def test_where_it_does_not_run_the_pytorch_backend_does_and_says_so_once(
             importlib.util, "find_spec", lambda name, *rest: None if name == "numba" else real(name, *rest)
         )
         reason = "the numba package is not installed"
+    elif lacking == "compiling":
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+        reason = "NUMBA_DISABLE_JIT is set, so that nothing is compiled"
     else:
         monkeypatch.setattr(sys, "byteorder", "big")
         reason = "the processor is not a 64-bit one of little-endian order"
@@ -232,6 +236,9 @@ def test_where_it_does_not_run_the_pytorch_backend_does_and_says_so_once(
     assert not warned, "who asks for it knows"
     with pytest.raises(ValueError, match=f"EngineSettings.backend is 'fused', but {reason}. Use 'auto' or 'torch'."):
         build(model, backend="fused")
+    with pytest.raises(ValueError, match=reason):
+        load_native_code(model, EngineSettings(backend="fused"))
+    load_native_code(model, EngineSettings())
 
 
 def test_the_native_backend_is_for_cpus() -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
-from numba import cfunc, from_dtype, njit, types
+from numba import from_dtype, njit, types
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 from runtime.backend.fused import loop, passes, tasks
+from runtime.backend.fused.code_cache import CodeCache
 from runtime.backend.fused.context import record_type
 from runtime.backend.fused.emitting import FLAGS
 from runtime.backend.fused.numbers import longs
@@ -86,33 +89,44 @@ def load_entries(narrow: bool) -> Entries:
     counts = types.Array(types.int64, 1, "C")
     slow = threading.Timer(_SLOW, _log.warning, ["compiling_native_code"], {"once": "on this machine", "seconds": 15})
     slow.start()
+    problems: list[str] = []
     try:
         return Entries(
-            advance=_compiled(types.void(kind, types.int64, types.int64, counts), advance),
-            perform=_compiled(types.void(kind, types.int64, types.int64, counts), perform),
-            help_out=_compiled(types.void(kind, types.int64, counts), help_out),
-            do_task=_c_function(types.void(_pointer(kind.dtype), types.int64, types.int64), do_task),
+            advance=compile_entry(types.void(kind, types.int64, types.int64, counts), advance, problems),
+            perform=compile_entry(types.void(kind, types.int64, types.int64, counts), perform, problems),
+            help_out=compile_entry(types.void(kind, types.int64, counts), help_out, problems),
+            do_task=compile_callback(types.void(_pointer(kind.dtype), types.int64, types.int64), do_task, problems),
         )
     finally:
         slow.cancel()
+        if problems:
+            _log.warning("native_code_cache", problem=problems[0], more=len(problems) - 1)
 
 
-def _compiled(signature: Any, function: Callable[..., None]) -> Callable[..., None]:
-    entry: Callable[..., None]
-    try:
-        entry = njit(signature, cache=True, **_OPTIONS)(function)
-    except RuntimeError:
-        # Numba finds no place it may write to, so every process compiles for itself.
-        entry = njit(signature, **_OPTIONS)(function)
+def compile_entry(signature: Any, function: Callable[..., None], problems: list[str]) -> Callable[..., None]:
+    entry: Any = njit(**_OPTIONS)(function)
+    _give_cache(entry, function, problems)
+    entry.compile(signature)
+    entry.disable_compile()
+    compiled: Callable[..., None] = entry
+    return compiled
+
+
+def compile_callback(signature: Any, function: Callable[..., None], problems: list[str]) -> Any:
+    options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
+    entry = CFunc(function, normalize_signature(signature), {}, options)
+    _give_cache(entry, function, problems)
+    entry.compile()
     return entry
 
 
-def _c_function(signature: Any, function: Callable[..., None]) -> Any:
-    options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
+def _give_cache(entry: Any, function: Callable[..., None], problems: list[str]) -> None:
+    """Has a function that is not compiled yet looked for on disk, and kept there."""
     try:
-        return cfunc(signature, cache=True, **options)(function)
-    except RuntimeError:
-        return cfunc(signature, **options)(function)
+        entry._cache = CodeCache(function, problems)
+    except (OSError, RuntimeError) as error:
+        # Numba finds no place at all, so every process compiles for itself.
+        problems.append(str(error))
 
 
 def _fingerprint() -> int:
