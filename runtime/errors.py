@@ -38,6 +38,10 @@ class LimitExceeded(BraidError):
     """Where `Engine.run` raised it: what the tree came to by then, its path and usage, without a text."""
 
 
+class NumericalError(BraidError):
+    """A model computed numbers that are not finite; ends the thread whose token it was, not the engine."""
+
+
 class CapacityError(BraidError):
     """A single thread needs more memory than the whole pool has."""
 

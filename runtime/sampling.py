@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 
 from policies.conversion import Exact, convert_fields
 
+FilterRule = Literal["transformers", "huginn"]
+"""Whose top-k, top-p and min-p: see `Sampling.filters`."""
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """Temperature 0 is greedy. Filters apply in the reference's order: repetition penalty on logits, temperature,
-    then top-k, top-p and min-p on probabilities, then renormalisation.
+    """Temperature 0 is greedy. In this order: repetition penalty on logits, temperature, top-k, top-p, min-p, then
+    renormalisation over the tokens that are left. A penalty or a temperature beyond what float32 holds counts as the
+    nearest that it does hold.
 
     Raises `ValueError` for a value of another type or outside its range (`msgspec.ValidationError` when decoded).
     """
@@ -21,8 +26,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    filters: Literal["model", "transformers", "huginn"] = "model"
+    """Which rules top-k, top-p and min-p follow. "transformers", as in vLLM too: each filter renormalises what the ones
+    before it left, and top-p keeps the smallest set of likeliest tokens that reaches `top_p`. "huginn", as in that
+    model's reference: nothing is renormalised in between, and top-p drops the token at which the sum exceeds `top_p`.
+    "model" is "huginn" for depth-recurrent checkpoints and "transformers" for all others."""
     logprobs: Exact = 0
-    """How many of the likeliest tokens are reported at each step."""
+    """How many of the likeliest tokens are reported at each step; which token is drawn does not depend on it."""
 
     def __post_init__(self) -> None:
         convert_fields(self)

@@ -1,4 +1,4 @@
-"""The sampler against a naive implementation of the reference's rules, one row at a time."""
+"""The sampler against naive implementations of the references' rules, one row at a time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import convert
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from runtime.backend.sampler import Sampled, filtered_probabilities, sample
-from runtime.sampling import Sampling
+from runtime.sampling import FilterRule, Sampling
 
 VOCABULARY = 11
 Float64 = NDArray[np.float64]
@@ -29,6 +37,8 @@ def naive_distribution(logits: Float64, sampling: Sampling, context: list[int]) 
     p: Float64 = np.exp(logits) / np.exp(logits).sum()
     if sampling.is_greedy:
         return p
+    if sampling.filters == "transformers":
+        return naively_filtered(p, sampling)
     if sampling.top_k is not None:
         p = np.where(p < np.sort(p)[::-1][: sampling.top_k][-1], 0.0, p)
     if sampling.top_p is not None:
@@ -47,6 +57,25 @@ def naive_distribution(logits: Float64, sampling: Sampling, context: list[int]) 
     return normalised
 
 
+def naively_filtered(p: Float64, sampling: Sampling) -> Float64:
+    """As `LogitsProcessorList` of transformers does it: what each filter leaves adds up to 1 for the next."""
+    if sampling.top_k is not None:
+        p = np.where(p < np.sort(p)[::-1][: sampling.top_k][-1], 0.0, p)
+        p = p / p.sum()
+    if sampling.top_p is not None:
+        kept, total = set(), 0.0
+        for token in sorted(range(len(p)), key=lambda token: (-p[token], -token)):
+            if total < sampling.top_p - 1e-6 or not kept:
+                kept.add(token)
+            total += p[token]
+        p = np.array([p[token] if token in kept else 0.0 for token in range(len(p))])
+        p = p / p.sum()
+    if sampling.min_p is not None:
+        p = np.where(p < sampling.min_p * p.max() * (1 - 1e-6), 0.0, p)
+    normalised: Float64 = p / p.sum()
+    return normalised
+
+
 def naive_token(p: Float64, uniform: float) -> int:
     return int(np.flatnonzero(np.cumsum(p) > uniform)[0])
 
@@ -58,6 +87,7 @@ samplings = st.builds(
     top_p=st.sampled_from([None, 0.0713, 0.5171, 0.9317, 1.0]),
     min_p=st.sampled_from([None, 0.0, 0.0531, 0.4177]),
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.7]),
+    filters=st.sampled_from(["transformers", "huginn"]),
     logprobs=st.sampled_from([0, 0, 2]),
 )
 
@@ -147,8 +177,9 @@ def rows_of(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Sampled:
     [
         Sampling(temperature=1.0),
         Sampling(temperature=0.6, top_k=4),
-        Sampling(temperature=1.5, top_p=0.8),
-        Sampling(temperature=1.0, top_k=6, top_p=0.9, min_p=0.1),
+        Sampling(temperature=1.5, top_p=0.8, filters="huginn"),
+        Sampling(temperature=1.0, top_k=6, top_p=0.9, min_p=0.1, filters="huginn"),
+        Sampling(temperature=1.0, top_k=6, top_p=0.9, min_p=0.1, filters="transformers"),
     ],
 )
 def test_a_grid_of_uniforms_gives_the_exact_distribution(sampling: Sampling) -> None:
@@ -194,26 +225,107 @@ def test_greedy_logprob_is_that_of_the_penalised_logits() -> None:
     assert drawn.logprob.tolist() == pytest.approx(torch.log_softmax(torch.tensor([1.0, 1.9, -2.0]), 0)[1:2].tolist())
 
 
-def test_columns_of_padding_and_tiny_temperatures() -> None:
-    logits = torch.tensor([[90.0, 80.0, -torch.inf], [-torch.inf, -50.0, -50.5]])
-    cold = sample(logits, np.zeros(2, np.int32), (Sampling(temperature=1e-37),), torch.tensor([0.9, 0.9]), {}, True)
-    assert cold.token.tolist() == [0, 1]
-    assert cold.logprob.tolist() == [0.0, 0.0]
-    assert cold.entropy is not None
-    assert torch.isfinite(cold.entropy).all()
-    greedy = sample(logits, np.zeros(2, np.int32), (Sampling(logprobs=3),), None, {})
-    assert [len(top) for top in greedy.top] == [2, 2]
+EXTREMES = [5e-324, 1e-46, 1e-45, 1e-39, 1e-37, 1e39, 1e300]
+"""Temperatures of which float32 has some and takes others for 0 or infinity."""
 
 
-def test_top_k_keeps_ties_and_top_p_keeps_the_likeliest() -> None:
-    logits = torch.log(torch.tensor([[0.4, 0.2, 0.2, 0.2]]))
-    kept = filtered_probabilities(logits, Sampling(temperature=1.0, top_k=2))
-    assert (kept > 0).tolist() == [[True] * 4]
-    kept = filtered_probabilities(logits, Sampling(temperature=1.0, top_p=0.1))
-    assert (kept > 0).tolist() == [[True, False, False, False]]
-    # Of equally likely tokens top-p keeps the lowest ids; the token that crosses top_p is dropped.
-    kept = filtered_probabilities(logits, Sampling(temperature=1.0, top_p=0.7))
-    assert (kept > 0).tolist() == [[True, True, False, False]]
+@pytest.mark.parametrize("filters", ["huginn", "transformers"])
+@pytest.mark.parametrize("temperature", EXTREMES)
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_any_temperature_gives_finite_logprobs(temperature: float, filters: str, top_k: int | None) -> None:
+    logits = torch.tensor([[90.0, 80.0, -3e38], [-90.0, -50.0, -50.5], [3.0, 3e38, -1.0]])
+    sampling = convert(
+        {"temperature": temperature, "top_k": top_k, "top_p": 0.9, "min_p": 0.0, "filters": filters}, Sampling
+    )
+    drawn = sample(logits, np.zeros(3, np.int32), (sampling,), torch.tensor([0.01, 0.5, 0.3]), {}, True)
+    assert torch.isfinite(drawn.logprob).all()
+    if temperature < 1:
+        assert drawn.token.tolist() == [0, 1, 1]
+        assert drawn.logprob.tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-46, 1e-30, 1e30, 1e300])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_any_penalty_gives_finite_logprobs(penalty: float, temperature: float) -> None:
+    logits = torch.tensor([[0.0, 9.0, -9.0, 1e30, -1e30, 2.0]])
+    sampling = Sampling(temperature=temperature, repetition_penalty=penalty)
+    drawn = sample(
+        logits, np.zeros(1, np.int32), (sampling,), torch.tensor([0.5]), {0: np.array([0, 1, 2, 3, 4], np.int32)}
+    )
+    assert torch.isfinite(drawn.logprob).all()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2), Sampling(logprobs=2)]
+)
+def test_logits_that_are_not_finite_have_no_logprob(wrong: float, sampling: Sampling) -> None:
+    logits = torch.tensor([[3e38, 3e38, -3e38], [1.0, wrong, 2.0], [0.0, 0.0, 1.0]])
+    drawn = sample(logits, np.zeros(3, np.int32), (sampling,), torch.full((3,), 0.5), {})
+    assert torch.isfinite(drawn.logprob).tolist() == [True, False, True]
+
+
+def kept(probabilities: list[float], rule: FilterRule, **filters: float) -> list[int]:
+    """Tokens that filters leave."""
+    logits = torch.log(torch.tensor([probabilities]))
+    weights = filtered_probabilities(logits, Sampling(temperature=1.0, **filters), rule)
+    return (weights[0] > 0).nonzero()[:, 0].tolist()
+
+
+def test_huginns_filters() -> None:
+    """Its top-p drops the token that crosses, of what the softmax of all tokens gave, and keeps the lowest ids."""
+    assert kept([0.4, 0.2, 0.2, 0.2], "huginn", top_k=2) == [0, 1, 2, 3]
+    assert kept([0.4, 0.2, 0.2, 0.2], "huginn", top_p=0.1) == [0]
+    assert kept([0.4, 0.2, 0.2, 0.2], "huginn", top_p=0.7) == [0, 1]
+    assert kept([0.6, 0.3, 0.08, 0.02], "huginn", top_p=0.7) == [0]
+    assert kept([0.5, 0.3, 0.1, 0.1], "huginn", top_k=2, top_p=0.9) == [0, 1]
+
+
+def test_filters_of_transformers() -> None:
+    """Its top-p keeps the token that crosses, of what top-k left."""
+    assert kept([0.6, 0.3, 0.08, 0.02], "transformers", top_p=0.7) == [0, 1]
+    assert kept([0.6, 0.3, 0.08, 0.02], "transformers", top_p=0.5) == [0]
+    assert kept([0.4, 0.3, 0.2, 0.1], "transformers", top_p=0.65) == [0, 1]
+    assert kept([0.4, 0.3, 0.2, 0.1], "transformers", top_k=2, top_p=0.55) == [0]
+    assert kept([0.4, 0.3, 0.2, 0.1], "transformers", top_p=1e-46) == [0]
+
+
+def test_a_sampling_may_ask_for_the_other_rules() -> None:
+    logits = torch.log(torch.tensor([[0.6, 0.3, 0.08, 0.02]])).expand(2, -1)
+    uniforms = torch.tensor([0.99, 0.99])
+
+    def tokens(rule: FilterRule, filters: str) -> list[int]:
+        sampling = convert({"temperature": 1.0, "top_p": 0.7, "filters": filters}, Sampling)
+        return sample(logits, np.zeros(2, np.int32), (sampling,), uniforms, {}, rule=rule).token.tolist()
+
+    assert tokens("huginn", "model") == tokens("transformers", "huginn") == [0, 0]
+    assert tokens("transformers", "model") == tokens("huginn", "transformers") == [1, 1]
+
+
+@given(
+    st.lists(st.floats(-8, 8, width=32), min_size=2, max_size=12),
+    st.sampled_from([None, 1, 3, 50]),
+    st.sampled_from([None, 0.0713, 0.5171, 0.9317, 1.0]),
+    st.sampled_from([None, 0.0, 0.0531, 0.4177, 1.0]),
+    st.sampled_from([0.3, 1.0, 2.5]),
+)
+def test_transformers_keeps_the_same_tokens(
+    logits: list[float], top_k: int | None, top_p: float | None, min_p: float | None, temperature: float
+) -> None:
+    scores = torch.tensor([logits])
+    # As the sampler does first, so that both round alike.
+    scores -= scores.max()
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    ours = filtered_probabilities(scores, sampling, "transformers")
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k is not None:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p is not None:
+        warpers.append(TopPLogitsWarper(top_p))
+    if min_p is not None:
+        warpers.append(MinPLogitsWarper(min_p))
+    theirs = torch.softmax(warpers(torch.zeros(1, 1, dtype=torch.long), scores), dim=-1)
+    assert torch.equal(ours, theirs)
 
 
 def test_rows_with_a_temperature_need_uniforms() -> None:

@@ -10,9 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.sampling import Sampling
+from runtime.sampling import FilterRule, Sampling
 
 Int32 = NDArray[np.int32]
+
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+"""The least positive float32 of full precision, and the largest."""
 
 
 class Sampled(NamedTuple):
@@ -22,7 +25,7 @@ class Sampled(NamedTuple):
     """[n] int64."""
     logprob: Tensor
     """[n] float32: natural log-probability of the token under the distribution it was drawn from; for greedy rows
-    that is the softmax of the penalised logits."""
+    that is the softmax of the penalised logits. NaN in rows whose logits are not all finite."""
     entropy: Tensor | None
     """[n] float32, nats, of softmax(logits): the model's own distribution. None where not asked for."""
     top: tuple[dict[int, float], ...]
@@ -36,13 +39,15 @@ def sample(
     uniforms: Tensor | None,
     contexts: Mapping[int, Int32],
     entropies: bool = False,
+    *,
+    rule: FilterRule = "transformers",
 ) -> Sampled:
     """Chooses one token a row.
 
     `logits` [n, vocab] float, not changed; `which` [n] indexes `samplings`; `uniforms` [n] float32 in (0, 1), on the
     logits' device, may be None where every sampling is greedy; `contexts` gives by row the token ids so far, for rows
-    with a repetition penalty. A row's result depends on its own logits, sampling, uniform and context alone. Ties are
-    decided for the lowest id.
+    with a repetition penalty; `rule` is that of samplings whose filters are the model's. A row's result depends on its
+    own logits, sampling, uniform and context alone. Ties are decided for the lowest id.
 
     Raises `ValueError` if a row needs a uniform and there are none.
     """
@@ -50,7 +55,7 @@ def sample(
     entropy = torch.special.entr(torch.softmax(logits, dim=-1)).sum(dim=-1) if entropies else None
     used = np.unique(which)
     if len(used) == 1:
-        token, logprob, top = _sample_group(logits, samplings[used[0]], uniforms, contexts)
+        token, logprob, top = _sample_group(logits, samplings[used[0]], uniforms, contexts, rule)
         return Sampled(token, logprob, entropy, top)
     n = logits.shape[0]
     token = torch.empty(n, dtype=torch.int64, device=logits.device)
@@ -61,16 +66,18 @@ def sample(
         at = torch.from_numpy(rows).to(logits.device)
         theirs = {new: contexts[old] for new, old in enumerate(rows.tolist()) if old in contexts} if contexts else {}
         drawn = None if uniforms is None else uniforms[at]
-        token[at], logprob[at], top = _sample_group(logits[at], samplings[index], drawn, theirs)
+        token[at], logprob[at], top = _sample_group(logits[at], samplings[index], drawn, theirs, rule)
         for row, likeliest in zip(rows.tolist(), top, strict=False):
             top_of[row] = likeliest
     return Sampled(token, logprob, entropy, tuple(top_of) if any(s.logprobs for s in samplings) else ())
 
 
 def _sample_group(
-    logits: Tensor, sampling: Sampling, uniforms: Tensor | None, contexts: Mapping[int, Int32]
+    logits: Tensor, sampling: Sampling, uniforms: Tensor | None, contexts: Mapping[int, Int32], rule: FilterRule
 ) -> tuple[Tensor, Tensor, tuple[dict[int, float], ...]]:
     """Tokens, log-probabilities and likeliest tokens of rows that share one sampling."""
+    # Sums of float64 stay finite for finite float32, and do not for anything else.
+    is_finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float64))
     if sampling.repetition_penalty != 1.0 and contexts:
         logits = penalised(logits, contexts, sampling.repetition_penalty)
     if sampling.is_greedy:
@@ -79,36 +86,76 @@ def _sample_group(
     else:
         if uniforms is None:
             raise ValueError("rows with a temperature above 0 need uniforms to be drawn with; pass one for each row")
-        weights = filtered_probabilities(logits, sampling).double()
+        weights = filtered_probabilities(logits, sampling, rule).double()
         cumulative = torch.cumsum(weights, dim=-1)
         token = draw(cumulative, uniforms)
         logprobs = torch.log(weights / cumulative[:, -1:]).float()
-    chosen = logprobs.gather(1, token[:, None])[:, 0]
+    chosen = torch.where(is_finite, logprobs.gather(1, token[:, None])[:, 0], torch.nan)
     return token, chosen, _likeliest(logprobs, sampling.logprobs) if sampling.logprobs else ()
 
 
 def penalised(logits: Tensor, contexts: Mapping[int, Int32], penalty: float) -> Tensor:
     """Logits [n, vocab] with each row's context tokens made less likely (more, for a penalty below 1).
 
-    As in the reference: a negative logit is multiplied by the penalty, any other divided by it, once per token.
+    As in the references: a negative logit is multiplied by the penalty, any other divided by it, once per token. What
+    would be infinite is the largest there is.
     """
+    penalty = min(max(penalty, _LEAST), _MOST)
     rows = np.repeat(np.fromiter(contexts, np.int64), [len(context) for context in contexts.values()])
     ids = np.concatenate(list(contexts.values())).astype(np.int64)
     seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
     seen[torch.from_numpy(rows).to(logits.device), torch.from_numpy(ids).to(logits.device)] = True
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    changed = torch.where(logits < 0, logits * penalty, logits / penalty).clamp(-_MOST, _MOST)
+    return torch.where(seen, changed, logits)
 
 
-def filtered_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[n, vocab] float32 probabilities at the sampling's temperature, 0 where a filter drops the token.
+def divisor(temperature: float) -> float:
+    """What logits are divided by in float32: positive and finite for every positive temperature, and 0 for 0."""
+    return min(max(temperature, _LEAST), _MOST) if temperature > 0 else 0.0
 
-    Rows are not renormalised. The reference's rules: top-k keeps every token at least as likely as the k-th; top-p
-    drops a token where the cumulative probability, its own included, exceeds top_p, but never the likeliest; min-p
-    drops those below min_p times the likeliest.
+
+def filtered_probabilities(logits: Tensor, sampling: Sampling, rule: FilterRule) -> Tensor:
+    """[n, vocab] float32 weights at the sampling's temperature, which must be positive; 0 where a filter drops the
+    token. Rows need not add up to 1.
+
+    `rule` holds where the sampling's filters are the model's; see `Sampling.filters`.
     """
     # Subtracting the maximum first keeps tiny temperatures from overflowing.
-    probabilities = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature, dim=-1)
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+    scores = (logits - logits.amax(dim=-1, keepdim=True)) / divisor(sampling.temperature)
+    if (rule if sampling.filters == "model" else sampling.filters) == "huginn":
+        return _filtered_as_huginn(torch.softmax(scores, dim=-1), sampling)
+    return torch.softmax(_filtered_as_transformers(scores, sampling), dim=-1)
+
+
+def _filtered_as_transformers(scores: Tensor, sampling: Sampling) -> Tensor:
+    """Scores [n, vocab], minus infinity where dropped.
+
+    Top-k keeps every token at least as likely as the k-th; top-p the smallest set of likeliest ones that reaches
+    `top_p` (of equally likely tokens the highest ids); min-p those at least `min_p` times as likely as the likeliest.
+    """
+    if sampling.top_k is not None and sampling.top_k < scores.shape[-1]:
+        kth = torch.topk(scores, sampling.top_k, dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < kth, -torch.inf)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ascending, order = torch.sort(scores, stable=True, dim=-1)
+        dropped = torch.softmax(ascending, dim=-1).cumsum(dim=-1) <= 1 - sampling.top_p
+        dropped[:, -1] = False
+        scores = scores.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), -torch.inf)
+    if sampling.min_p is not None:
+        probabilities = torch.softmax(scores, dim=-1)
+        threshold = sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
+        scores = scores.masked_fill(probabilities < threshold, -torch.inf)
+    return scores
+
+
+def _filtered_as_huginn(probabilities: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities [n, vocab], 0 where dropped, not renormalised.
+
+    Top-k keeps every token at least as likely as the k-th; top-p drops a token where the cumulative probability, its
+    own included, exceeds `top_p`, but never the likeliest (of equally likely tokens it keeps the lowest ids); min-p
+    drops those below `min_p` times the likeliest.
+    """
+    if sampling.top_k is not None and sampling.top_k < probabilities.shape[-1]:
         kth = torch.topk(probabilities, sampling.top_k, dim=-1).values[:, -1:]
         probabilities = torch.where(probabilities < kth, 0.0, probabilities)
     if sampling.top_p is not None and sampling.top_p < 1:

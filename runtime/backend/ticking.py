@@ -264,7 +264,8 @@ class LaneBackend(ABC):
         if not all(sampling.is_greedy for sampling in distinct):
             key, position = self._on_device(lanes.sampling_key[lane]), self._on_device(lanes.position[lane])
             draws = uniforms(key, position, 1, SAMPLING_STREAM)[:, 0]
-        return sample(logits, which, tuple(distinct), draws, contexts, bool(lanes.entropy[lane].any()))
+        entropies = bool(lanes.entropy[lane].any())
+        return sample(logits, which, tuple(distinct), draws, contexts, entropies, rule=self._config.filter_rule)
 
     def _keep(self, leaving: Int64) -> None:
         """Keeps the last latent states of lanes that leave, where the threads' next tokens start from them."""

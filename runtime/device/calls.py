@@ -13,7 +13,7 @@ from runtime.device.ledger import Ledger
 from runtime.device.memory import ThreadMemory
 from runtime.device.sequence import Call, Flight, Sequence
 from runtime.device.speculation import Speculation
-from runtime.errors import ProtocolError, described, device_error
+from runtime.errors import NumericalError, ProtocolError, described, device_error
 from runtime.metering import LIMIT_REACHED
 from traces import events
 
@@ -108,8 +108,14 @@ class Calls:
         self._ledger.sampled += count
         call.computed += computed
         call.sampled += count
-        call.logprobs.extend(run.logprob[:count].tolist())
+        logprobs = run.logprob[:count].tolist()
+        call.logprobs.extend(logprobs)
         call.depths.extend(depths[:count])
+        # NaN stays NaN in a sum, and looking at every single one would take longer.
+        if not math.isfinite(sum(logprobs)):
+            first = next(index for index, logprob in enumerate(logprobs) if not math.isfinite(logprob))
+            self._fail_numerically(sequence, len(sequence.tokens) - count + first)
+            return
         watcher = call.request.watcher
         if watcher is None:
             return
@@ -140,6 +146,14 @@ class Calls:
         error = ProtocolError(f"watcher {type(watcher).__name__} raised at token {token}: {described(cause)}.")
         error.__cause__ = cause
         self.fail(sequence, error)
+
+    def _fail_numerically(self, sequence: Sequence, position: int) -> None:
+        message = (
+            f"thread {sequence.path}: the logits for the token at position {position} are not all finite, so that none "
+            "can be chosen. The weights overflow in this dtype on this context; load others, or open the engine with "
+            "dtype 'float32'."
+        )
+        self.fail(sequence, NumericalError(message))
 
     def _take_in(self, sequence: Sequence, depth: int, left: int) -> None:
         flight, call = sequence.flight, sequence.call
@@ -176,6 +190,9 @@ class Calls:
     ) -> None:
         call = sequence.call
         assert call is not None
+        if not math.isfinite(logprob):
+            self._fail_numerically(sequence, len(sequence.tokens))
+            return
         request = call.request
         if self._ledger.recorder is not None:
             self._ledger.record(

@@ -10,6 +10,7 @@ import msgspec
 
 from runtime.errors import CheckpointError
 from runtime.model.published import expect, shown
+from runtime.sampling import FilterRule
 
 MODEL_TYPE = "huginn_raven"
 
@@ -55,6 +56,11 @@ class RavenConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the adapter has a bias; no other linear layer has one."""
     tie_embeddings: bool = True
     state_init: str = "like-init"
+
+    @property
+    def filter_rule(self) -> FilterRule:
+        """Whose rules top-k, top-p and min-p follow unless a sampling says otherwise."""
+        return "huginn"
 
     @property
     def head_dim(self) -> int:

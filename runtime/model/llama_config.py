@@ -14,6 +14,7 @@ import msgspec
 
 from runtime.errors import CheckpointError
 from runtime.model.published import expect, shown
+from runtime.sampling import FilterRule
 
 MODEL_TYPE = "llama"
 
@@ -86,6 +87,11 @@ class LlamaConfig(msgspec.Struct, frozen=True, kw_only=True):
     rope_scaling: RotaryScaling | None = None
     tie_embeddings: bool = msgspec.field(name="tie_word_embeddings", default=False)
     init_std: Positive = msgspec.field(name="initializer_range", default=0.02)
+
+    @property
+    def filter_rule(self) -> FilterRule:
+        """Whose rules top-k, top-p and min-p follow unless a sampling says otherwise."""
+        return "transformers"
 
     @property
     def n_layers_in_prelude(self) -> int:

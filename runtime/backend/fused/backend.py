@@ -27,7 +27,7 @@ from runtime.backend.fused.entries import CODA, HEAD, ITERATE, MEASURE, PRELUDE,
 from runtime.backend.fused.memory import LONGEST_RUN, make_context
 from runtime.backend.fused.packing import pack
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64, Run, Tick, TickResult
-from runtime.backend.sampler import Sampled
+from runtime.backend.sampler import Sampled, divisor
 from runtime.backend.ticking import LaneBackend
 from runtime.model.architecture import Model, ModelConfig
 from runtime.model.replacing import replace_weights
@@ -179,7 +179,7 @@ class FusedBackend(LaneBackend):
         lane = entering.lane
         c.token[lane] = entering.token
         c.wanted[lane] = entering.sample >= 0
-        temperatures = np.array([*(sampling.temperature for sampling in tick.samplings), 0.0], np.float32)
+        temperatures = np.array([*(divisor(sampling.temperature) for sampling in tick.samplings), 0.0], np.float32)
         c.temperature[lane] = temperatures[entering.sample]
         test = self._criteria[entering.policy]
         c.criterion[lane], c.threshold[lane] = test["criterion"], test["threshold"]
@@ -231,7 +231,7 @@ class FusedBackend(LaneBackend):
             return np.ones(0, np.bool_)
         if not self._always_plain:
             return np.zeros(len(entering.lane), np.bool_)
-        simple = np.array([*(is_plain(sampling) for sampling in tick.samplings), True], np.bool_)
+        simple = np.array([*(is_plain(each) and not each.logprobs for each in tick.samplings), True], np.bool_)
         return (
             simple[entering.sample]
             & (self._criteria["criterion"][entering.policy] != _UNKNOWN)
@@ -279,9 +279,12 @@ class FusedBackend(LaneBackend):
         return torch.from_numpy(self._context.exit_value[lanes])
 
     def _sample(self, lane: Int64, logits: Tensor) -> Sampled:
-        """Rows that the native loop could sample are sampled as it would, so that company changes nothing."""
-        plain = np.array([is_plain(sampling) for seat in lane if (sampling := self._lanes.sampling[seat])], np.bool_)
-        if plain.all() and not self._lanes.entropy[lane].any():
+        """Rows that the native loop could sample are sampled as it would, so that neither company nor what is reported
+        of a row changes anything."""
+        samplings = [sampling for seat in lane if (sampling := self._lanes.sampling[seat])]
+        plain = np.array([is_plain(sampling) for sampling in samplings], np.bool_)
+        reports = self._lanes.entropy[lane].any() or any(sampling.logprobs for sampling in samplings)
+        if plain.all() and not reports:
             drawn = Sampled(torch.empty(len(lane), dtype=torch.int64), torch.empty(len(lane)), None, ())
         else:
             drawn = super()._sample(lane, logits)
@@ -295,6 +298,11 @@ class FusedBackend(LaneBackend):
         self._entries.perform(self._record, SAMPLE, count, self._counts)
         drawn.token[rows] = torch.from_numpy(c.drawn_token[:count].astype(np.int64))
         drawn.logprob[rows] = torch.from_numpy(c.drawn_logprob[:count])
+        for row in rows.tolist() if drawn.top else ():
+            token = int(drawn.token[row])
+            if token in drawn.top[row]:
+                # PyTorch's own exponential differs in the last bits.
+                drawn.top[row][token] = float(drawn.logprob[row])
         return drawn
 
 
@@ -341,8 +349,8 @@ def leaves_test(policy: Bounding) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def is_plain(sampling: Sampling | None) -> bool:
-    """Whether the native code samples so: greedy or by temperature alone, and nothing else is asked for."""
+    """Whether the native code draws so: greedily or by temperature alone."""
     if sampling is None:
         return True
     filters = (sampling.top_k, sampling.top_p, sampling.min_p)
-    return filters == (None, None, None) and sampling.repetition_penalty == 1.0 and not sampling.logprobs
+    return filters == (None, None, None) and sampling.repetition_penalty == 1.0

@@ -94,7 +94,7 @@ def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
 
 
 def exponential(builder: Any, x: Any) -> Any:
-    """e to the power of a float vector, clipped to [-87, 88], to about 1e-7 of the result (Cephes)."""
+    """e to the power of a float vector, clipped to [-87, 88], to about 1e-7 of the result (Cephes). NaN stays NaN."""
 
     def constant(value: float) -> Any:
         return ir.Constant(WIDE, [value] * LANES)
@@ -102,8 +102,8 @@ def exponential(builder: Any, x: Any) -> Any:
     def times_plus(a: Any, b: Any, c: Any) -> Any:
         return builder.fadd(builder.fmul(a, b, flags=FLAGS), c, flags=FLAGS)
 
-    x = call(builder, "llvm.maxnum.v16f32", WIDE, x, constant(-87.0))
-    x = call(builder, "llvm.minnum.v16f32", WIDE, x, constant(88.0))
+    for relation, bound in (("<", constant(-87.0)), (">", constant(88.0))):
+        x = builder.select(builder.fcmp_ordered(relation, x, bound), bound, x)
     power = call(builder, "llvm.floor.v16f32", WIDE, times_plus(x, constant(1.44269504), constant(0.5)))
     x = times_plus(power, constant(-0.693359375), x)
     x = times_plus(power, constant(2.12194440e-4), x)

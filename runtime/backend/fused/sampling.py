@@ -37,11 +37,15 @@ def sample_row(c: Any, j: Any) -> None:
     """Chooses a token from row j of `logits`, that of lane batch[chosen[j]]; leaves the row as weights.
 
     The same rules as in `runtime.backend.sampler`: ties for the lowest id; else the first token at which the running
-    sum exceeds uniform * total.
+    sum exceeds uniform * total; a log-probability of NaN where the logits are not all finite.
     """
     lane = longs(c.batch)[longs(c.chosen)[j]]
     row, start, end = floats(c.logits), j * c.logits_stride, (j + 1) * c.logits_stride
     vocab_end = start + c.vocab
+    nothing = np.float32(0.0)
+    for v in range(start, vocab_end):
+        # NaN once a logit is not finite, and from then on.
+        nothing += np.float32(0.0) * row[v]
     for v in range(vocab_end, end):
         row[v] = -np.inf
     temperature = floats(c.temperature)[lane]
@@ -60,7 +64,7 @@ def sample_row(c: Any, j: Any) -> None:
     if temperature > 0:
         at = _draw(row, start, vocab_end, uniform(longs(c.sampling_key)[lane], ints(c.position)[lane]))
     ints(c.drawn_token)[j] = at - start
-    floats(c.drawn_logprob)[j] = math.log(row[at] / total)
+    floats(c.drawn_logprob)[j] = math.log(row[at] / total) + nothing
 
 
 @compiled
