@@ -21,6 +21,7 @@ from runtime.commands import (
     Extend,
     Failed,
     Finished,
+    Foresight,
     Generate,
     Interrupt,
     OpenThread,
@@ -29,7 +30,7 @@ from runtime.commands import (
 )
 from runtime.device.build import build_core
 from runtime.device.core import ModelDevice
-from runtime.errors import PolicyError, PromptError, ProtocolError, ThreadStateError
+from runtime.errors import BraidError, PolicyError, PromptError, ProtocolError, ThreadStateError
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -186,6 +187,56 @@ def test_a_watcher_that_raises_ends_its_thread_alone(model: Raven, watcher: type
     assert watcher.__name__ in str(failure.error)
     assert failure.error.__cause__ is not None
     assert failure.sampled == (2 if watcher is Raises else 1)
+    (other,) = reports[9,]
+    assert isinstance(other, Finished)
+    assert other.tokens == expected
+
+
+class Unforeseen:
+    """A watcher that raises where it is asked how far its thread may go by itself."""
+
+    def foresee(self) -> Foresight | None:
+        raise LookupError("no such future")
+
+    def feed(self, token: int) -> tuple[Signal, ...]:
+        return ()
+
+
+def test_a_watcher_that_cannot_foresee_ends_its_thread_alone(model: Raven) -> None:
+    core = build_core(model, settings(), POLICY)
+    for command in (*beginning((0,), prompt_for(0), 9, watcher=Unforeseen()), *beginning((9,), prompt_for(9), 6)):
+        core.handle(command)
+    while core.has_work:
+        core.step()
+        core.scheduler.check_integrity()
+    failure, other = core.ledger.take_reports()
+    assert isinstance(failure, Failed)
+    assert isinstance(failure.error, BraidError)
+    assert "LookupError: no such future." in str(failure.error)
+    assert isinstance(other, Finished)
+    assert other.tokens == bystander(model)[1]
+    core.close()
+
+
+@pytest.mark.parametrize("where", ["open", "extend", "generate", "interrupt", "close"])
+def test_a_command_that_fails_unforeseen_ends_its_thread_alone(
+    model: Raven, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    solo, expected = bystander(model)
+    threads = solo.core.scheduler.threads
+    original: Any = getattr(threads, where)
+
+    def fails(command: Any) -> None:
+        if command.thread == (0,):
+            raise LookupError("no such thing")
+        original(command)
+
+    monkeypatch.setattr(threads, where, fails)
+    solo.send(*beginning((0,), prompt_for(0), 3), Interrupt((0,)), CloseThread((0,)))
+    reports = ended(solo)
+    failures = [report for report in reports[0,] if isinstance(report, Failed)]
+    assert any("LookupError: no such thing." in str(failure.error) for failure in failures)
+    assert all(isinstance(failure.error, BraidError) for failure in failures)
     (other,) = reports[9,]
     assert isinstance(other, Finished)
     assert other.tokens == expected
