@@ -18,7 +18,7 @@ class StopStrings:
 
     def __init__(self, tokenizer: Tokenizer, strings: Sequence[str], context: Sequence[int] = ()) -> None:
         if not strings or "" in strings:
-            raise ValueError(f"stop is {list(strings)!r}; give one or more strings, none of them empty")
+            raise ValueError(f"stop is {list(strings)!r}; give one or more strings, none of them empty.")
         self._strings = tuple(strings)
         self._decoder = IncrementalDecoder(tokenizer, context)
         self._tokens: list[int] = []
