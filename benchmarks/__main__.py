@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from benchmarks import backends, continuous, depthwise, fork, overhead, parked, peaks, speculation
+from benchmarks import backends, cancelling, continuous, depthwise, fork, overhead, parked, peaks, speculation
 from benchmarks.machine import Environment
 from benchmarks.result import Report, Result, as_markdown, as_table
 from runtime.command_line import Printer, output_file, status_of, whole
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "peaks": partial(peaks.measure, peaks.Size()),
     "backends": partial(backends.measure, backends.Size()),
     "parked": partial(parked.measure, parked.Size()),
+    "cancelling": partial(cancelling.measure, cancelling.Size()),
     "fork": partial(fork.measure, fork.Size()),
     "continuous": partial(continuous.measure, continuous.Size()),
     "speculation": partial(speculation.measure, speculation.Size()),

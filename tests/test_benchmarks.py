@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import backends, continuous, depthwise, fork, overhead, parked, peaks, speculation
+from benchmarks import backends, cancelling, continuous, depthwise, fork, overhead, parked, peaks, speculation
 from benchmarks.machine import cores, processor
 from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
@@ -68,6 +68,11 @@ def test_peaks_are_found() -> None:
 def test_backends_give_equal_answers() -> None:
     result = sound(backends.measure(backends.Size(threads=(1, 3), prompt=5, tokens=4, depth=2), rounds=1))
     assert column(result, "equal answers") == ["1 of 1", "3 of 3"] * 2
+
+
+def test_trees_fall_at_every_size() -> None:
+    result = sound(cancelling.measure(cancelling.Size(wide=(3, 5), deep=(4,)), rounds=1))
+    assert column(result, "tree") == ["wide, 3 threads", "wide, 5 threads", "deep, 4 threads"]
 
 
 def test_parked_threads_hold_memory() -> None:
