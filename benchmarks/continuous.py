@@ -12,9 +12,9 @@ import anyio
 import msgspec
 
 from benchmarks import driving
+from benchmarks.countdown.demonstrations import RootThread
 from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
-from examples.countdown.demonstrations import RootThread
 from examples.countdown.problems import Problem, draw_problems
 from examples.countdown.solve import LIMITS, Evaluation, evaluate
 from examples.countdown.vocabulary import END, ID_OF, JOIN

@@ -86,7 +86,7 @@ CASES: dict[str, list[Case]] = {
         *((["--problems", f"{{{name}}}"], "--problems") for name in ("binary", "deep", "numberless", "negative")),
         *((["--problems", f"{{{name}}}"], "--problems") for name in ("objects", "nameless")),
     ],
-    "examples.countdown.calibrate": [
+    "benchmarks.countdown.calibrate": [
         ([], "checkpoint"),
         (["{missing}"], "missing"),
         (["countdown", "--depth", "0"], "--depth"),
@@ -98,7 +98,7 @@ CASES: dict[str, list[Case]] = {
         (["countdown", "--exclude", "{empty}"], "--exclude"),
         (["countdown", "--seed", "x"], "--seed"),
     ],
-    "examples.countdown.export": [
+    "benchmarks.countdown.export": [
         ([], "run"),
         (["{missing}", "{new}"], "run"),
         (["{directory}", "{new}"], "holds no training run"),
@@ -107,7 +107,7 @@ CASES: dict[str, list[Case]] = {
         (["{directory}", "{new}", "--context", "1000000000"], "--context"),
         (["{torn_run}", "{new}"], "training.safetensors"),
     ],
-    "examples.countdown.reinforce": [
+    "benchmarks.countdown.reinforce": [
         *seeded(["{directory}", *EXCLUDE]),
         (["{directory}", "{new}"], "--exclude"),
         (["{missing}", *EXCLUDE], "checkpoint"),
@@ -122,7 +122,7 @@ CASES: dict[str, list[Case]] = {
         (["{directory}", *EXCLUDE, "--questions", "1"], "--questions"),
         (["{directory}", *EXCLUDE, "--processes", "1"], "config.json"),
     ],
-    "examples.countdown.report": [
+    "benchmarks.countdown.report": [
         (["--problems", "{missing}"], "--problems"),
         (["--problems", "{none}"], "none"),
         (["--problems", "{torn}"], "torn"),
@@ -131,7 +131,7 @@ CASES: dict[str, list[Case]] = {
         (["--problems", "{problems}", "--output", "{problems}"], "--output"),
         (["--problems", "{problems}", "--cache", "{problems}/below"], "--cache"),
     ],
-    "examples.countdown.train": [
+    "benchmarks.countdown.train": [
         *seeded(EXCLUDE),
         (["{new}"], "--exclude"),
         (["{problems}", "--exclude", "{problems}"], "directory"),

@@ -18,11 +18,10 @@ import anyio
 import msgspec
 from rich.live import Live
 
-from examples.countdown.demonstrations import MOST_CHILDREN
 from examples.countdown.live import LiveTree
 from examples.countdown.problems import LARGEST_VALUE, SIZES, Problem, problems_of
 from examples.countdown.solve import LIMITS, evaluate, solve
-from examples.countdown.vocabulary import CHILDREN, NESTED, WINDOWS, WITHIN
+from examples.countdown.vocabulary import CHILDREN, MOST_CHILDREN, NESTED, WINDOWS, WITHIN
 from policies import AsAsked, ChildBudget, Fixed, Limits, Policy
 from runtime import Engine
 from runtime.command_line import Printer, output_file, status_of, whole

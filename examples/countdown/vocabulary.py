@@ -17,6 +17,9 @@ CHILDREN, NESTED, WITHIN, PAIR = "children", "nested", "within", "P"
 WINDOWS = (128, 192, 256, 320, 512, 1024, 4096)
 """What a serial thread can be told about the longest context it may have."""
 
+MOST_CHILDREN = 12
+"""The largest budget of children that a thread can be told."""
+
 WORDS: tuple[str, ...] = (
     *map(str, range(LARGEST_VALUE + 1)),
     *OPERATORS,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from examples.countdown.protocol import COUNTDOWN
+from benchmarks.countdown.protocol import COUNTDOWN
 from examples.countdown.vocabulary import WORDS, build_tokenizer
 from policies import Policy, to_builtins
 from runtime.errors import CheckpointError

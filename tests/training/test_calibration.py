@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import torch
 
-from examples.countdown import calibrate as command
+from benchmarks.countdown import calibrate as command
 from examples.countdown.problems import Problem
 from policies import (
     KL,
