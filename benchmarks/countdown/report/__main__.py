@@ -13,6 +13,7 @@ import random
 import sys
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import anyio
 from rich.console import Console
@@ -24,6 +25,9 @@ from benchmarks.countdown.report.results import ProblemSets, ResultStore
 from benchmarks.countdown.report.sections.five import COUNT as FIVE_COUNT
 from examples.countdown.problems import draw_problems, read_problems
 from runtime.command_line import input_file, output_directory, status_of, whole
+
+HERE = Path(__file__).parents[1]
+"""Where the problems and the checkpoints of the experiment lie."""
 
 FIVE_SEED = "five numbers"
 
@@ -37,20 +41,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--problems",
         type=input_file,
-        default="../shared/data/countdown_val.json",
-        help='JSON list of {"nums": [...], "target": n} that no model was trained on (default: %(default)s)',
+        default=HERE / "validation.json",
+        help='JSON list of {"nums": [...], "target": n} that no model was trained on (default: validation.json here)',
     )
     parser.add_argument("--limit", type=whole(1), help="only the first so many problems, for a quick look")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections (default: all)")
     parser.add_argument("--parallel", default="countdown", help="checkpoint, name or directory (default: %(default)s)")
     parser.add_argument("--serial", default="countdown-serial", help="its serial rival (default: %(default)s)")
-    supervised = "benchmarks/countdown/checkpoints"
-    parser.add_argument(
-        "--parallel-supervised", default=f"{supervised}/parallel-supervised", help="before RL (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--serial-supervised", default=f"{supervised}/serial-supervised", help="before RL (default: %(default)s)"
-    )
+    for name in ("parallel-supervised", "serial-supervised"):
+        default = str(HERE / "checkpoints" / name)
+        parser.add_argument(f"--{name}", default=default, help=f"before RL (default: checkpoints/{name} here)")
     parser.add_argument("--output", type=output_directory, default="docs", help="directory (default: %(default)s)")
     parser.add_argument(
         "--cache",
