@@ -61,6 +61,8 @@ class BraidFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocol: TagProtocol | None = None
     policy: dict[str, Any] | None = None
     """A policy as `policies.to_builtins` writes it."""
+    tokenizer: str | None = None
+    """Name of the shipped checkpoint whose tokenizer.json counts for a directory that has none."""
 
 
 def open_device(
@@ -183,7 +185,7 @@ def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | 
         if braid.protocol is None:
             return None, policy
         if checkpoint.tokenizer is None:
-            raise ProtocolError("the protocol needs a tokenizer.json beside it.")
+            raise ProtocolError("the protocol needs a tokenizer.json beside it, or the name of a shipped one.")
         return braid.protocol.bind(checkpoint.tokenizer), policy
     except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
         raise CheckpointError(f"{where}: {str(error).removesuffix('.')}.") from error

@@ -15,6 +15,7 @@ from policies import Policy, from_builtins
 from runtime.command_line import FAILED, Printer, input_directory, output_file, status_of
 from runtime.commands import Device
 from runtime.errors import TraceError
+from runtime.model.directories import tokenizer_file
 from traces.events import Header
 from traces.export import exported
 from traces.reader import Trace, TraceReader, read
@@ -154,9 +155,9 @@ def _warn_lost(file: Path, lost: str) -> None:
 def _decode(tokenizer: Path | None, header: Header) -> Decode | None:
     if tokenizer is not None:
         return load_decode(tokenizer)
-    beside = os.path.join(header.checkpoint, "tokenizer.json")
     # A trace may name what cannot be a path; `Path` would raise.
-    return load_decode(beside) if os.path.isfile(beside) else None
+    file = tokenizer_file(Path(header.checkpoint)) if os.path.isdir(header.checkpoint) else None
+    return None if file is None else load_decode(file)
 
 
 def _open_recorded(header: Header) -> Device:

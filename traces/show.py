@@ -15,6 +15,7 @@ from rich.text import Span, Text
 from tokenizers import Tokenizer
 
 from runtime.errors import TraceError
+from runtime.model.directories import TOKENIZER, tokenizer_file
 from traces.accounting import usage_of
 from traces.reader import Trace
 from traces.tree import Receipt, ThreadStory, path_name, tree_of
@@ -53,10 +54,13 @@ def show(trace: Trace, console: Console, decode: Decode | None = None) -> None:
 
 
 def load_decode(path: str | os.PathLike[str]) -> Decode:
-    """The decoder of a `tokenizer.json`, given by its path or its directory's. Raises `TraceError`."""
+    """The decoder of a `tokenizer.json`, given by its path or by a checkpoint's directory.
+
+    Raises `TraceError`, and `CheckpointError` for a directory that names no tokenizer there is.
+    """
     file = Path(path)
     if file.is_dir():
-        file /= "tokenizer.json"
+        file = tokenizer_file(file) or file / TOKENIZER
     if not file.is_file():
         raise TraceError(f"{file} does not exist; give a checkpoint directory with a tokenizer.json, or that file.")
     try:

@@ -31,7 +31,8 @@ from policies.policy import Policy
 from policies.registry import from_builtins, to_builtins
 from policies.training.adaptive_pass import batches, run_full, run_policy
 from policies.training.recorded_threads import ThreadTokens
-from runtime.model.checkpoint import BRAID, describe
+from runtime.model.checkpoint import describe
+from runtime.model.directories import BRAID
 from runtime.model.raven import Raven
 
 D = TypeVar("D", bound=DepthPolicy)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,15 @@ from torch.overrides import TorchFunctionMode
 from runtime.errors import CheckpointError
 from runtime.model.architecture import Model, ModelConfig, build_model, config_as_published, read_config
 from runtime.model.config import RavenConfig
+from runtime.model.directories import (
+    BRAID,
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER,
+    shipped_checkpoints,
+    shipped_directory,
+    tokenizer_file,
+)
 from runtime.model.fitting import check_sizes
 from runtime.model.published import holds, is_directory, read_bytes, read_object
 from runtime.model.tokenizer import Tokenizer
@@ -38,11 +46,6 @@ from runtime.model.weights import (
     read_tensors,
     refuse_pickle,
 )
-
-CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
-TOKENIZER = "tokenizer.json"
-BRAID = "braid.json"
 
 HUGINN_STOPS = (65504, 65505, 65508)
 """begin_text, end_text and end_turn: Huginn's reference stops at them whatever generation_config.json says."""
@@ -62,12 +65,13 @@ class Description:
     path: Path
     config: ModelConfig
     tokenizer: Tokenizer | None
-    """None without tokenizer.json; prompts are token ids then."""
+    """Of tokenizer.json, or of the shipped checkpoint that braid.json names; None without either: prompts are token
+    ids then."""
     stop_tokens: tuple[int, ...]
     """Ascending ids that end a text: eos_token_id of generation_config.json, or else of config.json, and for a Raven
     those of `HUGINN_STOPS` inside the vocabulary."""
     braid: bytes | None
-    """Content of braid.json as it is: the protocol and the default policy."""
+    """Content of braid.json as it is: the protocol, the default policy, and whose tokenizer it has if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,16 +86,6 @@ class _Generation(msgspec.Struct):
     """What counts of either file that may say which tokens end a text."""
 
     eos_token_id: int | list[int] | None = None
-
-
-def shipped_directory() -> Path:
-    """Where the installed package keeps its checkpoints."""
-    return Path(str(files("runtime"))) / "checkpoints"
-
-
-def shipped_checkpoints() -> tuple[str, ...]:
-    """Names of the checkpoints that come with the package, in alphabetical order."""
-    return tuple(sorted(config.parent.name for config in shipped_directory().glob(f"*/{CONFIG}")))
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -141,7 +135,8 @@ def describe(name_or_path: str | Path) -> Description:
     """Everything of a checkpoint but its weights, which are not looked at. Raises `CheckpointError`."""
     directory = resolve(name_or_path)
     config = read_config(directory / CONFIG)
-    tokenizer = Tokenizer.from_file(directory / TOKENIZER) if holds(directory / TOKENIZER) else None
+    file = tokenizer_file(directory)
+    tokenizer = None if file is None else Tokenizer.from_file(file)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         token = tokenizer.id_to_token(tokenizer.vocab_size - 1)
         raise CheckpointError(

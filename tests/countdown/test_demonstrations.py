@@ -36,7 +36,7 @@ from examples.countdown.search import first_steps, ranked
 from examples.countdown.solve import evaluate, steps_in
 from examples.countdown.vocabulary import ID_OF, WINDOWS, WORDS, build_tokenizer
 from runtime import Engine
-from runtime.model.checkpoint import shipped_directory
+from runtime.model.directories import shipped_directory
 from runtime.model.tokenizer import Tokenizer
 
 numbers = st.lists(st.integers(1, 99), min_size=4, max_size=4).map(tuple)

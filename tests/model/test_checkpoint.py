@@ -18,8 +18,9 @@ from torch import Tensor
 
 from examples.countdown.vocabulary import WORDS, build_tokenizer
 from runtime.errors import CheckpointError
-from runtime.model import checkpoint
-from runtime.model.checkpoint import fingerprint, load_checkpoint, resolve, save_checkpoint, shipped_checkpoints
+from runtime.model import checkpoint, directories
+from runtime.model.checkpoint import fingerprint, load_checkpoint, resolve, save_checkpoint
+from runtime.model.directories import shipped_checkpoints
 from runtime.model.raven import Raven, rotary_table
 from runtime.model.tokenizer import Tokenizer
 
@@ -298,7 +299,8 @@ def test_a_broken_tokenizer_is_named(saved: Path) -> None:
 
 
 def test_a_shipped_name_is_resolved(tmp_path: Path, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "shipped_directory", lambda: saved.parent)
+    for module in (checkpoint, directories):
+        monkeypatch.setattr(module, "shipped_directory", lambda: saved.parent)
     (saved.parent / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert shipped_checkpoints() == ("model",)

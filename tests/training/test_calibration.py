@@ -33,7 +33,8 @@ from policies.training.calibration import Calibration, CalibrationSet, best, sav
 from policies.training.recorded_threads import Group, ThreadTokens, threads_in
 from runtime import Engine, Sampling
 from runtime.errors import CheckpointError
-from runtime.model.checkpoint import save_checkpoint, shipped_directory
+from runtime.model.checkpoint import save_checkpoint
+from runtime.model.directories import shipped_directory
 from runtime.model.raven import Raven
 from tests.engine.tiny import tiny_model
 from traces import ThreadStory, Trace, read, tree_of, walk

@@ -1,0 +1,62 @@
+"""Checkpoint directories: the names of their files, where those of the package are, and whose tokenizer counts."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+
+from runtime.errors import CheckpointError
+from runtime.model.published import holds, read_object, shown
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER = "tokenizer.json"
+BRAID = "braid.json"
+
+
+class _NamedTokenizer(msgspec.Struct):
+    """What counts of braid.json."""
+
+    tokenizer: str | None = None
+
+
+def shipped_directory() -> Path:
+    """Where the installed package keeps its checkpoints."""
+    return Path(str(files("runtime"))) / "checkpoints"
+
+
+def shipped_checkpoints() -> tuple[str, ...]:
+    """Names of the checkpoints that come with the package, in alphabetical order."""
+    return _shipped_with(CONFIG)
+
+
+def tokenizer_file(directory: Path) -> Path | None:
+    """The tokenizer.json of a checkpoint: its own, or else that of the shipped checkpoint that its braid.json names.
+
+    None where there is neither. A name is all that counts, never a path: a checkpoint makes nobody read a file that is
+    not in its directory or in the package. Raises `CheckpointError`, naming braid.json, for anything but the name of a
+    shipped checkpoint that has a tokenizer.json of its own.
+    """
+    if holds(directory / TOKENIZER):
+        return directory / TOKENIZER
+    braid = directory / BRAID
+    if not holds(braid):
+        return None
+    try:
+        name = msgspec.convert(read_object(braid), _NamedTokenizer).tokenizer
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{braid}: {error}.") from error
+    if name is None:
+        return None
+    if name not in _shipped_with(TOKENIZER):
+        raise CheckpointError(
+            f"{braid}: tokenizer is {shown(name)}; expected the name of a checkpoint that comes with the package "
+            f"({', '.join(_shipped_with(TOKENIZER))}), or no such key and a {TOKENIZER} in the directory."
+        )
+    return shipped_directory() / name / TOKENIZER
+
+
+def _shipped_with(file: str) -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for path in shipped_directory().glob(f"*/{file}")))
