@@ -12,7 +12,7 @@ import anyio
 import msgspec
 
 from benchmarks import driving
-from benchmarks.countdown.demonstrations import RootThread
+from benchmarks.countdown.parallel import RootThread
 from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
 from examples.countdown.problems import Problem, draw_problems

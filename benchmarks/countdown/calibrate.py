@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from examples.countdown.problems import Problem, draw_problems, problems_of
+from examples.countdown.problems import Key, Problem, draw_problems, problems_of
 from examples.countdown.solve import LIMITS, Evaluation, Solution, evaluate
 from policies import DepthPolicy, Fixed, Policy, to_builtins
 from policies.training.calibration import CRITERIA, Calibration, CalibrationSet, best, save_default_policy
@@ -77,7 +77,7 @@ def draw(given: argparse.Namespace) -> tuple[list[Problem], list[Problem]]:
     """Problems to calibrate on, and others to check on."""
     excluded = {problem.key for problems in given.exclude for problem in problems}
     source = draw_problems(random.Random(f"calibration/{given.seed}"), excluded=excluded)
-    drawn: dict[tuple[tuple[int, ...], int], Problem] = {}
+    drawn: dict[Key, Problem] = {}
     while len(drawn) < 2 * given.problems:
         problem = next(source)
         drawn.setdefault(problem.key, problem)

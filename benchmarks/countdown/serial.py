@@ -11,9 +11,8 @@ most promising ones, in the order in which a root lists them all.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
 
-from benchmarks.countdown.demonstrations import example, prompt_words, training_problems
+from benchmarks.countdown.parallel import example, prompt_words
 from examples.countdown.problems import Problem, Step
 from examples.countdown.search import (
     Branch,
@@ -25,7 +24,7 @@ from examples.countdown.search import (
     search_three,
     words_of,
 )
-from examples.countdown.vocabulary import END, WINDOWS, WITHIN
+from examples.countdown.vocabulary import END, WITHIN
 from policies.training.examples import Example
 
 Segment = tuple[list[str], list[Step] | None]
@@ -87,23 +86,3 @@ class SerialThread:
 
     def example(self) -> Example:
         return example([(self.prompt, 0.0), (self.written, 1.0)])
-
-
-def serial_examples(
-    random_source: random.Random, excluded: Collection[tuple[tuple[int, ...], int]]
-) -> Iterator[Example]:
-    """Endless threads of the serial solver, mostly in the smallest window in which they succeed.
-
-    Four in a thousand have five numbers.
-    """
-    problems = training_problems(random_source, excluded)
-    of_five = training_problems(random_source, excluded, count=5)
-    *windows, longest = WINDOWS
-    while True:
-        if random_source.random() < 0.004:
-            yield SerialSearch(next(of_five), random_source).thread(longest).example()
-            continue
-        search = SerialSearch(next(problems), random_source)
-        threads = [search.thread(window) for window in windows]
-        succeeding = next((thread for thread in threads if thread.path is not None), threads[-1])
-        yield (succeeding if random_source.random() < 0.75 else random_source.choice(threads)).example()

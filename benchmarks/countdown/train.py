@@ -11,15 +11,15 @@ import argparse
 import math
 import random
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import torch
 
-from benchmarks.countdown.demonstrations import RootThread, parallel_examples, training_problems, tree_examples
-from benchmarks.countdown.serial import SerialSearch, serial_examples
-from examples.countdown.problems import LARGEST_VALUE, draw_problems, problems_of
+from benchmarks.countdown.demonstrations import exhaustive_examples, parallel_examples, serial_examples, tree_examples
+from benchmarks.countdown.parallel import RootThread
+from benchmarks.countdown.serial import SerialSearch
+from examples.countdown.problems import LARGEST_VALUE, Key, draw_problems, problems_of
 from examples.countdown.vocabulary import WORDS, build_tokenizer
 from policies.training import Example, SupervisedConfig, initialise_from, run_processes, train
 from policies.training.processes import MOST_PROCESSES
@@ -46,7 +46,7 @@ MODEL = RavenConfig(
     state_init="zero",
 )
 
-Excluded = set[tuple[tuple[int, ...], int]]
+Excluded = set[Key]
 
 
 class TrainArguments(msgspec.Struct, frozen=True):
@@ -79,12 +79,6 @@ def fresh_model(seed: int) -> Raven:
         for table in (model.transformer.wte.weight, model.lm_head.weight):
             table[: LARGEST_VALUE + 1] = table[: LARGEST_VALUE + 1] * 0.3 + features
     return model
-
-
-def exhaustive_examples(random_source: random.Random, excluded: Excluded) -> Iterator[Example]:
-    """Endless threads of trees in which the root spawns every child: arithmetic, and how to write it down."""
-    for problem in training_problems(random_source, excluded):
-        yield from tree_examples(problem, random_source)
 
 
 DEMONSTRATIONS = {"exhaustive": exhaustive_examples, "parallel": parallel_examples, "serial": serial_examples}

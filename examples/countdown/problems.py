@@ -22,6 +22,10 @@ SIZES = (4, 5)
 """Numbers of the problems that the models were trained on: mostly four, and some of five."""
 
 
+Key = tuple[tuple[int, ...], int]
+"""Numbers, descending, and target: equal for problems that differ only in the order of their numbers."""
+
+
 class Problem(msgspec.Struct, frozen=True):
     """Reach `target` with every number of `nums` used exactly once.
 
@@ -41,8 +45,7 @@ class Problem(msgspec.Struct, frozen=True):
         return f"{' '.join(map(str, self.nums))} -> {self.target}"
 
     @property
-    def key(self) -> tuple[tuple[int, ...], int]:
-        """Equal for problems that differ only in the order of their numbers."""
+    def key(self) -> Key:
         return tuple(sorted(self.nums, reverse=True)), self.target
 
 
@@ -98,9 +101,7 @@ def reachable(numbers: tuple[int, ...], memo: dict[tuple[int, ...], frozenset[in
     return memo[numbers]
 
 
-def draw_problems(
-    random_source: random.Random, count: int = 4, excluded: Collection[tuple[tuple[int, ...], int]] = ()
-) -> Iterator[Problem]:
+def draw_problems(random_source: random.Random, count: int = 4, excluded: Collection[Key] = ()) -> Iterator[Problem]:
     """APR's distribution (arXiv 2504.15466): numbers uniform in 1..99, target uniform in 10..100, solvable.
 
     Endless. Problems whose `key` is in `excluded` are never drawn.

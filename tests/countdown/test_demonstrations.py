@@ -12,17 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.countdown.demonstrations import (
-    BudgetedRoot,
-    ChildThread,
-    NestedRoot,
-    ParentThread,
-    RootThread,
+    exhaustive_examples,
     parallel_examples,
+    serial_examples,
     training_problems,
 )
+from benchmarks.countdown.parallel import BudgetedRoot, ChildThread, NestedRoot, ParentThread, RootThread
 from benchmarks.countdown.protocol import COUNTDOWN
-from benchmarks.countdown.serial import SerialSearch, serial_examples
-from benchmarks.countdown.train import exhaustive_examples
+from benchmarks.countdown.serial import SerialSearch
 from examples.countdown.problems import (
     LARGEST_VALUE,
     Problem,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.countdown.demonstrations import NestedRoot, RootThread
+from benchmarks.countdown.parallel import NestedRoot, RootThread
 from benchmarks.countdown.report import command, running
 from benchmarks.countdown.report.cells import Record, Result
 from benchmarks.countdown.report.checkpoints import CheckpointFacts, read_facts, resolved
