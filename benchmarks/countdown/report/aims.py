@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from benchmarks.countdown.report.cells import Result
+from benchmarks.countdown.report.cells import ALL_CONDITIONS, MAIN_CONDITIONS, WINDOWS, Result, parallel, serial
 from benchmarks.countdown.report.curves import Gap, largest_gap, largest_saving
 from benchmarks.countdown.report.document import Aim
-from benchmarks.countdown.report.plan import ALL_CONDITIONS, MAIN_CONDITIONS, WINDOWS, parallel, serial
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.sections import depth, latency, learning, tokens
 from benchmarks.countdown.report.sections.windows import CONDITIONS

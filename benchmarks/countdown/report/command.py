@@ -13,13 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.countdown.report.aims import aims
-from benchmarks.countdown.report.cells import Cell, ModelName
+from benchmarks.countdown.report.cells import Cell, ModelName, in_order
 from benchmarks.countdown.report.checkpoints import Checkpoints, read_facts, resolved
-from benchmarks.countdown.report.document import CheckpointRow, Environment, Report, Table
+from benchmarks.countdown.report.document import CheckpointRow, Environment, Report, Table, as_markdown
 from benchmarks.countdown.report.drawing import draw
-from benchmarks.countdown.report.markdown import as_markdown
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import in_order
 from benchmarks.countdown.report.results import ProblemSets, Results, ResultStore
 from benchmarks.countdown.report.running import run_cell, widens
 from benchmarks.countdown.report.sections import (

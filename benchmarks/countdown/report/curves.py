@@ -1,10 +1,16 @@
-"""Comparing configurations that cost differently: Pareto curves, and the gap between two curves at equal cost."""
+"""What configurations that cost differently solve: samples of one problem by vote, Pareto curves, and the gap between
+two curves at equal cost.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import NamedTuple
+
+from benchmarks.countdown.report.cells import Record
 
 
 class Spent(NamedTuple):
@@ -74,3 +80,36 @@ def largest_saving(ours: Sequence[Spent], theirs: Sequence[Spent]) -> tuple[floa
         if cheapest is not None and point.accuracy > 0:
             savings.append((1 - cheapest.cost / point.cost, cheapest, point))
     return max(savings, key=lambda saving: saving[0], default=None)
+
+
+def pass_at(samples: Sequence[Record], n: int) -> float:
+    """The chance that at least one of n of the samples is right. Raises `ValueError` for n beyond the samples."""
+    _check(samples, n)
+    wrong = sum(not sample.is_right for sample in samples)
+    return 1 - math.comb(wrong, n) / math.comb(len(samples), n)
+
+
+def consensus_at(samples: Sequence[Record], n: int) -> float:
+    """The chance that the most frequent answer of n of the samples is right.
+
+    Samples without an answer do not vote; equally frequent answers are chosen among by lot. Raises `ValueError` for n
+    beyond the samples.
+    """
+    _check(samples, n)
+    chances = [_vote(chosen) for chosen in combinations(samples, n)]
+    return sum(chances) / len(chances)
+
+
+def _vote(samples: Sequence[Record]) -> float:
+    votes = Counter(sample.answer for sample in samples if sample.answer is not None)
+    if not votes:
+        return 0.0
+    most = max(votes.values())
+    right = {sample.answer for sample in samples if sample.is_right}
+    leading = [answer for answer, count in votes.items() if count == most]
+    return sum(answer in right for answer in leading) / len(leading)
+
+
+def _check(samples: Sequence[Record], n: int) -> None:
+    if not 1 <= n <= len(samples):
+        raise ValueError(f"n is {n}; {len(samples)} samples were drawn, so it must be from 1 to {len(samples)}.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from benchmarks.countdown.report.plan import WINDOWS
+from benchmarks.countdown.report.cells import WINDOWS
 from benchmarks.countdown.serial import SerialSearch
 from examples.countdown.problems import Problem, reachable
 

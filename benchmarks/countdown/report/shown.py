@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from benchmarks.countdown.report.cells import Cell, Result, standard_error
-from benchmarks.countdown.report.curves import Spent
+from benchmarks.countdown.report.cells import NESTED, Cell, Result, sampled_serial, serial, standard_error
+from benchmarks.countdown.report.curves import Spent, consensus_at, pass_at
 from benchmarks.countdown.report.document import Point, Series, Value
-from benchmarks.countdown.report.plan import NESTED, sampled_serial, serial
 from benchmarks.countdown.report.results import Results
-from benchmarks.countdown.report.voting import consensus_at, pass_at
 
 COST_COLUMNS = ("N", "accuracy", "s.e.", "tokens", "children", "token-iterations", "depth", "longest thread")
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import Cell, Result
+from benchmarks.countdown.report.cells import Cell, Result, parallel
 from benchmarks.countdown.report.document import Bars, Figure, Point, Section, Series, Table, Value
 from benchmarks.countdown.report.kinds import KINDS
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import parallel
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.shown import first_of
 from policies import KL, ArgmaxStability, ByRole, Cosine, DepthPolicy, EntropyDiff, Fixed, LatentDiff, MinPKL

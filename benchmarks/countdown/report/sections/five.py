@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import Cell
+from benchmarks.countdown.report.cells import Cell, parallel, serial
 from benchmarks.countdown.report.document import Section, Table
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import parallel, serial
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.shown import COST_COLUMNS, cost_row
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import Cell
+from benchmarks.countdown.report.cells import NESTED, UNLIMITED, Cell, children, parallel, serial
 from benchmarks.countdown.report.curves import Spent, best_within, pareto
 from benchmarks.countdown.report.document import Figure, Section, Series, Table
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import NESTED, UNLIMITED, children, parallel, serial
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.sections.tokens import COMPARED
 from benchmarks.countdown.report.shown import as_points, first_of, sampled_curves

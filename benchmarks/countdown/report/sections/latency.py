@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from benchmarks.countdown.report.cells import Cell
+from benchmarks.countdown.report.cells import MAIN_CONDITIONS, WINDOWS, Cell, children, parallel, serial
 from benchmarks.countdown.report.curves import Spent
 from benchmarks.countdown.report.document import Figure, Section, Series, Table, Value
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import MAIN_CONDITIONS, WINDOWS, children, parallel, serial
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.shown import as_points, by_children, counts
 

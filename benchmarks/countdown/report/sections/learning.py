@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import Cell, ModelName
+from benchmarks.countdown.report.cells import MAIN_CONDITIONS, WINDOWS, Cell, ModelName, parallel, serial
 from benchmarks.countdown.report.document import Figure, Section, Series, Table, Value
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import MAIN_CONDITIONS, WINDOWS, parallel, serial
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.shown import COST_COLUMNS, as_points, cost_row, spent
 from policies import Fixed

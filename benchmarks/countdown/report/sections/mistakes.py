@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from benchmarks.countdown.report.cells import Cell, Record
+from benchmarks.countdown.report.cells import MAIN_CONDITIONS, NESTED, WINDOWS, Cell, Record, parallel, serial
 from benchmarks.countdown.report.document import Section, Table, Value
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import MAIN_CONDITIONS, NESTED, WINDOWS, parallel, serial
 from benchmarks.countdown.report.results import Results
 from policies import Fixed
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import Cell
+from benchmarks.countdown.report.cells import Cell, parallel
 from benchmarks.countdown.report.document import Figure, Point, Section, Series, Table
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import parallel
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.shown import first_of
 from policies import Fixed

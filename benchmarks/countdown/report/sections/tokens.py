@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import Cell
+from benchmarks.countdown.report.cells import (
+    ALL_CONDITIONS,
+    SAMPLES,
+    TEMPERATURE,
+    Cell,
+    parallel,
+    sampled_serial,
+    serial,
+)
 from benchmarks.countdown.report.document import Figure, Section, Series, Table, Value
 from benchmarks.countdown.report.oracle import Oracle
-from benchmarks.countdown.report.plan import ALL_CONDITIONS, SAMPLES, TEMPERATURE, parallel, sampled_serial, serial
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.shown import as_points, by_children, counts, sampled_curves, spent
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import Cell
+from benchmarks.countdown.report.cells import MAIN_CONDITIONS, NESTED, WINDOWS, Cell, parallel, serial
 from benchmarks.countdown.report.document import Figure, Point, Section, Series, Table
 from benchmarks.countdown.report.oracle import ORDERS, Oracle
-from benchmarks.countdown.report.plan import MAIN_CONDITIONS, NESTED, WINDOWS, parallel, serial
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.shown import accuracy_or_none, points
 
