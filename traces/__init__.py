@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from traces.accounting import Usage, imbalances, usage_of
+    from traces.context import ThreadContext, context_of, contexts_of
     from traces.events import FORMAT, AnyEvent, Event, Header
     from traces.playback import Playback
     from traces.reader import Trace, TraceReader, read
-    from traces.tree import ThreadStory, tree_of, walk
+    from traces.tree import ThreadStory, path_name, tree_of, walk
     from traces.writer import TraceWriter
 
 __all__ = [
@@ -20,12 +21,16 @@ __all__ = [
     "Event",
     "Header",
     "Playback",
+    "ThreadContext",
     "ThreadStory",
     "Trace",
     "TraceReader",
     "TraceWriter",
     "Usage",
+    "context_of",
+    "contexts_of",
     "imbalances",
+    "path_name",
     "read",
     "tree_of",
     "usage_of",
@@ -34,10 +39,11 @@ __all__ = [
 
 _MODULES = {
     "accounting": ("Usage", "imbalances", "usage_of"),
+    "context": ("ThreadContext", "context_of", "contexts_of"),
     "events": ("FORMAT", "AnyEvent", "Event", "Header"),
     "playback": ("Playback",),
     "reader": ("Trace", "TraceReader", "read"),
-    "tree": ("ThreadStory", "tree_of", "walk"),
+    "tree": ("ThreadStory", "path_name", "tree_of", "walk"),
     "writer": ("TraceWriter",),
 }
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from traces.context import context_of
 from traces.events import ThreadPath
 from traces.reader import Trace
 from traces.tree import ThreadStory, tree_of, walk
@@ -24,7 +25,10 @@ class ThreadDifference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diff(first: Trace, second: Trace) -> list[ThreadDifference]:
-    """The threads, matched by path, that are in one trace only, or differ in tokens, iterations or outcome."""
+    """The threads, matched by path, that are in one trace only, or differ in tokens, iterations or outcome.
+
+    Raises `TraceError` for a trace whose events do not fit together.
+    """
     ours = {story.path: story for story in walk(tree_of(first.events))}
     theirs = {story.path: story for story in walk(tree_of(second.events))}
     differences = (_difference(path, ours.get(path), theirs.get(path)) for path in sorted(ours.keys() | theirs.keys()))
@@ -40,26 +44,11 @@ def _difference(path: ThreadPath, a: ThreadStory | None, b: ThreadStory | None) 
         return ThreadDifference(
             path=path, only_in=only_in, position=None, sampled=sampled, iterations=iterations, outcome=outcome
         )
-    ours, theirs = _context(a), _context(b)
-    position = next((at for at in range(min(len(ours), len(theirs))) if ours[at] != theirs[at]), None)
-    if ours == theirs and sampled[0] == sampled[1] and iterations[0] == iterations[1] and outcome[0] == outcome[1]:
+    ours, theirs = context_of(a), context_of(b)
+    pairs = enumerate(zip(ours.tokens, theirs.tokens, strict=False))
+    position = next((ours.start + at for at, (our, their) in pairs if our != their), None)
+    if ours.tokens == theirs.tokens and all(one == other for one, other in (sampled, iterations, outcome)):
         return None
-    if position is not None:
-        position += _start(a)
     return ThreadDifference(
         path=path, only_in=None, position=position, sampled=sampled, iterations=iterations, outcome=outcome
     )
-
-
-def _start(story: ThreadStory) -> int:
-    return story.segments[0].position if story.segments else 0
-
-
-def _context(story: ThreadStory) -> list[int]:
-    """The thread's own tokens as they stood at its end, what was cut out of them left out."""
-    tokens: list[int] = []
-    start = _start(story)
-    for segment in story.segments:
-        del tokens[segment.position - start :]
-        tokens.extend(segment.tokens)
-    return tokens

@@ -94,6 +94,8 @@ class ThreadStory(msgspec.Struct, frozen=True, kw_only=True):
     receipts: tuple[Receipt, ...]
     calls: tuple[Call, ...]
     computed: tuple[ev.Computed, ...]
+    computed_indices: tuple[int, ...]
+    """Which events of the trace those are."""
     spawns: tuple[ev.Spawned, ...]
     waits: tuple[Wait, ...]
     evictions: tuple[ev.Evicted, ...]
@@ -140,7 +142,7 @@ def tree_of(events: Iterable[AnyEvent]) -> tuple[ThreadStory, ...]:
 
     Works on any prefix of a trace; a thread whose parent is not in it is with the nearest of those above that is, or a
     root. Time and memory are linear in what the events hold, but for sorting. Raises `TraceError` for events that no
-    engine writes in that order: a thread opened twice, or a sample outside of a generate.
+    engine writes in that order: a thread opened twice, a generate within another, or a sample outside of one.
     """
     own: dict[ThreadPath, list[tuple[int, AnyEvent]]] = defaultdict(list)
     for index, event in enumerate(events):
@@ -157,8 +159,10 @@ def tree_of(events: Iterable[AnyEvent]) -> tuple[ThreadStory, ...]:
     for path in [*sorted(own), ()]:
         while above and above[-1][0] != path[: len(above[-1][0])]:
             done, children = above.pop()
-            story = _story(done, own[done], tuple(children))
-            (above[-1][1] if above else roots).append(story)
+            gathering = _Gathering(done)
+            for index, event in own[done]:
+                gathering.take(index, event)
+            (above[-1][1] if above else roots).append(gathering.story(tuple(children)))
         above.append((path, []))
     return tuple(roots)
 
@@ -177,99 +181,124 @@ def path_name(path: ThreadPath) -> str:
     return ".".join(map(str, path))
 
 
-def _story(path: ThreadPath, own: list[tuple[int, AnyEvent]], children: tuple[ThreadStory, ...]) -> ThreadStory:
-    opened: ev.ThreadOpened | None = None
-    ended: ev.ThreadEnded | None = None
-    closed: float | None = None
-    prompt: str | None = None
-    failure: ev.ThreadFailed | None = None
-    failure_index: int | None = None
-    receipts: list[Receipt] = []
-    calls: list[Call] = []
-    computed: list[ev.Computed] = []
-    spawns: list[ev.Spawned] = []
-    waits: list[Wait] = []
-    evictions: list[ev.Evicted] = []
-    current: _OpenCall | None = None
-    free_since: float | None = None
-    for index, event in own:
+class _Gathering:
+    """What the events of one thread say, gathered in their order."""
+
+    def __init__(self, path: ThreadPath) -> None:
+        self._path = path
+        self._opened: ev.ThreadOpened | None = None
+        self._ended: ev.ThreadEnded | None = None
+        self._closed: float | None = None
+        self._prompt: str | None = None
+        self._failure: ev.ThreadFailed | None = None
+        self._failure_index: int | None = None
+        self._receipts: list[Receipt] = []
+        self._calls: list[Call] = []
+        self._computed: list[ev.Computed] = []
+        self._computed_indices: list[int] = []
+        self._spawns: list[ev.Spawned] = []
+        self._waits: list[Wait] = []
+        self._evictions: list[ev.Evicted] = []
+        self._current: _OpenCall | None = None
+        self._free_since: float | None = None
+        self._first, self._last = math.inf, -math.inf
+
+    def take(self, index: int, event: AnyEvent) -> None:
+        self._first, self._last = min(self._first, event.time), max(self._last, event.time)
         match event:
             case ev.ThreadOpened():
-                if opened is not None:
-                    raise TraceError(f"Event {index}: thread {path_name(path)} is opened a second time.")
-                opened = event
-                free_since = event.time
+                if self._opened is not None:
+                    raise self._does_not_fit(index, "is opened a second time")
+                self._opened = event
+                self._free_since = event.time
             case ev.RunStarted():
-                prompt = event.prompt
+                self._prompt = event.prompt
             case ev.Received():
-                receipts.append(Receipt(index=index, time=event.time, position=event.position, tokens=event.tokens))
+                self._receipts.append(
+                    Receipt(index=index, time=event.time, position=event.position, tokens=event.tokens)
+                )
+            case ev.Computed():
+                self._computed.append(event)
+                self._computed_indices.append(index)
+            case ev.Spawned():
+                self._spawns.append(event)
+            case ev.Joined():
+                started = event.time if self._free_since is None else self._free_since
+                self._waits.append(Wait(started=started, ended=event.time, joined=event))
+                self._free_since = event.time
+            case ev.Evicted():
+                self._evictions.append(event)
+            case ev.ThreadClosed():
+                self._closed = event.time
+            case ev.ThreadEnded():
+                self._ended = event
+            case ev.GenerateStarted() | ev.Sampled() | ev.GenerateFinished() | ev.ThreadFailed():
+                self._take_of_call(index, event)
+            case ev.TickDone():
+                pass
+
+    def _take_of_call(
+        self, index: int, event: ev.GenerateStarted | ev.Sampled | ev.GenerateFinished | ev.ThreadFailed
+    ) -> None:
+        current = self._current
+        match event:
             case ev.GenerateStarted():
                 if current is not None:
-                    calls.append(current.unfinished())
-                current = _OpenCall(index, event)
+                    raise self._does_not_fit(index, "begins a generate within another")
+                self._current = _OpenCall(index, event)
             case ev.Sampled():
                 if current is None:
-                    raise TraceError(f"Event {index}: thread {path_name(path)} samples outside of a generate.")
+                    raise self._does_not_fit(index, "samples outside of a generate")
                 current.samples.append(event)
                 current.indices.append(index)
             case ev.GenerateFinished():
                 if current is not None:
-                    calls.append(current.finished(index, event))
-                elif calls and calls[-1].error is not None and calls[-1].sampled is None:
-                    calls[-1] = _with_counts(calls[-1], event)
+                    self._calls.append(current.finished(index, event))
+                elif self._calls and self._calls[-1].error is not None and self._calls[-1].sampled is None:
+                    self._calls[-1] = _with_counts(self._calls[-1], event)
                 else:
-                    raise TraceError(f"Event {index}: thread {path_name(path)} ends a generate that never began.")
-                current = None
-                free_since = event.time
+                    raise self._does_not_fit(index, "ends a generate that never began")
+                self._current = None
+                self._free_since = event.time
             case ev.ThreadFailed():
-                failure = event
-                failure_index = index
+                self._failure, self._failure_index = event, index
                 if current is not None:
-                    calls.append(current.failed(index, event))
-                    current = None
-            case ev.Joined():
-                waits.append(
-                    Wait(started=event.time if free_since is None else free_since, ended=event.time, joined=event)
-                )
-                free_since = event.time
-            case ev.ThreadClosed():
-                closed = event.time
-            case ev.ThreadEnded():
-                ended = event
-            case ev.Computed():
-                computed.append(event)
-            case ev.Spawned():
-                spawns.append(event)
-            case ev.Evicted():
-                evictions.append(event)
-            case ev.TickDone():
-                pass
-    if current is not None:
-        calls.append(current.unfinished())
-    times = [event.time for _, event in own]
-    return ThreadStory(
-        path=path,
-        inherits=opened.inherits if opened else None,
-        seed=opened.seed if opened else None,
-        depth=opened.depth if opened else None,
-        prompt=prompt,
-        opened=opened.time if opened else None,
-        closed=closed,
-        first=min(times, default=None),
-        last=max(times, default=None),
-        receipts=tuple(receipts),
-        calls=tuple(calls),
-        computed=tuple(computed),
-        spawns=tuple(spawns),
-        waits=tuple(waits),
-        evictions=tuple(evictions),
-        outcome=ended.outcome if ended else "failed" if failure else None,
-        error=(ended.error if ended else "") or (failure.error if failure else ""),
-        failure_index=failure_index,
-        text=ended.text if ended else "",
-        message=ended.message if ended else (),
-        children=children,
-    )
+                    self._calls.append(current.failed(index, event))
+                    self._current = None
+
+    def story(self, children: tuple[ThreadStory, ...]) -> ThreadStory:
+        """The thread, when all its events have been taken."""
+        if self._current is not None:
+            self._calls.append(self._current.unfinished())
+        opened, ended, failure = self._opened, self._ended, self._failure
+        was_seen = self._first <= self._last
+        return ThreadStory(
+            path=self._path,
+            inherits=opened.inherits if opened else None,
+            seed=opened.seed if opened else None,
+            depth=opened.depth if opened else None,
+            prompt=self._prompt,
+            opened=opened.time if opened else None,
+            closed=self._closed,
+            first=self._first if was_seen else None,
+            last=self._last if was_seen else None,
+            receipts=tuple(self._receipts),
+            calls=tuple(self._calls),
+            computed=tuple(self._computed),
+            computed_indices=tuple(self._computed_indices),
+            spawns=tuple(self._spawns),
+            waits=tuple(self._waits),
+            evictions=tuple(self._evictions),
+            outcome=ended.outcome if ended else "failed" if failure else None,
+            error=(ended.error if ended else "") or (failure.error if failure else ""),
+            failure_index=self._failure_index,
+            text=ended.text if ended else "",
+            message=ended.message if ended else (),
+            children=children,
+        )
+
+    def _does_not_fit(self, index: int, how: str) -> TraceError:
+        return TraceError(f"Event {index}: thread {path_name(self._path)} {how}.")
 
 
 class _OpenCall:

@@ -27,8 +27,8 @@ from rich.table import Table
 from examples.countdown.problems import Key, Problem, draw_problems, problems_of
 from examples.countdown.solve import LIMITS, Evaluation, Solution, evaluate
 from policies import DepthPolicy, Fixed, Policy, to_builtins
+from policies.training import ThreadTokens, threads_in
 from policies.training.calibration import CRITERIA, Calibration, CalibrationSet, best, save_default_policy
-from policies.training.recorded_threads import ThreadTokens, threads_in
 from runtime import Engine
 from runtime.command_line import Printer, number, status_of, whole
 from runtime.model.checkpoint import load_checkpoint, resolve

@@ -3,6 +3,7 @@
 docs/training.md shows the way from a task to a checkpoint.
 """
 
+from policies.training.calibration import CRITERIA, Calibration, CalibrationSet, best, save_default_policy
 from policies.training.examples import Example
 from policies.training.export import export_checkpoint
 from policies.training.grpo import GrpoConfig, train_grpo
@@ -14,18 +15,27 @@ from policies.training.resume import restore
 from policies.training.schedule import SupervisedConfig
 from policies.training.supervised import train
 from policies.training.teacher_forcing import exactness
+from policies.training.thread_tokens import ExitGroup, ThreadTokens, threads_in
 
 __all__ = [
+    "CRITERIA",
+    "Calibration",
+    "CalibrationSet",
     "Example",
+    "ExitGroup",
     "GrpoConfig",
     "Question",
     "SupervisedConfig",
+    "ThreadTokens",
+    "best",
     "exactness",
     "export_checkpoint",
     "initialise_from",
     "plot_metrics",
     "restore",
     "run_processes",
+    "save_default_policy",
+    "threads_in",
     "train",
     "train_grpo",
 ]

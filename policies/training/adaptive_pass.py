@@ -16,7 +16,7 @@ from torch import Tensor
 
 from policies.depth.base import DepthPolicy, DepthView, Role
 from policies.training.last_written import LastWritten
-from policies.training.recorded_threads import ThreadTokens
+from policies.training.thread_tokens import ThreadTokens
 from runtime.model.raven import Raven, attend_causally
 
 
@@ -28,10 +28,10 @@ class ThreadBatch:
     tree_depth: int
     tokens: Tensor
     """[batch, length] int64."""
-    is_token: Tensor
-    """[n] bool: False for padding."""
+    is_counted: Tensor
+    """[n] bool: False for padding, and for what is counted with an earlier context of the thread."""
     is_read: Tensor
-    """[n] bool: whether the token after this one was sampled, from this one's logits."""
+    """[n] bool: whether the token after this one was sampled, from this one's logits, and is counted."""
     is_received: Tensor
     """[n] bool."""
     group: Tensor
@@ -58,14 +58,15 @@ def batches(
 def _batch(threads: Sequence[ThreadTokens], device: torch.device) -> ThreadBatch:
     shape = len(threads), len(threads[-1].tokens) - 1
     tokens, group = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    is_token, is_read, is_received = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
+    is_token, is_counted, is_read, is_received = (torch.zeros(shape, dtype=torch.bool) for _ in range(4))
     last: list[int] = []
     for row, thread in enumerate(threads):
         count = len(thread.tokens) - 1
         sampled = torch.tensor(thread.is_sampled)
         tokens[row, :count] = torch.tensor(thread.tokens[:-1])
-        is_token[row, :count] = True
-        is_read[row, :count], is_received[row, :count] = sampled[1:], ~sampled[:-1]
+        is_token[row, :count], is_received[row, :count] = True, ~sampled[:-1]
+        is_counted[row, thread.counted_from : count] = True
+        is_read[row, :count] = sampled[1:] & (torch.arange(1, count + 1) >= thread.counted_from)
         for each in thread.groups:
             group[row, each.start : each.end] = len(last)
             last.append(row * shape[1] + each.end - 1)
@@ -75,7 +76,7 @@ def _batch(threads: Sequence[ThreadTokens], device: torch.device) -> ThreadBatch
         role=threads[0].role,
         tree_depth=threads[0].tree_depth,
         tokens=tokens.to(device),
-        is_token=is_token.flatten().to(device),
+        is_counted=is_counted.flatten().to(device),
         is_read=is_read.flatten().to(device),
         is_received=is_received.flatten().to(device),
         group=group.flatten().to(device),
@@ -91,7 +92,7 @@ class AdaptivePass:
         self._rotation = model.rotation(torch.arange(batch.tokens.shape[1], device=batch.tokens.device))[None]
         self._embedded = model.prelude(batch.tokens, self._rotation, attend_causally)
         self._state = torch.zeros_like(self._embedded)
-        self._stopped = torch.zeros_like(batch.is_token)
+        self._stopped = torch.zeros_like(batch.is_counted)
         self._written = LastWritten()
         self.depths = torch.zeros_like(batch.group)
         """[n] int64: iterations done."""

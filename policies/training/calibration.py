@@ -30,7 +30,7 @@ from policies.depth.latent_diff import LatentDiff
 from policies.policy import Policy
 from policies.registry import from_builtins, to_builtins
 from policies.training.adaptive_pass import batches, run_full, run_policy
-from policies.training.recorded_threads import ThreadTokens
+from policies.training.thread_tokens import ThreadTokens
 from runtime.model.checkpoint import describe
 from runtime.model.directories import BRAID
 from runtime.model.raven import Raven
@@ -93,12 +93,12 @@ class CalibrationSet:
         for batch in self.batches:
             values, full = run_full(model, batch, criteria)
             self._full.append(full)
-            is_real = batch.is_token[batch.last]
+            is_counted = batch.is_counted[batch.last]
             for part, of_groups in zip(parts, values, strict=True):
-                part.append(of_groups[is_real])
+                part.append(of_groups[is_counted])
         self._values = {policy: torch.cat(part) for policy, part in zip(criteria, parts, strict=True)}
-        sizes = [torch.bincount(batch.group)[batch.is_token[batch.last]] for batch in self.batches]
-        received = [batch.is_received[batch.last][batch.is_token[batch.last]] for batch in self.batches]
+        sizes = [torch.bincount(batch.group)[batch.is_counted[batch.last]] for batch in self.batches]
+        received = [batch.is_received[batch.last][batch.is_counted[batch.last]] for batch in self.batches]
         self._sizes, self._is_received = torch.cat(sizes), torch.cat(received)
 
     @property
@@ -110,9 +110,9 @@ class CalibrationSet:
         depths = agreeing = computed = sampled = 0
         for batch, full in zip(self.batches, self._full, strict=True):
             depth, choice = run_policy(self.model, batch, policy)
-            depths += int(depth[batch.is_token].sum())
+            depths += int(depth[batch.is_counted].sum())
             agreeing += int((choice == full)[batch.is_read].sum())
-            computed += int(batch.is_token.sum())
+            computed += int(batch.is_counted.sum())
             sampled += int(batch.is_read.sum())
         return Calibration(
             policy=policy,

@@ -31,8 +31,8 @@ from policies.training.progress import progress_bar
 from policies.training.questions import Prices, Question, Rollout, advantages, ask_all, roll_out, score_of
 from policies.training.replay import Replay, ReplayBatch, replay_batches
 from policies.training.resume import restore, save
-from policies.training.rollouts import Trajectory
 from policies.training.teacher_forcing import device_of
+from policies.training.thread_tokens import ThreadTokens
 from policies.validation import check_count, check_number
 from runtime import CheckpointError, Engine, Sampling
 from runtime.model.checkpoint import load_checkpoint
@@ -134,7 +134,7 @@ class Learner:
         self.step += 1
         return measured | {"learnt_trees": float(len(trees))}
 
-    def _update(self, rollouts: Sequence[tuple[Trajectory, float]]) -> dict[str, float]:
+    def _update(self, rollouts: Sequence[tuple[ThreadTokens, float]]) -> dict[str, float]:
         config, device = self.config, device_of(self.model)
         sums = torch.zeros(4, device=device)
         gap = 0.0

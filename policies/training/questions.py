@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 
-from policies.training.rollouts import Trajectory, trajectories
+from policies.training.thread_tokens import ThreadTokens, check_replayable, threads_in
 from runtime import Answer, Engine, LimitExceeded, Limits, Sampling, TraceError
 from traces import Trace, read, tree_of
 from traces.critical_path import critical_path
@@ -51,7 +51,7 @@ class Rollout:
     """The score less prices."""
     critical_path: int
     """Sampled tokens on the longest chain of dependent ones."""
-    threads: tuple[Trajectory, ...]
+    threads: tuple[ThreadTokens, ...]
 
 
 async def ask_all(engine: Engine, questions: Sequence[Question], sampling: Sampling, at_once: int = 64) -> list[Answer]:
@@ -120,9 +120,9 @@ async def roll_out(
     recorded = await anyio.to_thread.run_sync(read, trace)
     if recorded.lost is not None:
         raise TraceError(f"The rollouts cannot be learned from, since {trace} is not whole: {recorded.lost}.")
-    said: dict[int, list[Trajectory]] = {}
-    for thread in await anyio.to_thread.run_sync(trajectories, recorded):
-        said.setdefault(thread.tree, []).append(thread)
+    said: dict[int, list[ThreadTokens]] = {}
+    for thread in await anyio.to_thread.run_sync(_replayable_threads, recorded):
+        said.setdefault(thread.path[0], []).append(thread)
     longest = await anyio.to_thread.run_sync(_critical_paths, recorded)
 
     def rollout(question: Question, answer: Answer) -> Rollout:
@@ -141,6 +141,12 @@ async def roll_out(
         [rollout(question, answer) for answer in answers[number * samples : (number + 1) * samples]]
         for number, question in enumerate(questions)
     ]
+
+
+def _replayable_threads(trace: Trace) -> list[ThreadTokens]:
+    threads = threads_in(trace)
+    check_replayable(trace, threads)
+    return threads
 
 
 def _critical_paths(trace: Trace) -> dict[int, int]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policies.training.last_written import LastWritten
-from policies.training.rollouts import Trajectory
+from policies.training.thread_tokens import ThreadTokens
 from runtime.model.raven import Raven, attend_causally
 
 
@@ -32,7 +32,7 @@ class ReplayBatch:
     targets: Tensor
     """int64: the next token."""
     is_sampled: Tensor
-    """float32: 1 where the target was sampled by the thread, else 0."""
+    """float32: 1 where the target was sampled by the thread, and not counted with an earlier context of it, else 0."""
     logprobs: Tensor
     """float32, nats: at which the target was sampled; 0 where it was not."""
     advantages: Tensor
@@ -40,7 +40,7 @@ class ReplayBatch:
 
 
 def replay_batches(
-    rollouts: Sequence[tuple[Trajectory, float]], tokens_per_batch: int, device: torch.device
+    rollouts: Sequence[tuple[ThreadTokens, float]], tokens_per_batch: int, device: torch.device
 ) -> Iterator[ReplayBatch]:
     """Packs threads, each with its advantage, into batches of at most `tokens_per_batch` tokens, padding included.
 
@@ -58,7 +58,7 @@ def _rounded(length: int) -> int:
     return -(-length // 16) * 16
 
 
-def _batch(rollouts: Sequence[tuple[Trajectory, float]], device: torch.device) -> ReplayBatch:
+def _batch(rollouts: Sequence[tuple[ThreadTokens, float]], device: torch.device) -> ReplayBatch:
     length = _rounded(len(rollouts[-1][0].tokens) - 1)
 
     def padded(rows: list[Sequence[float]], dtype: torch.dtype) -> Tensor:
@@ -72,10 +72,14 @@ def _batch(rollouts: Sequence[tuple[Trajectory, float]], device: torch.device) -
         inputs=padded([thread.tokens[:-1] for thread in threads], torch.int64),
         depths=padded([thread.depths for thread in threads], torch.int64),
         targets=padded([thread.tokens[1:] for thread in threads], torch.int64),
-        is_sampled=padded([thread.is_sampled[1:] for thread in threads], torch.float32),
+        is_sampled=padded([_is_counted(thread)[1:] for thread in threads], torch.float32),
         logprobs=padded([thread.logprobs[1:] for thread in threads], torch.float32),
         advantages=torch.tensor([advantage for _, advantage in rollouts], device=device)[:, None].expand(-1, length),
     )
+
+
+def _is_counted(thread: ThreadTokens) -> list[bool]:
+    return [is_sampled and at >= thread.counted_from for at, is_sampled in enumerate(thread.is_sampled)]
 
 
 class Replay:

@@ -30,7 +30,7 @@ from policies import (
 )
 from policies.training.adaptive_pass import batches, run_full, run_policy
 from policies.training.calibration import Calibration, CalibrationSet, best, save_default_policy, with_threshold
-from policies.training.recorded_threads import Group, ThreadTokens, threads_in
+from policies.training.thread_tokens import ExitGroup, ThreadTokens, threads_in
 from runtime import Engine, Sampling
 from runtime.errors import CheckpointError
 from runtime.model.checkpoint import save_checkpoint
@@ -120,7 +120,7 @@ def test_threads_are_read_with_their_groups(exiting: Trace) -> None:
     assert root.is_sampled == (False,) * 7 + (True,) * 9 + (False,) * 5 + (True,) * 9
     ends = [group.end for group in root.groups]
     assert ends == [4, 7, *range(8, 17), 20, 21, *range(22, 30)]  # four received tokens enter together
-    assert root.groups[0] == Group(0, 4)
+    assert root.groups[0] == ExitGroup(0, 4)
 
 
 @pytest.mark.parametrize("index", range(len(EXITING)), ids=[repr(policy) for policy in EXITING])
@@ -185,7 +185,7 @@ def test_latent_depths_are_the_engines_with_coda_layers_too(tmp_path: Path) -> N
 def test_batches_hold_every_token_once(full: list[ThreadTokens]) -> None:
     made = list(batches(full, tokens_per_batch=100))
     assert all(batch.tokens.numel() <= 100 for batch in made)
-    assert sum(int(batch.is_token.sum()) for batch in made) == sum(len(thread.tokens) - 1 for thread in full)
+    assert sum(int(batch.is_counted.sum()) for batch in made) == sum(len(thread.tokens) - 1 for thread in full)
     assert sum(int(batch.is_read.sum()) for batch in made) == sum(sum(thread.is_sampled) for thread in full)
     whole = CalibrationSet(PLAIN, full[:8], [LatentDiff(0.7, most=MOST)])
     apart = [CalibrationSet(PLAIN, [thread], [LatentDiff(0.7, most=MOST)]) for thread in full[:8]]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ from policies.training.grpo import GrpoConfig, Learner, objective, train_grpo
 from policies.training.metrics import read_metrics
 from policies.training.questions import Prices, Question, Rollout, advantages, roll_out, score_of
 from policies.training.replay import Replay, ReplayBatch, replay_batches
-from policies.training.rollouts import Trajectory, trajectories
+from policies.training.thread_tokens import ThreadTokens, check_replayable, threads_in
 from runtime import Answer, Engine, Limits, Sampling, Usage
 from runtime.model.checkpoint import load_checkpoint
 from runtime.model.raven import Raven
@@ -53,7 +54,7 @@ POLICIES: list[DepthPolicy] = [
 
 async def rollouts_of(
     checkpoint: Path, policy: DepthPolicy, trace: Path, backend: str, temperature: float = 1.0
-) -> list[Trajectory]:
+) -> list[ThreadTokens]:
     async with (
         Engine.open(checkpoint, policy=Policy(depth=policy), backend=backend, most_iterations=6, seed=3) as engine,
         engine.recording(trace),
@@ -64,10 +65,31 @@ async def rollouts_of(
             sampling, limits = Sampling(temperature=temperature), Limits(iterations=100_000)
             group.start_soon(lambda: engine.run(prompt, sampling=sampling, limits=limits, max_tokens=24))  # noqa: B023
             await anyio.lowlevel.checkpoint()
-    return trajectories(read(trace))
+    return replayable(trace)
 
 
-def largest_gap(checkpoint: Path, rollouts: list[Trajectory], temperature: float = 1.0) -> float:
+def replayable(trace: Path) -> list[ThreadTokens]:
+    recorded = read(trace)
+    threads = threads_in(recorded)
+    check_replayable(recorded, threads)
+    return threads
+
+
+def root(tokens: tuple[int, ...], logprobs: tuple[float, ...], depths: tuple[int, ...]) -> ThreadTokens:
+    """A thread that sampled all but its first token."""
+    return ThreadTokens(
+        path=(0,),
+        tokens=tokens,
+        is_sampled=(False, *[True] * (len(tokens) - 1)),
+        counted_from=0,
+        logprobs=logprobs,
+        depths=depths,
+        groups=(),
+        role="root",
+    )
+
+
+def largest_gap(checkpoint: Path, rollouts: list[ThreadTokens], temperature: float = 1.0) -> float:
     model = load_checkpoint(checkpoint).model
     assert isinstance(model, Raven)
     replay, gap = Replay(model, temperature=temperature), 0.0
@@ -94,16 +116,7 @@ def test_a_replay_computes_what_the_engine_sampled_with(
 def test_a_replay_at_another_depth_is_another_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
     rollouts = anyio.run(rollouts_of, tiny_checkpoint, LatentDiff(0.7, most=4), tmp_path / "r.trace", "torch")
     assert len({depth for thread in rollouts for depth in thread.depths}) > 1
-    wrong = [
-        Trajectory(
-            tree=thread.tree,
-            tokens=thread.tokens,
-            is_sampled=thread.is_sampled,
-            logprobs=thread.logprobs,
-            depths=tuple(4 for _ in thread.depths),
-        )
-        for thread in rollouts
-    ]
+    wrong = [msgspec.structs.replace(thread, depths=tuple(4 for _ in thread.depths)) for thread in rollouts]
     assert largest_gap(tiny_checkpoint, wrong) > 1e-2
 
 
@@ -114,9 +127,7 @@ def test_a_replay_knows_the_temperature(tiny_checkpoint: Path, tmp_path: Path) -
 
 
 def test_every_weight_gets_a_gradient() -> None:
-    thread = Trajectory(
-        tree=0, tokens=(1, 2, 3, 4), is_sampled=(False, True, True, True), logprobs=(0, -1, -1, -1), depths=(3, 2, 3)
-    )
+    thread = root((1, 2, 3, 4), (0, -1, -1, -1), (3, 2, 3))
     (batch,) = replay_batches([(thread, 1.0)], 100, torch.device("cpu"))
     model = tiny_model(3)
     Replay(model).logprobs(batch)[:, :3].sum().backward()
@@ -140,7 +151,7 @@ def test_rollouts_that_shared_slots_are_refused(tiny_checkpoint: Path, tmp_path:
 
     anyio.run(record)
     with pytest.raises(ValueError, match="slots=None"):
-        trajectories(read(tmp_path / "r.trace"))
+        replayable(tmp_path / "r.trace")
 
 
 def rollout(reward: float) -> Rollout:
@@ -319,8 +330,7 @@ def test_a_tree_over_its_limits_is_worth_nothing(tiny_checkpoint: Path, tmp_path
 
 def wrong_groups(**changes: float) -> list[list[Rollout]]:
     """Two trees of one thread each, of which one was better; the log-probabilities or the reward may be wrong."""
-    said = {"tokens": (1, 2, 3), "is_sampled": (False, True, True), "depths": (2, 2)}
-    thread = Trajectory(tree=0, logprobs=(0.0, -3.0, changes.get("logprob", -3.0)), **said)
+    thread = root((1, 2, 3), (0.0, -3.0, changes.get("logprob", -3.0)), (2, 2))
     return [[dataclasses.replace(rollout(reward), threads=(thread,)) for reward in (0.0, 1.0)]]
 
 
