@@ -17,7 +17,7 @@ from benchmarks.countdown.report.oracle import consult
 from benchmarks.countdown.report.results import ResultStore, cell_key
 from benchmarks.countdown.report.running import run_cell, widens
 from benchmarks.countdown.report.sections import mistakes, windows
-from benchmarks.countdown.report.watching import Heard, is_asked, is_found
+from benchmarks.countdown.report.watching import Observed, is_asked, is_found
 from examples.countdown.problems import Problem
 from policies import Fixed, LatentDiff
 from tests.countdown.invented import FACTS, PROBLEM, record
@@ -72,7 +72,7 @@ def test_kinds_of_what_the_solvers_write() -> None:
 
 
 def test_what_children_were_asked_and_found() -> None:
-    assert is_asked(PROBLEM, Heard(asked=["53 - 31 22 Q 27 26 22 22"]))
+    assert is_asked(PROBLEM, Observed(asked=["53 - 31 22 Q 27 26 22 22"]))
     for text in (
         "53 - 31 21 Q 27 26 22 21",  # wrong arithmetic
         "53 - 31 22 Q 28 26 22 22",  # another target
@@ -82,10 +82,10 @@ def test_what_children_were_asked_and_found() -> None:
         "53 - 31",
         "",
     ):
-        assert not is_asked(PROBLEM, Heard(asked=[text])), text
-    assert is_found(PROBLEM, Heard(returned=["", "53 - 31 22 22 / 22 1 26 + 1 27"]))
-    assert not is_found(PROBLEM, Heard(returned=["53 - 31 22 26 + 22 48 48 - 22 26", "53 - 31"]))
-    assert not is_found(PROBLEM, Heard(asked=["53 - 31 22 Q 27 26 22 22"]))
+        assert not is_asked(PROBLEM, Observed(asked=[text])), text
+    assert is_found(PROBLEM, Observed(returned=["", "53 - 31 22 22 / 22 1 26 + 1 27"]))
+    assert not is_found(PROBLEM, Observed(returned=["53 - 31 22 26 + 22 48 48 - 22 26", "53 - 31"]))
+    assert not is_found(PROBLEM, Observed(asked=["53 - 31 22 Q 27 26 22 22"]))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from examples.countdown.vocabulary import CHILDREN, NESTED, WITHIN
+from examples.countdown.vocabulary import WINDOWS as TOLD
 from policies import DepthPolicy
 
 ModelName = Literal["parallel", "serial", "parallel-supervised", "serial-supervised"]
@@ -47,7 +49,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     def setting(self) -> str:
         """How the model is asked: "6 children", "unlimited children", "nested", "within 256"."""
         kind, _, number = self.condition.partition(" ")
-        if kind == "children":
+        if kind == CHILDREN:
             return f"{number} {'child' if number == '1' else 'children'}"
         return self.condition or "unlimited children"
 
@@ -135,19 +137,18 @@ def standard_error(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
-WINDOWS = (128, 192, 256, 320, 512, 1024)
-"""Most tokens of a thread."""
+WINDOWS = TOLD[:-1]
+"""Most tokens of a thread; the last that a thread can be told is for five numbers."""
 
 WIDE = 512
 """The window where none is compared: longer than any thread of four numbers that the parallel solver writes."""
 
 UNLIMITED = ""
-NESTED = "nested"
 
 
 def children(budget: int) -> str:
     """The condition that asks for at most so many children."""
-    return f"children {budget}"
+    return f"{CHILDREN} {budget}"
 
 
 BUDGETS = tuple(children(budget) for budget in (1, 2, 3, 4, 6, 8, 10, 12))
@@ -165,7 +166,7 @@ def parallel(condition: str = UNLIMITED, model: ModelName = "parallel", **change
 
 def serial(window: int, model: ModelName = "serial", **changes: Any) -> Cell:
     """A serial thread that is told its window, and has it."""
-    return Cell(model=model, condition=f"within {window}", context=window, **{"at_once": 64, **changes})
+    return Cell(model=model, condition=f"{WITHIN} {window}", context=window, **{"at_once": 64, **changes})
 
 
 def sampled_serial(window: int) -> Cell:

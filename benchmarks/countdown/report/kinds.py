@@ -69,12 +69,12 @@ def _starts_step(words: list[str], index: int) -> bool:
     return index + 1 < len(words) and words[index + 1] in OPERATORS
 
 
-def depths_by_kind(story: ThreadStory) -> dict[Kind, tuple[int, int]]:
+def depths_by_kind(thread: ThreadStory) -> dict[Kind, tuple[int, int]]:
     """Sampled tokens and their iterations, by kind, of one thread."""
     counts: Counter[Kind] = Counter()
     iterations: Counter[Kind] = Counter()
     words: list[str] = []
-    for segment in story.segments:
+    for segment in thread.segments:
         begin = len(words)
         words += [WORDS[token] for token in segment.tokens]
         depths = getattr(segment, "depths", None)

@@ -121,12 +121,12 @@ async def _run(
             except ExceptionGroup as errors:
                 # All problems are asked in the same way: what is wrong with one is wrong with the others.
                 raise _first(errors) from None
-        stories = {} if trace is None else {story.path[0]: story for story in tree_of(read(trace).events)}
+        roots = {} if trace is None else {root.path[0]: root for root in tree_of(read(trace).events)}
     records = [
-        tuple(_traced(*answers[index, sample], stories) for sample in range(cell.samples))
+        tuple(_traced(*answers[index, sample], roots) for sample in range(cell.samples))
         for index in range(len(problems))
     ]
-    return records, _depths(stories.values())
+    return records, _depths(roots.values())
 
 
 def _spawn_policy(cell: Cell) -> SpawnPolicy:
@@ -141,7 +141,7 @@ def _first(errors: ExceptionGroup) -> Exception:
 
 
 def _record(problem: Problem, answer: Answer, watch: ChildrenWatch) -> Record:
-    solution, usage, heard = solution_of(problem, answer), answer.usage, watch.take(answer.path[0])
+    solution, usage, observed = solution_of(problem, answer), answer.usage, watch.take(answer.path[0])
     return Record(
         is_right=solution.is_right,
         answer=solution.expression or answer.text or None,
@@ -152,21 +152,21 @@ def _record(problem: Problem, answer: Answer, watch: ChildrenWatch) -> Record:
         threads=usage.threads,
         longest=usage.longest,
         seconds=usage.seconds,
-        is_asked=is_asked(problem, heard),
-        is_found=is_found(problem, heard),
+        is_asked=is_asked(problem, observed),
+        is_found=is_found(problem, observed),
     )
 
 
-def _traced(record: Record, tree: int, stories: dict[int, ThreadStory]) -> Record:
-    if tree not in stories:
+def _traced(record: Record, tree: int, roots: dict[int, ThreadStory]) -> Record:
+    if tree not in roots:
         return record
-    return msgspec.structs.replace(record, sequential=critical_path(stories[tree]))
+    return msgspec.structs.replace(record, sequential=critical_path(roots[tree]))
 
 
-def _depths(stories: Iterable[ThreadStory]) -> dict[str, tuple[int, int]]:
+def _depths(roots: Iterable[ThreadStory]) -> dict[str, tuple[int, int]]:
     total: dict[str, tuple[int, int]] = {}
-    for story in walk(stories):
-        for kind, (count, iterations) in depths_by_kind(story).items():
+    for thread in walk(roots):
+        for kind, (count, iterations) in depths_by_kind(thread).items():
             before = total.get(kind, (0, 0))
             total[kind] = before[0] + count, before[1] + iterations
     return total

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from benchmarks.countdown.report.cells import NESTED, Cell, Result, sampled_serial, serial, standard_error
+from benchmarks.countdown.report.cells import Cell, Result, sampled_serial, serial, standard_error
 from benchmarks.countdown.report.curves import Spent, consensus_at, pass_at
 from benchmarks.countdown.report.document import Point, Series, Value
 from benchmarks.countdown.report.results import Results
+from examples.countdown.vocabulary import NESTED
 
 COST_COLUMNS = ("N", "accuracy", "s.e.", "tokens", "children", "token-iterations", "depth", "longest thread")
 

@@ -1,4 +1,4 @@
-"""What the children of a tree were asked and what they found, heard from the engine's events while it runs."""
+"""What the children of a tree were asked and what they found, by the engine's events while it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from traces.events import Event, Spawned, ThreadEnded
 
 
 @dataclass
-class Heard:
+class Observed:
     """Of one tree: the questions of its children and the paths they returned, as texts."""
 
     asked: list[str] = field(default_factory=list)
@@ -19,10 +19,10 @@ class Heard:
 
 
 class ChildrenWatch:
-    """Give `observe` to `Engine.open`; `take` what was heard of a tree when its answer is there."""
+    """Give `observe` to `Engine.open`; `take` what was observed of a tree when its answer is there."""
 
     def __init__(self) -> None:
-        self._heard: dict[int, Heard] = {}
+        self._observed: dict[int, Observed] = {}
 
     def observe(self, event: Event) -> None:
         match event:
@@ -31,21 +31,21 @@ class ChildrenWatch:
             case ThreadEnded(thread=path, text=text) if len(path) > 1 and text:
                 self._of(path).returned.append(text)
 
-    def take(self, tree: int) -> Heard:
-        return self._heard.pop(tree, Heard())
+    def take(self, tree: int) -> Observed:
+        return self._observed.pop(tree, Observed())
 
-    def _of(self, path: tuple[int, ...]) -> Heard:
-        return self._heard.setdefault(path[0], Heard())
+    def _of(self, path: tuple[int, ...]) -> Observed:
+        return self._observed.setdefault(path[0], Observed())
 
 
-def is_asked(problem: Problem, heard: Heard) -> bool:
+def is_asked(problem: Problem, observed: Observed) -> bool:
     """Whether some child was asked a question that follows from the problem and has a solution under the cap."""
-    return any(_has_solution(problem, text) for text in heard.asked)
+    return any(_has_solution(problem, text) for text in observed.asked)
 
 
-def is_found(problem: Problem, heard: Heard) -> bool:
+def is_found(problem: Problem, observed: Observed) -> bool:
     """Whether some child returned a path that solves the problem."""
-    expressions = (expression_of(steps_in(text) or [], problem.nums) for text in heard.returned)
+    expressions = (expression_of(steps_in(text) or [], problem.nums) for text in observed.returned)
     return any(expression is not None and is_solution(problem, expression) for expression in expressions)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import NESTED, UNLIMITED, Cell, children, parallel, serial
+from benchmarks.countdown.report.cells import UNLIMITED, Cell, children, parallel, serial
 from benchmarks.countdown.report.curves import Spent, best_within, pareto
 from benchmarks.countdown.report.document import Figure, Section, Series, Table
 from benchmarks.countdown.report.oracle import Oracle
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.sections.tokens import COMPARED
 from benchmarks.countdown.report.shown import as_points, first_of, sampled_curves
+from examples.countdown.vocabulary import NESTED
 from policies import Fixed
 
 CONDITIONS = (*(children(budget) for budget in (1, 2, 4, 6, 10)), UNLIMITED, NESTED)

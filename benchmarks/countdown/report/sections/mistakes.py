@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from benchmarks.countdown.report.cells import MAIN_CONDITIONS, NESTED, WINDOWS, Cell, Record, parallel, serial
+from benchmarks.countdown.report.cells import MAIN_CONDITIONS, WINDOWS, Cell, Record, parallel, serial
 from benchmarks.countdown.report.document import Section, Table, Value
 from benchmarks.countdown.report.oracle import Oracle
 from benchmarks.countdown.report.results import Results
+from examples.countdown.vocabulary import NESTED
 from policies import Fixed
 
 UNSOLVABLE = "no solution under the cap of 199"

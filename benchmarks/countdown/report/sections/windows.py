@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.countdown.report.cells import MAIN_CONDITIONS, NESTED, WINDOWS, Cell, parallel, serial
+from benchmarks.countdown.report.cells import MAIN_CONDITIONS, WINDOWS, Cell, parallel, serial
 from benchmarks.countdown.report.document import Figure, Point, Section, Series, Table
 from benchmarks.countdown.report.oracle import ORDERS, Oracle
 from benchmarks.countdown.report.results import Results
 from benchmarks.countdown.report.shown import accuracy_or_none, points
+from examples.countdown.vocabulary import NESTED
 
 CONDITIONS = (*MAIN_CONDITIONS, NESTED)
 
