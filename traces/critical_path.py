@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from traces.tree import Call, ThreadStory, Wait
+from collections.abc import Iterator, Mapping, Sequence
+
+from traces.events import ThreadPath
+from traces.tree import ThreadStory, Wait, walk
 
 
 def critical_path(root: ThreadStory) -> int:
@@ -10,55 +13,73 @@ def critical_path(root: ThreadStory) -> int:
 
     A thread's tokens follow each other; a child's first one follows the token that closed its spawn; what a parent
     samples after a join follows the last tokens of the children it waited for, of cancelled ones excepted. Received
-    tokens cost nothing.
+    tokens cost nothing. Time is linear in the tokens, spawns and joins of the tree.
     """
-    return _end_of(root, 0)
+    lengths: dict[ThreadPath, int] = {}
+    # Children before their parents.
+    for story in reversed(list(walk([root]))):
+        lengths[story.path] = _length(story, lengths)
+    return lengths[root.path]
 
 
-def _end_of(story: ThreadStory, start: int) -> int:
-    """The length of the longest chain that ends with the thread's last token, if `start` tokens precede its first."""
-    children = {child.path: child for child in story.children}
-    starts = _spawn_positions(story)
-    ends: dict[tuple[int, ...], int] = {}
-    length = start
-    sampled = 0
-    waits = list(story.waits)
-    for call in sorted(story.calls, key=lambda call: call.index):
-        length = _joined(length, _waits_before(waits, call), ends)
-        for path, position in starts.items():
-            if sampled < position <= sampled + len(call.tokens):
-                ends[path] = _end_of(children[path], length + position - sampled)
-        sampled += len(call.tokens)
-        length += len(call.tokens)
-    return _joined(length, waits, ends)
+def _length(story: ThreadStory, lengths: Mapping[ThreadPath, int]) -> int:
+    """The longest chain that begins with the thread's first token and ends with its last, from those of its children.
+
+    Whatever precedes a thread's first token lengthens all chains alike.
+    """
+    calls = [(call.started, call.tokens) for call in story.calls]
+    spawns = list(_spawn_positions(story, [token for _, tokens in calls for token in tokens]))
+    ends: dict[ThreadPath, int] = {}
+    length = sampled = spawned = joined = 0
+    for started, tokens in calls:
+        while joined < len(story.waits) and story.waits[joined].ended <= started:
+            length = max(length, _end_of_awaited(story.waits[joined], ends))
+            joined += 1
+        while spawned < len(spawns) and spawns[spawned][1] <= sampled + len(tokens):
+            child, position = spawns[spawned]
+            if position > sampled and child in lengths:
+                ends[child] = length + position - sampled + lengths[child]
+            spawned += 1
+        sampled += len(tokens)
+        length += len(tokens)
+    return max([length, *(_end_of_awaited(wait, ends) for wait in story.waits[joined:])])
 
 
-def _joined(length: int, waits: list[Wait], ends: dict[tuple[int, ...], int]) -> int:
-    awaited = [path for wait in waits for path in wait.joined.children if path not in wait.joined.cancelled]
-    return max([length, *(ends[path] for path in awaited if path in ends)])
+def _end_of_awaited(wait: Wait, ends: Mapping[ThreadPath, int]) -> int:
+    cancelled = set(wait.joined.cancelled)
+    return max((ends.get(path, 0) for path in wait.joined.children if path not in cancelled), default=0)
 
 
-def _waits_before(waits: list[Wait], call: Call) -> list[Wait]:
-    """Takes those out of `waits`, which are in order, that ended before the call began."""
-    taken = []
-    while waits and waits[0].ended <= call.started:
-        taken.append(waits.pop(0))
-    return taken
-
-
-def _spawn_positions(story: ThreadStory) -> dict[tuple[int, ...], int]:
-    """For every child that ran, how many tokens its parent had sampled when the spawn was complete.
+def _spawn_positions(story: ThreadStory, written: Sequence[int]) -> Iterator[tuple[ThreadPath, int]]:
+    """Every child that ran, and how many tokens its parent had sampled when the spawn was complete; ascending.
 
     Found by its message among what the parent sampled, the closing token included: events of a spawn come from the
     event loop, so in the trace the device may already be some tokens further.
     """
-    written = [token for call in sorted(story.calls, key=lambda call: call.index) for token in call.tokens]
-    positions: dict[tuple[int, ...], int] = {}
     at = 0
     for spawn in story.spawns:
-        size = len(spawn.tokens)
-        found = next((i for i in range(at, len(written) - size) if tuple(written[i : i + size]) == spawn.tokens), None)
-        at = len(written) if found is None else found + size + 1
+        end = _end_of_first(spawn.tokens, written, at)
+        at = len(written) if end is None or end == len(written) else end + 1
         if spawn.child is not None:
-            positions[spawn.child] = at
-    return positions
+            yield spawn.child, at
+
+
+def _end_of_first(message: Sequence[int], written: Sequence[int], start: int) -> int | None:
+    """Where the first `message` in `written`, from `start` on, ends; None without one. (Knuth, Morris and Pratt.)"""
+    borders = [0]
+    matched = 0
+    for token in message[1:]:
+        while matched and token != message[matched]:
+            matched = borders[matched - 1]
+        matched += token == message[matched]
+        borders.append(matched)
+    matched = 0
+    if not message:
+        return start
+    for at in range(start, len(written)):
+        while matched and written[at] != message[matched]:
+            matched = borders[matched - 1]
+        matched += written[at] == message[matched]
+        if matched == len(message):
+            return at + 1
+    return None

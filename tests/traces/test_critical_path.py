@@ -90,3 +90,22 @@ def test_the_critical_path_of_other_shapes() -> None:
     alone.call((0,), 4, [1, 2, 3])
     (root,) = tree_of(alone.events)
     assert critical_path(root) == 3
+
+
+def test_the_critical_path_of_deep_trees_and_long_messages() -> None:
+    deep = Recording()
+    for level in range(1, 1500):
+        deep.call((0,) * level, 1, [7, 8, 9])
+        deep.spawn((0,) * level, (0,) * (level + 1), (7,))
+        deep.join((0,) * level, [(0,) * (level + 1)])
+    (root,) = tree_of(deep.events)
+    assert critical_path(root) == 1498 * 2 + 3
+
+    # What a message may be mistaken for: every place begins it, and only the last one ends it.
+    alike = Recording()
+    alike.call((0,), 1, [5] * 20_000 + [6, 102, 1])
+    alike.spawn((0,), (0, 0), (*[5] * 10_000, 6))
+    alike.call((0, 0), 1, [1] * 10)
+    alike.join((0,), [(0, 0)])
+    (root,) = tree_of(alike.events)
+    assert critical_path(root) == 20_002 + 10
