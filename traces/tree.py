@@ -142,7 +142,8 @@ def tree_of(events: Iterable[AnyEvent]) -> tuple[ThreadStory, ...]:
 
     Works on any prefix of a trace; a thread whose parent is not in it is with the nearest of those above that is, or a
     root. Time and memory are linear in what the events hold, but for sorting. Raises `TraceError` for events that no
-    engine writes in that order: a thread opened twice, a generate within another, or a sample outside of one.
+    engine writes in that order: a thread opened twice, a sample outside of a generate, or a generate, a receipt or the
+    thread's closing within one.
     """
     own: dict[ThreadPath, list[tuple[int, AnyEvent]]] = defaultdict(list)
     for index, event in enumerate(events):
@@ -214,6 +215,7 @@ class _Gathering:
             case ev.RunStarted():
                 self._prompt = event.prompt
             case ev.Received():
+                self._expect_no_call(index, "receives tokens")
                 self._receipts.append(
                     Receipt(index=index, time=event.time, position=event.position, tokens=event.tokens)
                 )
@@ -229,6 +231,7 @@ class _Gathering:
             case ev.Evicted():
                 self._evictions.append(event)
             case ev.ThreadClosed():
+                self._expect_no_call(index, "is closed")
                 self._closed = event.time
             case ev.ThreadEnded():
                 self._ended = event
@@ -243,8 +246,7 @@ class _Gathering:
         current = self._current
         match event:
             case ev.GenerateStarted():
-                if current is not None:
-                    raise self._does_not_fit(index, "begins a generate within another")
+                self._expect_no_call(index, "begins a generate")
                 self._current = _OpenCall(index, event)
             case ev.Sampled():
                 if current is None:
@@ -296,6 +298,10 @@ class _Gathering:
             message=ended.message if ended else (),
             children=children,
         )
+
+    def _expect_no_call(self, index: int, what: str) -> None:
+        if self._current is not None:
+            raise self._does_not_fit(index, f"{what} within a generate")
 
     def _does_not_fit(self, index: int, how: str) -> TraceError:
         return TraceError(f"Event {index}: thread {path_name(self._path)} {how}.")

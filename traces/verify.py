@@ -122,7 +122,7 @@ class _Replay:
         """Generates whose answer has not been compared."""
         self._answers: dict[ThreadPath, Finished | Failed] = {}
         self._failures: dict[ThreadPath, Exception] = {}
-        self._calls = self._tokens = 0
+        self._threads = self._calls = self._tokens = 0
 
     def deliver(self, reports: list[Report]) -> None:
         """Called by the device."""
@@ -144,12 +144,12 @@ class _Replay:
                 self._device.send(Extend(event.thread, event.tokens))
                 self._lengths[event.thread] += len(event.tokens)
             elif isinstance(event, ev.ThreadClosed):
-                self._device.send(CloseThread(event.thread))
+                self._close(event.thread)
             if divergence is not None:
                 break
         divergence = self._first_of_open(divergence)
         return Verification(
-            threads=len(self._lengths),
+            threads=self._threads,
             calls=self._calls,
             tokens=self._tokens,
             divergence=divergence,
@@ -157,24 +157,41 @@ class _Replay:
         )
 
     def _open_thread(self, event: ev.ThreadOpened) -> None:
+        inherited = 0
         if event.inherits is not None:
             segments = self._stories[event.thread].segments
-            if segments:
-                self._cut(event.inherits, segments[0].position)
-            self._lengths[event.thread] = self._lengths.get(event.inherits, 0)
-        else:
-            self._lengths[event.thread] = 0
+            inherited = segments[0].position if segments else self._length(event.inherits)
+            self._cut(event.inherits, inherited)
+        self._lengths[event.thread] = inherited
+        self._threads += 1
         depth = _depth_policy(event.depth)
         self._device.send(OpenThread(thread=event.thread, seed=event.seed, depth=depth, inherits=event.inherits))
 
-    def _cut(self, path: ThreadPath, length: int) -> None:
-        """Repeats a cut of the context that left no event of its own: what comes next begins below its end."""
+    def _close(self, path: ThreadPath) -> None:
+        self._length(path)
+        self._device.send(CloseThread(path))
+        # A generate that the trace sees ending later has ended with its thread.
+        del self._lengths[path]
+
+    def _length(self, path: ThreadPath) -> int:
+        """Tokens in the context of a thread that is open."""
         if path not in self._lengths:
             raise TraceError(
-                f"Thread {path_name(path)} cannot be executed again: the trace does not have its beginning."
+                f"Thread {path_name(path)} cannot be executed again: the trace goes on with it where it is not open, "
+                "before its beginning or after its end."
             )
-        if length < self._lengths[path]:
-            self._device.send(Interrupt(path, keep=length - self._call_starts.get(path, 0)))
+        return self._lengths[path]
+
+    def _cut(self, path: ThreadPath, length: int) -> None:
+        """Repeats a cut of the context that left no event of its own: what comes next begins below its end."""
+        start, present = self._call_starts.get(path, 0), self._length(path)
+        if not start <= length <= present:
+            raise TraceError(
+                f"Thread {path_name(path)} cannot be executed again: the trace goes on at position {length}; between "
+                f"{start} and {present} is where a device could."
+            )
+        if length < present:
+            self._device.send(Interrupt(path, keep=length - start))
             self._lengths[path] = length
 
     def _generate(self, path: ThreadPath, call: Call) -> None:
@@ -211,7 +228,7 @@ class _Replay:
             )
         divergence = _first_difference(path, call, answer)
         self._tokens += len(call.samples) if divergence is None else divergence.position - call.position
-        if call.end_position is not None and divergence is None:
+        if call.end_position is not None and divergence is None and path in self._lengths:
             self._cut(path, call.end_position)
         return divergence
 

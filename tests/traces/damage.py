@@ -21,11 +21,12 @@ from rich.console import Console
 
 from runtime.errors import BraidError
 from tests.damage import damaged_bytes
-from tests.traces.toy_device import ToyCore, header, run_program
+from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
 from traces import Playback, Trace, imbalances, read, usage_of
 from traces.diff import diff
 from traces.export import exported
 from traces.show import show
+from traces.verify import verify
 from traces.writer import END_MARK, FRAME, MAGIC
 
 BYTES_FOR_A_BYTE = 1000
@@ -98,7 +99,7 @@ def use(path: Path) -> None:
     before = tracemalloc.get_traced_memory()[0]
     with suppress(BraidError):
         trace = read(path)
-        for function in (_show, _export, _account, Playback):
+        for function in (_show, _export, _account, Playback, _verify):
             with suppress(BraidError):
                 function(trace)
     if tracemalloc.is_tracing() and tracemalloc.get_traced_memory()[1] - before > most:
@@ -117,6 +118,10 @@ def _account(trace: Trace) -> None:
     usage_of(trace.events)
     imbalances(trace.events)
     diff(trace, trace)
+
+
+def _verify(trace: Trace) -> None:
+    verify(trace, ToyDevice(ToyCore()))
 
 
 def damage(times: int, seed: int, directory: Path) -> None:

@@ -109,6 +109,14 @@ def test_events_that_do_not_fit_together() -> None:
     sampled = ev.Sampled(time=0.0, tick=0, thread=(0, 1), position=0, token=1, depth=1, logprob=0.0)
     with pytest.raises(TraceError, match=r"Event 1: thread 0\.1 samples outside of a generate"):
         tree_of([opened, sampled])
+    started = ev.GenerateStarted(time=0.0, thread=(0,), position=1, max_tokens=1, sampling=None, depth=None)
+    for event, what in (
+        (started, "begins a generate"),
+        (ev.Received(time=0.0, thread=(0,), position=1, tokens=(1,)), "receives tokens"),
+        (ev.ThreadClosed(time=0.0, thread=(0,)), "is closed"),
+    ):
+        with pytest.raises(TraceError, match=f"Event 2: thread 0 {what} within a generate"):
+            tree_of([opened, started, event])
 
 
 @given(operations)

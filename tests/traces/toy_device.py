@@ -16,6 +16,7 @@ from runtime.commands import (
     CloseThread,
     Command,
     Deliver,
+    DeviceFailed,
     Emitted,
     Extend,
     Failed,
@@ -294,6 +295,12 @@ class ToyDevice:
         return Load()
 
     def _run(self, deliver: Deliver) -> None:
+        try:
+            self._serve(deliver)
+        except Exception as error:
+            deliver([DeviceFailed(error)])
+
+    def _serve(self, deliver: Deliver) -> None:
         while True:
             while not self._core.has_work or not self._commands.empty():
                 command = self._commands.get()
