@@ -112,7 +112,7 @@ def tokenizer_and_successors(scripts: Mapping[str, str]) -> tuple[Tokenizer, dic
         assert found is not None
         return found
 
-    successors = {}
+    successors: dict[int, int] = {}
     for ending, pieces in cut.items():
         said = [token(ending), *map(token, pieces), token(EOS)]
         successors |= dict(pairwise(said))

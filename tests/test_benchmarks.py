@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import backends, cancelling, continuous, depthwise, fork, overhead, parked, peaks, speculation
+from benchmarks import backends, cancelling, continuous, depthwise, fork, models, overhead, parked, peaks, speculation
 from benchmarks.machine import cores, processor
 from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
+from policies import Fixed
+from runtime.settings import EngineSettings
 
 
 def sound(result: Result) -> Result:
@@ -50,8 +52,8 @@ def test_overhead_repeats_the_same_ticks() -> None:
 
 
 def test_bare_loop_says_when_it_did_other_work() -> None:
-    model = overhead.models.smallest()
-    depth, settings = overhead.Fixed(2), overhead.EngineSettings(pages=8, reuse_prefixes=False, device="cpu")
+    model = models.smallest()
+    depth, settings = Fixed(2), EngineSettings(pages=8, reuse_prefixes=False, device="cpu")
     prepared = overhead.prepare(model, settings, depth, [(1, 2, 3)], 4)
     assert overhead.replay(prepared) > 0
     prepared.tokens[-1][:] += 1

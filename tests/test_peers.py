@@ -23,7 +23,7 @@ from benchmarks.peers import engine_side, huginn_reference, transformers_batchin
 from benchmarks.peers.answering import Exits, Job, Load
 from benchmarks.peers.comparison import COLUMNS, Contest, Matrix, equal_share
 from benchmarks.peers.process import ROOT, SideFailed, SideProcess, Unavailable
-from benchmarks.peers.sides import PEERS, Peer, Side
+from benchmarks.peers.sides import PEERS, Peer, Places, Side
 from benchmarks.peers.subjects import SUBJECTS, Subject
 from benchmarks.result import Result, Spread
 from runtime.model.checkpoint import save_checkpoint
@@ -392,12 +392,12 @@ def test_command_refuses(arguments: list[str], said: str, capsys: pytest.Capture
 
 
 def test_peers_elsewhere_are_found_where_the_user_says() -> None:
-    places = command.Places(vllm_python=Path("env/bin/python"), huginn=Path("clone"))
+    places = Places(vllm_python=Path("env/bin/python"), huginn=Path("clone"))
     vllm, huginn = PEERS["vllm"].side(places), PEERS["huginn"].side(places)
     assert vllm is not None
     assert vllm.command[0] == str(Path.cwd() / "env/bin/python")
     assert huginn is not None
     assert huginn.command[0] == sys.executable
     assert huginn.clone == str(Path.cwd() / "clone")
-    assert PEERS["vllm"].side(command.Places()) is None
-    assert PEERS["huginn"].side(command.Places(vllm_python=Path("env/bin/python"))) is None
+    assert PEERS["vllm"].side(Places()) is None
+    assert PEERS["huginn"].side(Places(vllm_python=Path("env/bin/python"))) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -63,7 +64,8 @@ def naively_filtered(p: Float64, sampling: Sampling) -> Float64:
         p = np.where(p < np.sort(p)[::-1][: sampling.top_k][-1], 0.0, p)
         p = p / p.sum()
     if sampling.top_p is not None:
-        kept, total = set(), 0.0
+        kept: set[int] = set()
+        total = 0.0
         for token in sorted(range(len(p)), key=lambda token: (-p[token], -token)):
             if total < sampling.top_p - 1e-6 or not kept:
                 kept.add(token)
@@ -265,7 +267,7 @@ def test_logits_that_are_not_finite_have_no_logprob(wrong: float, sampling: Samp
     assert torch.isfinite(drawn.logprob).tolist() == [True, False, True]
 
 
-def kept(probabilities: list[float], rule: FilterRule, **filters: float) -> list[int]:
+def kept(probabilities: list[float], rule: FilterRule, **filters: Any) -> list[int]:
     """Tokens that filters leave."""
     logits = torch.log(torch.tensor([probabilities]))
     weights = filtered_probabilities(logits, Sampling(temperature=1.0, **filters), rule)
@@ -324,7 +326,7 @@ def test_transformers_keeps_the_same_tokens(
         warpers.append(TopPLogitsWarper(top_p))
     if min_p is not None:
         warpers.append(MinPLogitsWarper(min_p))
-    theirs = torch.softmax(warpers(torch.zeros(1, 1, dtype=torch.long), scores), dim=-1)
+    theirs = torch.softmax(warpers(torch.LongTensor([[0]]), scores), dim=-1)
     assert torch.equal(ours, theirs)
 
 

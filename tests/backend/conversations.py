@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -178,7 +179,7 @@ def watch(core: DeviceCore, runs: list[Run], ticks: list[int], most_ticks: int) 
         ticks.append(result.ticks)
         return result
 
-    core.backend.tick = watched
+    pytest.MonkeyPatch().setattr(core.backend, "tick", watched)
 
 
 def _converse(core: DeviceCore, talks: dict[ThreadPath, Talk], said: Said) -> None:
@@ -326,7 +327,7 @@ def assert_alike(talks: Iterable[Talk], reference: Said, other: Said) -> int:
     return compared
 
 
-def _check_tie(top: dict[int, float], sampling: Sampling, ours: int, theirs: int, key: int, position: int) -> None:
+def _check_tie(top: Mapping[int, float], sampling: Sampling, ours: int, theirs: int, key: int, position: int) -> None:
     if sampling.is_greedy:
         assert top[ours] - top[theirs] < 1e-3, "another token without a tie"
         return

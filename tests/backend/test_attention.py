@@ -107,7 +107,8 @@ def make_case(
     key, value = draw.normal(size=(2, len(asked), heads, head_dim))
     return Case(
         PagedMemory(
-            *(torch.from_numpy(array).to(dtype) for array in (keys, values)),
+            torch.from_numpy(keys).to(dtype),
+            torch.from_numpy(values).to(dtype),
             torch.from_numpy(depths),
             torch.from_numpy(table),
         ),
@@ -222,8 +223,9 @@ def test_a_query_is_bitwise_independent_of_a_large_batch(
 ) -> None:
     draw = np.random.default_rng(page_size)
     contexts = [(int(past), 1) for past in draw.integers(0, 200, 40)] + [(0, 60), (150, 40)]
-    sizes = {"heads": heads, "shared": shared, "head_dim": 32, "slots": 3, "page_size": page_size}
-    case = make_case(2, **sizes, contexts=contexts, forked=True)
+    case = make_case(
+        2, heads=heads, shared=shared, head_dim=32, slots=3, page_size=page_size, contexts=contexts, forked=True
+    )
     together = case.run(attention)
     for size in (1, 2, 3, 17, 64):
         for _ in range(3):

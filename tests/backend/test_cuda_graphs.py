@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def programs(draw: st.DrawFn) -> list[tuple[list[int], DepthPolicy, Sampling, in
     return draw(st.lists(thread, min_size=1, max_size=7))
 
 
-def run(backend: Solo, program: list[tuple[list[int], DepthPolicy, Sampling, int]]) -> list[Finished]:
+def run(backend: Solo, program: Sequence[tuple[list[int], DepthPolicy, Sampling, int]]) -> list[Finished]:
     for number, (prompt, policy, sampling, tokens) in enumerate(program):
         path = (number,)
         backend.send(
@@ -219,7 +220,7 @@ def test_graphs_need_a_cuda_device() -> None:
     ("changes", "message"),
     [({"deterministic": True}, "exclude each other"), ({"attention": "torch"}, "needs attention 'auto'")],
 )
-def test_settings_that_graphs_exclude_are_refused(changes: dict[str, object], message: str) -> None:
+def test_settings_that_graphs_exclude_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EngineSettings(cuda_graphs=True, **changes)
 

@@ -113,8 +113,9 @@ def test_triton_agrees_with_the_reference_over_split_contexts(case: Case, ordere
 
 @pytest.mark.parametrize(("shared", "dtype"), [(1, torch.float32), (4, torch.bfloat16)])
 def test_a_chunk_of_a_prompt_and_a_context_of_two_splits(shared: int, dtype: torch.dtype) -> None:
-    sizes = {"heads": 1, "shared": shared, "head_dim": 16, "slots": 2, "page_size": 16, "dtype": dtype}
-    check(in_order(make_case(1, **sizes, contexts=[(700, 2), (530, 35), (3, 1)])), TRITON)
+    contexts = [(700, 2), (530, 35), (3, 1)]
+    case = make_case(1, heads=1, shared=shared, head_dim=16, slots=2, page_size=16, dtype=dtype, contexts=contexts)
+    check(in_order(case), TRITON)
 
 
 @pytest.mark.usefixtures("short_splits")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from benchmarks.countdown.report.cells import Record
@@ -25,7 +27,7 @@ FACTS = CheckpointFacts(
 )
 
 
-def record(is_right: bool = True, answer: str | None = "a", **changes: object) -> Record:
+def record(is_right: bool = True, answer: str | None = "a", **changes: Any) -> Record:
     whole = Record(
         is_right=is_right,
         answer=answer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -101,7 +102,7 @@ def test_what_children_were_asked_and_found() -> None:
         ({"answer": None}, True, True, mistakes.GAVE_UP),
     ],
 )
-def test_errors_have_one_kind(changes: dict[str, object], solvable: bool, is_serial: bool, kind: str) -> None:
+def test_errors_have_one_kind(changes: dict[str, Any], solvable: bool, is_serial: bool, kind: str) -> None:
     assert mistakes.mistake(record(False, **changes), solvable, is_serial) == kind
 
 

@@ -82,7 +82,8 @@ def test_gaps_are_taken_at_equal_cost() -> None:
     ours = [Spent(5, 0.9, "too cheap"), Spent(15, 0.5, "fair"), Spent(50, 0.95, "dear")]
     gap = largest_gap(ours, theirs, most=20)
     assert gap is not None
-    assert (gap.ours.name, gap.gain, gap.theirs) == ("fair", pytest.approx(0.2), pytest.approx(0.3))
+    assert gap.ours.name == "fair"
+    assert (gap.gain, gap.theirs) == pytest.approx((0.2, 0.3))
     unbounded = largest_gap(ours, theirs)
     assert unbounded is not None
     assert unbounded.ours.name == "dear"

@@ -7,11 +7,22 @@ from dataclasses import dataclass, field
 from policies.depth.base import DepthPolicy
 from runtime.backend.interface import TickResult
 from runtime.backend.ticking import LaneBackend
-from runtime.commands import CloseThread, Command, Extend, Failed, Finished, Generate, OpenThread, Report, ThreadPath
+from runtime.commands import (
+    CloseThread,
+    Command,
+    Extend,
+    Failed,
+    Finished,
+    Generate,
+    OpenThread,
+    Report,
+    Request,
+    ThreadPath,
+)
 from runtime.device.build import build_core
 from runtime.device.core import DeviceCore
 from runtime.device.scheduler import Scheduler
-from runtime.model.raven import Raven
+from runtime.model.architecture import Model
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 
@@ -26,7 +37,7 @@ class Solo:
     """Exit values by thread, in order, over all its tokens."""
 
     @classmethod
-    def over(cls, model: Raven, settings: EngineSettings, policy: DepthPolicy) -> Solo:
+    def over(cls, model: Model, settings: EngineSettings, policy: DepthPolicy) -> Solo:
         tests: dict[ThreadPath, list[float]] = {}
 
         def observe(scheduler: Scheduler, result: TickResult) -> None:
@@ -46,7 +57,7 @@ class Solo:
         """Lanes of a thread's tokens in flight, in order of position."""
         return self.core.scheduler.lanes_of(path)
 
-    def send(self, *commands: Command) -> None:
+    def send(self, *commands: Command | Request) -> None:
         for command in commands:
             self.core.handle(command)
 

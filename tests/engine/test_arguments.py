@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import numpy as np
@@ -150,6 +150,7 @@ CALLS: list[tuple[Call, dict[str, list[object]]]] = [
     (as_completed, {"children": NO_CHILDREN}),
 ]
 PARAMETERS = [(call, name) for call, arguments in CALLS for name in arguments]
+Made = TypeVar("Made")
 UNNAMED = {"prompt": "text", "message": "text"}
 """Arguments that are told about under another name."""
 
@@ -160,7 +161,8 @@ def opened(checkpoint: Path, **settings: Any) -> Engine:
 
 async def works(engine: Engine) -> bool:
     async with engine.thread([1, 2, 3]) as thread:
-        return len((await thread.generate(2, stop=[-1])).tokens) == 2
+        said = await thread.generate(2, stop=[-1])
+    return len(said.tokens) == 2
 
 
 @pytest.fixture(params=["traced", "untraced"])
@@ -187,17 +189,25 @@ async def test_a_wrong_value_is_its_callers_error(engine: Engine, call: Call, na
     assert await works(engine)
 
 
+def of(kind: Callable[..., Made], *numbers: object, **named: object) -> Made:
+    """Made of numbers that its signature does not name, and that it converts."""
+    return kind(*numbers, **named)
+
+
 RIGHT: list[tuple[Call, dict[str, Any]]] = [
     (open_thread, {"prompt": np.arange(3), "max_tokens": np.int64(3), "priority": np.int8(-1)}),
     (open_thread, {"prompt": torch.arange(3), "max_tokens": torch.tensor(3)}),
-    (run, {"prompt": np.array([1, 2], np.uint8), "limits": Limits(tokens=np.int64(9), seconds=np.float32(60))}),
+    (run, {"prompt": np.array([1, 2], np.uint8), "limits": of(Limits, tokens=np.int64(9), seconds=np.float32(60))}),
     (append, {"text": range(3)}),
     (append, {"text": [np.int32(1), torch.tensor(2)]}),
-    (generate, {"max_tokens": np.uint64(2), "stop": np.array([3, 4]), "sampling": Sampling(top_k=np.int64(3))}),
-    (generate, {"stop": ["w3", np.int64(4)], "sampling": Sampling(temperature=np.float32(0.5), logprobs=np.int8(2))}),
-    (generate, {"sampling": Sampling(logprobs=1000, top_k=2**40, temperature=0.5), "depth": Fixed(np.int64(2))}),
+    (generate, {"max_tokens": np.uint64(2), "stop": np.array([3, 4]), "sampling": of(Sampling, top_k=np.int64(3))}),
+    (
+        generate,
+        {"stop": ["w3", np.int64(4)], "sampling": of(Sampling, temperature=np.float32(0.5), logprobs=np.int8(2))},
+    ),
+    (generate, {"sampling": Sampling(logprobs=1000, top_k=2**40, temperature=0.5), "depth": of(Fixed, np.int64(2))}),
     (generate, {"max_tokens": 2**50, "stop": {1, 2, 3, *range(4, 40)}}),
-    (stream, {"max_tokens": torch.tensor(2), "depth": LatentDiff(np.float32(0.5), most=np.int64(3))}),
+    (stream, {"max_tokens": torch.tensor(2), "depth": of(LatentDiff, np.float32(0.5), most=np.int64(3))}),
     (spawn, {"message": torch.tensor([1, 2]), "priority": np.int64(2**40)}),
     (fork, {"message": np.array([1]), "max_tokens": np.int64(1)}),
 ]
@@ -402,5 +412,5 @@ async def test_a_shipped_checkpoint_may_be_named_by_a_path(anyio_backend: str) -
 
 
 def test_settings_take_numbers_of_other_libraries() -> None:
-    settings = EngineSettings(lanes=np.int64(32), chunk=torch.tensor(16))
+    settings = of(EngineSettings, lanes=np.int64(32), chunk=torch.tensor(16))
     assert (type(settings.lanes), type(settings.chunk)) == (int, int)

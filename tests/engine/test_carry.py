@@ -27,7 +27,7 @@ def model() -> Raven:
 
 
 def settings(backend: str = "fused", **changes: Any) -> EngineSettings:
-    sizes = {"pages": 256, "page_size": 4, "lanes": 32, "chunk": 16, "most_iterations": MOST}
+    sizes: dict[str, Any] = {"pages": 256, "page_size": 4, "lanes": 32, "chunk": 16, "most_iterations": MOST}
     return EngineSettings(**sizes | {"deterministic": True, "backend": backend} | changes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,9 @@ CRITERIA: dict[str, DepthPolicy] = {
 
 @pytest.fixture(scope="module")
 def model() -> Raven:
-    return load_checkpoint(GOLDEN).model
+    raven = load_checkpoint(GOLDEN).model
+    assert isinstance(raven, Raven)
+    return raven
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,9 @@ def golden() -> dict[str, Tensor]:
     return load_file(GOLDEN / "golden.safetensors")
 
 
-def settings(backend: str = "torch", **changes: object) -> EngineSettings:
-    return EngineSettings(
-        initial_state="zero", pages=16, lanes=64, chunk=64, most_iterations=MOST, backend=backend, **changes
-    )
+def settings(backend: str = "torch", **changes: Any) -> EngineSettings:
+    sizes: dict[str, Any] = {"pages": 16, "lanes": 64, "chunk": 64, "most_iterations": MOST}
+    return EngineSettings(**sizes | {"initial_state": "zero", "backend": backend} | changes)
 
 
 @pytest.fixture(params=["torch", "fused"])
@@ -163,8 +165,8 @@ def test_adaptive_variants(
     golden: dict[str, Tensor],
     backend: str,
     variant: str,
-    changes: dict[str, object],
-    engine: dict[str, object],
+    changes: dict[str, Any],
+    engine: dict[str, Any],
 ) -> None:
     policy = LatentDiff(SPEC["latent-diff"], most=MOST, **changes)
     solo = Solo.over(model, settings(backend, **engine), policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -15,7 +16,14 @@ from traces import read
 
 pytestmark = pytest.mark.anyio
 
-SIZES = {"backend": "torch", "lanes": 8, "chunk": 8, "page_size": 4, "pages": 64, "reuse_prefixes": False}
+SIZES: dict[str, Any] = {
+    "backend": "torch",
+    "lanes": 8,
+    "chunk": 8,
+    "page_size": 4,
+    "pages": 64,
+    "reuse_prefixes": False,
+}
 PROMPT = [5, 6, 7, 5, 6, 7, 5, 6]
 
 

@@ -59,7 +59,7 @@ async def test_any_positive_temperature_is_one_that_can_be_drawn_with(llama: Pat
         async def say(sampling: Sampling) -> tuple[tuple[int, ...], tuple[float, ...]]:
             async with engine.thread([1, 2, 3]) as thread:
                 said = await thread.generate(4, sampling=sampling)
-                return said.tokens, said.logprobs
+            return said.tokens, said.logprobs
 
         greedy, _ = await say(Sampling())
         for top_k in (None, 40):
@@ -110,7 +110,8 @@ async def test_llamas_filters_are_those_of_transformers_unless_asked_otherwise(c
         async def says(filters: str) -> int:
             sampling = msgspec.convert({"temperature": 40.0, "top_p": 0.4, "filters": filters}, Sampling)
             async with engine.thread([1]) as thread:
-                return (await thread.generate(1, sampling=sampling)).tokens[0]
+                said = await thread.generate(1, sampling=sampling)
+            return said.tokens[0]
 
         # After token 1, token 2 has a share of 0.154, and each of the fifteen others 0.056.
         rules = ("model", "transformers", "huginn")
@@ -120,7 +121,7 @@ async def test_llamas_filters_are_those_of_transformers_unless_asked_otherwise(c
 
 def tokens_of(model: Model, backend: str, samplings: list[Sampling]) -> list[tuple[Any, ...]]:
     """Tokens and log-probabilities of threads that run together, one for each sampling."""
-    solo = Solo.over(model, EngineSettings(backend=backend, deterministic=True, **SIZES), Fixed(2))
+    solo = Solo.over(model, EngineSettings(**SIZES | {"backend": backend, "deterministic": True}), Fixed(2))
     for number, sampling in enumerate(samplings):
         solo.send(
             OpenThread(thread=(number,), seed=number, depth=Fixed(2)),

@@ -188,8 +188,9 @@ def test_what_a_fork_inherits_is_not_received(model: Raven) -> None:
 async def test_the_hit_rate_is_the_same_in_usage_and_trace(tiny_checkpoint: Path, tmp_path: Path) -> None:
     examples = " ".join(f"w{(7 * step) % 32}" for step in range(24))
     trace, trees, policy = tmp_path / "run.trace", 8, Policy(depth=Fixed(4))
-    sizes = {"page_size": 4, "chunk": 16, "lanes": 64, "pages": 256}
-    async with Engine.open(tiny_checkpoint, policy=policy, trace=trace, **sizes) as engine:
+    async with Engine.open(
+        tiny_checkpoint, policy=policy, trace=trace, page_size=4, chunk=16, lanes=64, pages=256
+    ) as engine:
         shares: list[float] = []
 
         async def ask_one(number: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from hypothesis import given, settings
@@ -15,6 +15,7 @@ from policies import DepthPolicy, DepthView, EntryView, Fixed, LatentDiff
 from policies.depth.base import IntArray
 from runtime.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.errors import PolicyError
+from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
@@ -74,7 +75,7 @@ class Said:
 
 
 @cache
-def model(state_init: str, coda: int) -> object:
+def model(state_init: str, coda: int) -> Raven:
     return tiny_model(7, state_init=state_init, coda=coda, prelude=coda)
 
 
@@ -147,6 +148,7 @@ class Program:
 
     def take_reports(self) -> None:
         for report in self.solo.core.ledger.take_reports():
+            assert isinstance(report, Finished | Failed)
             said = self.threads[report.thread]
             if isinstance(report, Finished):
                 self.finished.append(report)
@@ -194,7 +196,7 @@ crowds = st.lists(
 ).map(lambda begun: [step for steps in begun for step in steps])
 
 
-def run_program(setup: tuple[EngineSettings, str, int], steps: list[tuple]) -> Program:
+def run_program(setup: tuple[EngineSettings, str, int], steps: list[tuple[Any, ...]]) -> Program:
     program = Program(setup)
     for name, *arguments in steps:
         if name == "open":
@@ -257,7 +259,7 @@ def say_alone(program: Program, said: Said) -> None:
 @settings(max_examples=150)
 @given(engine_settings(), crowds, operations)
 def test_any_program_ends_leaks_nothing_and_threads_do_not_notice_each_other(
-    setup: tuple[EngineSettings, str, int], crowd: list[tuple], steps: list[tuple]
+    setup: tuple[EngineSettings, str, int], crowd: list[tuple[Any, ...]], steps: list[tuple[Any, ...]]
 ) -> None:
     program = run_program(setup, crowd + steps)
     ticks = 0

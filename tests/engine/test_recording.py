@@ -62,7 +62,7 @@ async def work(engine: Engine, *numbers: int) -> list[Answer | None]:
 
 
 def essence(answers: list[Answer | None]) -> list[tuple[object, ...] | None]:
-    return [answer and (answer.path, answer.tokens, answer.text, answer.reason) for answer in answers]
+    return [None if answer is None else (answer.path, answer.tokens, answer.text, answer.reason) for answer in answers]
 
 
 async def verified(*arguments: object) -> int:
@@ -144,7 +144,7 @@ async def test_a_recording_begins_without_stored_prompts(tiny_checkpoint: Path, 
     async def reused(engine: Engine) -> int:
         async with engine.thread(prompt(3)) as thread:
             await thread.generate(max_tokens=2)
-            return thread.usage.reused
+        return thread.usage.reused
 
     async with opened(tiny_checkpoint) as engine:
         assert [await reused(engine) for _ in range(2)] == [0, 8]
@@ -153,7 +153,7 @@ async def test_a_recording_begins_without_stored_prompts(tiny_checkpoint: Path, 
         assert await reused(engine) == 8
 
 
-def test_lanes_run_freely_outside(tmp_path: Path) -> None:
+def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a trace is written, the backend is asked for one tick at a time; before and after, for many."""
     core = build_core(
         tiny_model(3),
@@ -168,7 +168,7 @@ def test_lanes_run_freely_outside(tmp_path: Path) -> None:
         asked.append((wanted.most_ticks > 1, bool((wanted.entering.run > 0).any())))
         return tick(wanted)
 
-    core.backend.tick = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(core.backend, "tick", watched)
 
     def goes_on(path: tuple[int, ...]) -> tuple[bool, bool]:
         """Whether calls were to do several ticks, and whether lanes were to go on by themselves."""

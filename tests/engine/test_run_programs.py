@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from policies import DepthPolicy
 from runtime.commands import (
     CloseThread,
-    Emitted,
     Extend,
-    Failed,
     Finished,
     Generate,
     Interrupt,
@@ -97,12 +95,11 @@ class Program:
     def take(self, reports: list[Report]) -> None:
         by_path = {told.path: told for told in self.threads}
         for report in reports:
-            assert not isinstance(report, Failed | Emitted), report
+            assert isinstance(report, Signalled | Finished), report
             told = by_path[report.thread]
             if isinstance(report, Signalled):
                 told.signals.append(report.signal)
                 continue
-            assert isinstance(report, Finished)
             assert told.request is not None
             self.reports.append(report)
             self.log.append(("say", told, (told.request, report, told.signals)))
@@ -137,7 +134,8 @@ def repeat(model: Raven, program: Program, engine: EngineSettings) -> None:
         elif kind == "extend":
             bench.core.handle(Extend(told.path, what))
         else:
-            _say_again(bench, told, *what, counts=program.roomy and told.uncut)
+            request, report, signals = what
+            _say_again(bench, told, request, report, signals, counts=program.roomy and told.uncut)
     bench.core.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Drafts:
                 self.at[self.position[lane] + 1] = token
             return result
 
-        solo.core.backend.tick = tick
+        pytest.MonkeyPatch().setattr(solo.core.backend, "tick", tick)
 
     def rounds(self, tokens: list[int], start: int, look: int) -> list[int]:
         """Tokens appended in each round of draft and verification, as the reference does it from position `start`."""
@@ -81,8 +82,8 @@ class Drafts:
         return found
 
 
-def solo_over(seed: int = 1, engine: EngineSettings = ROOMY, **layers: int) -> Solo:
-    return Solo.over(tiny_model(seed, **layers), engine, PLAIN)
+def solo_over(seed: int = 1, engine: EngineSettings = ROOMY, coda: int = 1) -> Solo:
+    return Solo.over(tiny_model(seed, coda=coda), engine, PLAIN)
 
 
 def ask(solo: Solo, policy: DepthPolicy, tokens: int, path: ThreadPath = (0,), **changes: Any) -> None:
@@ -187,7 +188,12 @@ def perform(program: Program, operation: tuple[Any, ...]) -> None:
             program.solo.send(Interrupt(said.path, arguments[1])) if name == "interrupt" else program.close(said)
     elif idle := program.idle():
         said = idle[arguments[0] % len(idle)]
-        {"extend": program.extend, "generate": program.generate, "fork": program.fork}[name](said, *arguments[1:])
+        begin: dict[str, Callable[..., None]] = {
+            "extend": program.extend,
+            "generate": program.generate,
+            "fork": program.fork,
+        }
+        begin[name](said, *arguments[1:])
     program.take_reports()
     program.solo.core.scheduler.check_integrity()
 
@@ -290,7 +296,7 @@ def test_watchers_and_streams_get_what_is_said_and_no_guesses(stop_after: int) -
     assert sum((report.tokens for report in reports if isinstance(report, Emitted)), ()) == expected
 
 
-def test_a_stop_token_ends_it_and_nothing_is_drafted_behind_one() -> None:
+def test_a_stop_token_ends_it_and_nothing_is_drafted_behind_one(monkeypatch: pytest.MonkeyPatch) -> None:
     before, drafts = solo_over(), Drafts()
     drafts.watch(before)
     ask(before, SPECULATIVE, 30)
@@ -306,7 +312,7 @@ def test_a_stop_token_ends_it_and_nothing_is_drafted_behind_one() -> None:
         entered.extend(tick.entering.token.tolist())
         return tick_of(tick)
 
-    solo.core.backend.tick = tick
+    monkeypatch.setattr(solo.core.backend, "tick", tick)
     ask(solo, SPECULATIVE, 30, stop_tokens=frozenset({stop}))
     finished = only(solo)
     assert finished.tokens == everything[: everything.index(stop) + 1]
@@ -402,7 +408,7 @@ def test_a_fork_speculates_with_noise_of_its_own() -> None:
     assert said[0] == said[1]
 
 
-def test_a_tick_that_does_not_fit_is_retried_without_drafts() -> None:
+def test_a_tick_that_does_not_fit_is_retried_without_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     solo = solo_over()
     tick_of, refused = solo.backend.tick, 0
 
@@ -415,7 +421,7 @@ def test_a_tick_that_does_not_fit_is_retried_without_drafts() -> None:
             raise torch.OutOfMemoryError("no room")
         return tick_of(tick)
 
-    solo.core.backend.tick = tick
+    monkeypatch.setattr(solo.core.backend, "tick", tick)
     ask(solo, SPECULATIVE, 20)
     assert only(solo).tokens == plain_tokens(20)
     assert refused == 5
@@ -433,6 +439,7 @@ def test_drafts_wait_for_threads_that_want_to_enter() -> None:
         solo.core.step()
         assert len(begun) == 3 or solo.core.ledger.drafted == before
         for report in solo.core.ledger.take_reports():
+            assert isinstance(report, Emitted | Finished)
             begun.add(report.thread)
             answers += [report.tokens] if isinstance(report, Finished) else []
     assert solo.core.ledger.drafted > 0
@@ -445,7 +452,7 @@ def test_drafts_wait_for_threads_that_want_to_enter() -> None:
 @pytest.mark.anyio
 async def test_a_recorded_run_adds_up_and_verifies(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, policy = tmp_path / "run.trace", Policy(depth=Speculative(2, 3, most=4))
-    sizes = {"pages": 30, "page_size": 4, "lanes": 16, "chunk": 8}
+    sizes: dict[str, Any] = {"pages": 30, "page_size": 4, "lanes": 16, "chunk": 8}
     answers: list[tuple[int, ...]] = []
     async with Engine.open(
         tiny_checkpoint, policy=policy, trace=path, seed=7, sampling=Sampling(temperature=0.7), **sizes

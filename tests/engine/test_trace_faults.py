@@ -103,7 +103,7 @@ async def test_any_call_may_fail_and_only_the_recording_ends(
     faulty(1)
     with pytest.raises(TraceError, match="Cannot write a trace"):
         await run(tmp_path / "none.trace")
-    failed = []
+    failed: list[str | None] = []
     while not failed or failed[-1] is not None:
         fault = faulty(len(failed) + 2)
         path = tmp_path / f"{fault.fails_at}.trace"
@@ -205,10 +205,13 @@ async def test_an_engine_that_is_cancelled_while_it_opens_gives_its_trace_back()
     loads, may_load, closed = anyio.Event(), threading.Event(), anyio.Event()
     loop = asyncio.get_running_loop()
 
+    def close() -> None:
+        loop.call_soon_threadsafe(closed.set)
+
     def load() -> Opened:
         loop.call_soon_threadsafe(loads.set)
         may_load.wait()
-        return Opened(device=SteppedDevice(counting), close=lambda: loop.call_soon_threadsafe(closed.set))
+        return Opened(device=SteppedDevice(counting), close=close)
 
     task = asyncio.create_task(Engine(load).__aenter__())
     await loads.wait()

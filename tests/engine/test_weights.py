@@ -54,9 +54,9 @@ def weights_of(model: Model) -> Weights:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-async def say(engine: Engine) -> tuple[object, ...]:
+async def say(engine: Engine) -> tuple[tuple[object, ...], ...]:
     """What greedy threads under two depth policies say, to the last bit, and how much of their prompt was found."""
-    said: list[object] = []
+    said: list[tuple[object, ...]] = []
     for depth in (LatentDiff(0.7, most=6), Fixed(3)):
         async with engine.thread(PROMPT, policy=Policy(depth=depth)) as thread:
             generation = await thread.generate(max_tokens=8, stop=[-1])
@@ -76,7 +76,7 @@ async def test_new_weights_say_what_a_new_engine_says(
     directories: tuple[Path, Path], tmp_path: Path, backend: str, dtype: str
 ) -> None:
     old, new = directories
-    kind = {"backend": backend, "dtype": dtype}
+    kind: dict[str, Any] = {"backend": backend, "dtype": dtype}
     expected = {path: await said_anew(path, **kind) for path in directories}
     assert expected[old] != expected[new]
     async with Engine.open(old, **SIZES, **kind) as engine:

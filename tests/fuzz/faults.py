@@ -79,23 +79,23 @@ def planted(fault: Fault | None) -> Iterator[Planted | None]:
     if fault is None:
         yield None
         return
-    plant = Planted(fault)
+    plant, place = Planted(fault), fault.place
     build_backend = build.build_backend
 
     def build_faulty(*arguments: Any) -> Backend:
         backend: Any = build_backend(*arguments)
-        if fault.place == "tick":
+        if place == "tick":
             backend.tick = plant.before(backend.tick)
-        elif fault.place == "after tick":
+        elif place == "after tick":
             backend.tick = plant.after(backend.tick)
-        elif fault.place in _STEPS:
-            name = _STEPS[fault.place]
+        elif place in _STEPS:
+            name = _STEPS[place]
             setattr(backend, name, plant.before(getattr(backend, name)))
         return backend
 
     class FaultyPool(PagePool):
         def allocate(self) -> int:
-            if fault.place == "allocate":
+            if place == "allocate":
                 plant.pass_by()
             return super().allocate()
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from policies import DepthPolicy, Limits
+from policies.depth.base import Role
 from runtime import Answer, Child, Engine, ReasoningThread
 from runtime.errors import (
     CapacityError,
@@ -117,7 +118,7 @@ class Interpreter:
             self._books.judge(error)
 
     def _begin(self, thread: ReasoningThread, depth: str, limits: Limits | None, parent: Said | None = None) -> Said:
-        role = "root" if len(thread.path) == 1 else "child"
+        role: Role = "root" if len(thread.path) == 1 else "child"
         opened_with = DEPTHS[depth].for_thread(role, len(thread.path) - 1)
         said = Said(thread.path, opened_with) if parent is None else parent.fork(thread.path, opened_with)
         if depth in BY_LOAD or (limits is not None and limits.iterations is not None):
@@ -213,7 +214,7 @@ class _Body:
 
     def _policy_now(self, name: str | None) -> DepthPolicy:
         path = self._said.path
-        role = "root" if len(path) == 1 else "parent" if self._has_children else "child"
+        role: Role = "root" if len(path) == 1 else "parent" if self._has_children else "child"
         if name in BY_LOAD:
             self._said.is_comparable = False
         policy = DEPTHS[name or self._depth]

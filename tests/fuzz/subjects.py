@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 import torch
@@ -121,7 +121,11 @@ def checkpoint_of(model: str) -> Path:
     directory = _home() / model
     if model == "llama":
         return save_llama(directory, make_llama(5, vocab_size=VOCAB, num_key_value_heads=2, max_position_embeddings=64))
-    layers = {"raven": {}, "noisy": {"state_init": "like-init"}, "deeper": {"prelude": 0, "core": 2, "coda": 0}}
+    layers: dict[str, dict[str, Any]] = {
+        "raven": {},
+        "noisy": {"state_init": "like-init"},
+        "deeper": {"prelude": 0, "core": 2, "coda": 0},
+    }
     words = [*(f"w{number}" for number in range(VOCAB - 1 - len(TAGS))), *TAGS, "<unknown>"]
     inner = Inner(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unknown>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -147,6 +147,7 @@ def test_bfloat16_keeps_the_rotary_table_in_float32(tmp_path: Path, make_model: 
     model = make_model(tie_embeddings=False)
     save_checkpoint(tmp_path / "a", model)
     loaded = load_checkpoint(tmp_path / "a", dtype=torch.bfloat16).model
+    assert isinstance(loaded, Raven)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
     assert loaded.freqs_cis.dtype == torch.float32
     assert torch.equal(loaded.freqs_cis, model.freqs_cis)
@@ -190,12 +191,15 @@ def test_loaded_weights_do_not_depend_on_the_file(saved: Path) -> None:
 def test_the_stored_rotary_table_is_used(saved: Path) -> None:
     table = load_file(saved / "model.safetensors")["freqs_cis"] * 0.5
     rewrite(saved, freqs_cis=table)
-    assert torch.equal(load_checkpoint(saved).model.freqs_cis, table)
+    model = load_checkpoint(saved).model
+    assert isinstance(model, Raven)
+    assert torch.equal(model.freqs_cis, table)
 
 
 def test_a_missing_rotary_table_is_computed(saved: Path) -> None:
     rewrite(saved, freqs_cis=None)
     model = load_checkpoint(saved).model
+    assert isinstance(model, Raven)
     assert torch.equal(model.freqs_cis, rotary_table(model.config))
 
 
@@ -203,6 +207,7 @@ def test_a_tied_file_may_hold_an_equal_head(saved: Path, make_model: MakeModel) 
     table = load_file(saved / "model.safetensors")["transformer.wte.weight"]
     rewrite(saved, lm_head__weight=table.clone())
     model = load_checkpoint(saved).model
+    assert isinstance(model, Raven)
     assert model.lm_head.weight is model.transformer.wte.weight
     assert fingerprint(model) == fingerprint(make_model())
 

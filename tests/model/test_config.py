@@ -72,6 +72,7 @@ def test_published_object_has_the_reference_keys_and_values(golden_a: Path) -> N
 
 def test_golden_values(golden_a: Path) -> None:
     config = read_config(golden_a / "config.json")
+    assert isinstance(config, RavenConfig)
     assert (config.head_dim, config.n_layers, config.effective_depth) == (16, 8, 36)
     assert config.embedding_scale == 8.0
     assert config.state_std == pytest.approx(0.07905694150420949)
@@ -91,6 +92,7 @@ def test_padded_vocabulary_is_the_width_of_the_logits(tmp_path: Path, golden_a: 
 
 def test_state_scale_of_zero_means_a_zero_state_as_for_the_reference(tmp_path: Path, golden_a: Path) -> None:
     config = read_config(changed(tmp_path, golden_a, init_values={"std": 0.0}))
+    assert isinstance(config, RavenConfig)
     assert config.state_init == "zero"
     assert config.state_std == 0.0
     assert config_as_published(config, "float32")["init_values"]["std"] == 0.0

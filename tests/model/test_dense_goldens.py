@@ -18,7 +18,9 @@ RUNS = [(prompt, depth) for prompt in ("p0", "p1") for depth in (1, 2, 4, 8, 16)
 
 @pytest.fixture(scope="module")
 def model(golden_a: Path) -> Raven:
-    return load_checkpoint(golden_a).model
+    raven = load_checkpoint(golden_a).model
+    assert isinstance(raven, Raven)
+    return raven
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,7 @@ def test_computed_rotary_table_is_the_stored_one(model: Raven, golden_a: Path) -
 
 def test_bfloat16_stays_near_float32(golden_a: Path, golden: dict[str, Tensor]) -> None:
     model = load_checkpoint(golden_a, dtype=torch.bfloat16).model
+    assert isinstance(model, Raven)
     tokens = golden["prompt.p0"]
     _, states = states_of(model, tokens, 4)
     with torch.no_grad():

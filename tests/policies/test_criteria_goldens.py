@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ POLICIES: dict[str, type[DepthPolicy]] = {
     "entropy-diff": EntropyDiff,
     "argmax-stability": ArgmaxStability,
 }
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "latest-m4": {},
     "full": {},
     "latest-m4-compress-s4": {},
@@ -39,7 +40,9 @@ VARIANTS = {
 
 @cache
 def model() -> Raven:
-    return load_checkpoint(GOLDEN).model
+    raven = load_checkpoint(GOLDEN).model
+    assert isinstance(raven, Raven)
+    return raven
 
 
 @cache

@@ -13,6 +13,7 @@ from policies import (
     ByLoad,
     ByRole,
     ChildBudget,
+    DepthPolicy,
     EvenBudget,
     Fixed,
     LatentDiff,
@@ -83,7 +84,8 @@ def test_positional_arguments_and_defaults() -> None:
 
 def test_policies_compare_by_class_and_content_and_hash() -> None:
     assert LatentDiff(0.1) == LatentDiff(0.1) != LatentDiff(0.2)
-    assert LatentDiff(0.001) != KL(0.001)
+    criteria: list[DepthPolicy] = [LatentDiff(0.001), KL(0.001)]
+    assert criteria[0] != criteria[1]
     assert len({Fixed(2), Fixed(2), Fixed(3), ByRole(by_tree_depth=[Fixed(2)])}) == 3  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         Fixed(2).most = 3  # type: ignore[misc]

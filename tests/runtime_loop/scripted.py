@@ -34,6 +34,7 @@ from runtime.commands import (
     OpenThread,
     Record,
     Report,
+    Request,
     Signalled,
     StartRecording,
     StopRecording,
@@ -146,7 +147,7 @@ class ScriptedCore:
     def __init__(self, say: Say, context: int = 10**9) -> None:
         self.say = say
         self.context = context
-        self.commands: list[Command] = []
+        self.commands: list[Command | Request] = []
         self.events: list[Event] = []
         self.threads: dict[ThreadPath, Known] = {}
         self.ever: set[ThreadPath] = set()
@@ -169,7 +170,7 @@ class ScriptedCore:
     def has_work(self) -> bool:
         return any(thread.work is not None for thread in self.threads.values())
 
-    def handle(self, command: Command) -> None:
+    def handle(self, command: Command | Request) -> None:
         self.commands.append(command)
         match command:
             case OpenThread():
@@ -312,15 +313,15 @@ class SteppedDevice:
     def __init__(self, say: Say, context: int = 10**9, closes_late: bool = False) -> None:
         self._closes_late = closes_late
         self.core = ScriptedCore(say, context)
-        self.sent: list[Command] = []
-        self._queue: list[Command] = []
+        self.sent: list[Command | Request] = []
+        self._queue: list[Command | Request] = []
         self._deliver: Deliver | None = None
         self.is_stopped = False
 
     def start(self, deliver: Deliver) -> None:
         self._deliver = deliver
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Request) -> None:
         if not self.is_stopped:
             self.sent.append(command)
             self._queue.append(command)
@@ -370,8 +371,8 @@ class ScriptedDevice:
 
     def __init__(self, say: Say, context: int = 10**9) -> None:
         self.core = ScriptedCore(say, context)
-        self.sent: list[Command] = []
-        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self.sent: list[Command | Request] = []
+        self._commands: SimpleQueue[Command | Request | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._is_stopped = False
 
@@ -379,7 +380,7 @@ class ScriptedDevice:
         self._thread = threading.Thread(target=self._run, args=(deliver,), daemon=True)
         self._thread.start()
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Request) -> None:
         if not self._is_stopped:
             self.sent.append(command)
             self._commands.put(command)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import Engine, Limits, ReasoningThread
+from runtime.answer import Generation
 from runtime.commands import CloseThread, Generate, Interrupt
 
 from .scripted import (
@@ -44,9 +45,9 @@ async def test_a_cancelled_generate_leaves_the_context_as_it_was() -> None:
             assert device.sent[-1] == Interrupt((0,), keep=0)
             # The next call may start before the device has heard of the end of this one.
             async with anyio.create_task_group() as group:
-                results = []
+                results: list[Generation] = []
 
-                async def generate(results: list = results) -> None:
+                async def generate(results: list[Generation] = results) -> None:
                     results.append(await root.generate(2))
 
                 group.start_soon(generate)
@@ -202,6 +203,7 @@ async def test_cancellation_at_every_await(step_first: bool) -> None:
                 scope.cancel()
                 outer.start_soon(tick)
                 await done.wait()
+                assert engine._frontend is not None
                 await engine._frontend.account.settled()
                 assert engine.usage.sampled == device.load.sampled
                 assert engine.usage.iterations == device.load.iterations
@@ -229,8 +231,10 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
                     thread.spawn("5", run=choose.choice([run, None]), max_tokens=20, limits=limits)
                 case 4 if len(thread.path) < 4:
                     thread.fork("6", run=run)
+                case 5 if choose.random() < 0.5:
+                    await thread.join()
                 case 5:
-                    await thread.join(until=choose.choice(["all", "first success"]))
+                    await thread.join(until="first success")
                 case 6:
                     with anyio.move_on_after(choose.choice([0, 0.0005])):
                         await thread.generate()
@@ -256,6 +260,7 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
                             await run(root)
                     except (Exception, ExceptionGroup):
                         pass
+            assert engine._frontend is not None
             await engine._frontend.account.settled()
             assert engine._frontend.inbox.failure is None
             for name in ("sampled", "computed", "iterations", "reused"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import pytest
@@ -13,16 +15,21 @@ from policies import (
     BestOf,
     ByEntropy,
     ChildBudget,
+    DepthPolicy,
     Fixed,
     NoChildren,
     Policy,
     SelfConsistency,
     SpawnDecision,
     SpawnPolicy,
+    SpawnRequest,
+    TreeView,
 )
+from policies.depth.base import Role
 from runtime import BraidError, CapacityError, Engine, Limits, PolicyError, PromptError, ProtocolError
 from runtime.commands import Extend, Generate, OpenThread
-from traces.events import Joined, RunStarted, Spawned, ThreadEnded
+from runtime.protocol import BoundProtocol
+from traces.events import Event, Joined, RunStarted, Spawned, ThreadEnded
 
 from .scripted import (
     WORDS,
@@ -47,7 +54,9 @@ TREE = {
 }
 
 
-def engine_over(device: ScriptedDevice | SteppedDevice, protocol=None, **options: object) -> Engine:
+def engine_over(
+    device: ScriptedDevice | SteppedDevice, protocol: BoundProtocol | None = None, **options: Any
+) -> Engine:
     return Engine.over(
         device, tokenizer=word_tokenizer(), protocol=protocol or bound_protocol(), records=True, **options
     )
@@ -121,9 +130,9 @@ async def test_a_program_may_spawn_children_that_models_drive() -> None:
 class Inspecting(SpawnPolicy, frozen=True):
     """Grants the first of every two, and keeps what it was asked."""
 
-    seen: list = []  # noqa: RUF012
+    seen: list[tuple[SpawnRequest, TreeView]] = []  # noqa: RUF012
 
-    def decide(self, request, tree):
+    def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         self.seen.append((request, tree))
         return SpawnDecision(run=request.index % 2 == 0, depth=Fixed(most=7), reason="because")
 
@@ -170,17 +179,17 @@ async def test_shipped_policies_decide(policy: SpawnPolicy, granted: int, entrop
 
 
 class Raising(SpawnPolicy, frozen=True):
-    def decide(self, request, tree):
+    def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         raise ZeroDivisionError("no budget")
 
 
 class Wrong(SpawnPolicy, frozen=True):
-    def decide(self, request, tree):
+    def decide(self, request: SpawnRequest, tree: TreeView) -> Any:
         return True
 
 
 class RaisingDepth(Fixed, frozen=True):
-    def for_thread(self, role, tree_depth):
+    def for_thread(self, role: Role, tree_depth: int) -> DepthPolicy:
         if role == "child":
             raise ZeroDivisionError("no depth")
         return self
@@ -330,7 +339,7 @@ async def test_several_samples_and_a_choice() -> None:
     async with engine_over(device) as engine:
 
         class Highest(BestOf, frozen=True):
-            def score(self, prompt, answer):
+            def score(self, prompt: str, answer: str) -> float:
                 return float(answer) if prompt == "1" else 0.0
 
         answer = await engine.run("1", policy=Policy(spawn=Highest(n=4)))
@@ -338,12 +347,12 @@ async def test_several_samples_and_a_choice() -> None:
 
 
 class OutOfRange(SelfConsistency, frozen=True):
-    def choose(self, prompt, answers):
+    def choose(self, prompt: str, answers: Sequence[str]) -> int:
         return 99
 
 
 class NoChoice(SelfConsistency, frozen=True):
-    def choose(self, prompt, answers):
+    def choose(self, prompt: str, answers: Sequence[str]) -> int:
         raise ZeroDivisionError
 
 
@@ -369,9 +378,9 @@ async def test_a_wrong_choice_is_told_and_a_failed_sample_ends_the_run() -> None
 
 async def test_observers_see_the_tree_and_cannot_break_it() -> None:
     device = ScriptedDevice(scripts(TREE))
-    seen = []
+    seen: list[str] = []
 
-    def observe(event) -> None:
+    def observe(event: Event) -> None:
         seen.append(type(event).__name__)
         raise ZeroDivisionError
 

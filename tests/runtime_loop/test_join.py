@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import anyio.lowlevel
 import pytest
 
 from runtime import Answer, Child, Engine, ReasoningThread, ThreadStateError
+from runtime.child import Program
 from runtime.commands import CloseThread, Extend, OpenThread
 from traces.events import Joined, Spawned, ThreadEnded
 
@@ -25,7 +28,12 @@ from .turns import turn
 pytestmark = pytest.mark.anyio
 
 
-def says(message: str | None, after: anyio.Event | None = None, tokens: int = 1):
+def misused(**arguments: object) -> dict[str, Any]:
+    """Arguments that no type allows."""
+    return dict(arguments)
+
+
+def says(message: str | None, after: anyio.Event | None = None, tokens: int = 1) -> Program:
     """A child's program: samples some tokens and returns the message."""
 
     async def run(thread: ReasoningThread) -> str | None:
@@ -37,7 +45,7 @@ def says(message: str | None, after: anyio.Event | None = None, tokens: int = 1)
     return run
 
 
-def fails(error: Exception):
+def fails(error: Exception) -> Program:
     async def run(thread: ReasoningThread) -> str | None:
         raise error
 
@@ -144,9 +152,9 @@ async def test_first_success_may_be_told_what_success_is(engine: Engine) -> None
         assert answer.text == "y"
         assert root.text == "a"
         with pytest.raises(ValueError, match="belongs to"):
-            await root.join(success=bool)
+            await root.join(**misused(success=bool))
         with pytest.raises(ValueError, match="first success"):
-            await root.join(until="second success")
+            await root.join(**misused(until="second success"))
 
 
 async def test_no_success_is_none_or_the_errors(engine: Engine) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
-from policies import AsAsked, Policy, SelfConsistency
+from policies import AsAsked, Policy, SelfConsistency, SpawnDecision, SpawnRequest, TreeView
 from runtime import Engine, LimitExceeded, Limits, ReasoningThread
 from traces.events import Spawned, ThreadEnded
 
@@ -24,7 +26,7 @@ from .turns import turn
 pytestmark = pytest.mark.anyio
 
 
-def engine_over(device: ScriptedDevice | SteppedDevice, **options: object) -> Engine:
+def engine_over(device: ScriptedDevice | SteppedDevice, **options: Any) -> Engine:
     return Engine.over(device, tokenizer=word_tokenizer(), records=True, **options)
 
 
@@ -196,9 +198,7 @@ async def test_a_model_that_runs_out_returns_nothing_to_its_parent() -> None:
     async with engine_over(device, protocol=bound_protocol()) as engine:
 
         class Bounded(AsAsked, frozen=True):
-            def decide(self, request, tree):
-                from policies import SpawnDecision
-
+            def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
                 return SpawnDecision(run=True, limits=Limits(tokens=6))
 
         answer = await engine.run("1", policy=Policy(spawn=Bounded()))

@@ -69,6 +69,7 @@ async def test_leaving_keeps_what_was_delivered() -> None:
         await stream.aclose()
         root.append("b")
         assert (await root.generate(1)).tokens == (9,)
+        assert engine._frontend is not None
         await engine._frontend.account.settled()
         assert engine.usage.sampled == device.load.sampled
     assert_all_closed(device.core)

@@ -119,7 +119,7 @@ async def test_a_tokenizer_that_panics_fails_the_call_alone() -> None:
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_chunks_join_up_to_the_text_that_the_context_gains(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    few = [token for name in (BYTES[0xF0], BYTES[0x9F], "▁cat", "a") if (token := tokenizer.token_to_id(name))]
+    few = [known for name in (BYTES[0xF0], BYTES[0x9F], "▁cat", "a") if (known := tokenizer.token_to_id(name))]
     token = st.integers(0, tokenizer.vocab_size - 1) | st.sampled_from(few or [3])
     said = data.draw(st.lists(token, min_size=1, max_size=25))
     piece = tokenizer.decode(said)

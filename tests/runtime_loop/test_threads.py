@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import anyio
 import pytest
@@ -16,6 +17,7 @@ from runtime import (
     EngineFailed,
     PromptError,
     QueueFull,
+    ReasoningThread,
     Sampling,
     ThreadStateError,
 )
@@ -27,7 +29,7 @@ from .turns import turn
 pytestmark = pytest.mark.anyio
 
 
-def engine_over(device: ScriptedDevice | SteppedDevice, **options: object) -> Engine:
+def engine_over(device: ScriptedDevice | SteppedDevice, **options: Any) -> Engine:
     return Engine.over(device, tokenizer=word_tokenizer(), vocab_size=200, **options)
 
 
@@ -87,7 +89,7 @@ async def test_misuse_is_told() -> None:
             async with anyio.create_task_group() as group:
                 group.start_soon(root.generate, 2)
                 await turn()
-                for misuse in (lambda: root.append("b"), root.fork, root.stream):
+                for misuse in (lambda: root.append("b"), lambda: root.fork(), lambda: root.stream()):
                     with pytest.raises(ThreadStateError, match="while it is generating"):
                         misuse()
                 with pytest.raises(ThreadStateError, match="while it is generating"):
@@ -146,7 +148,7 @@ async def test_depth_policies_follow_the_role() -> None:
     device = ScriptedDevice(counting)
     async with engine_over(device, policy=policy) as engine, engine.thread("a") as root:
 
-        async def run(thread) -> None:
+        async def run(thread: ReasoningThread) -> None:
             await thread.generate(1)
             await thread.join([thread.spawn("c", max_tokens=1)])
             await thread.generate(1, depth=Fixed(most=9))

@@ -35,7 +35,9 @@ class Recording:
     def spawn(self, thread: tuple[int, ...], child: tuple[int, ...] | None, tokens: tuple[int, ...]) -> None:
         self.add(ev.Spawned, thread=thread, child=child, by_model=True, fork=False, tokens=tokens, reason="")
 
-    def join(self, thread: tuple[int, ...], children: list[tuple[int, ...]], cancelled: tuple = ()) -> None:
+    def join(
+        self, thread: tuple[int, ...], children: list[tuple[int, ...]], cancelled: tuple[tuple[int, ...], ...] = ()
+    ) -> None:
         self.add(ev.Joined, thread=thread, children=tuple(children), delivered=(), cancelled=cancelled)
 
 

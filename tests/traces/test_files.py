@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,10 +20,10 @@ from traces import Trace, TraceReader, TraceWriter, read
 from traces import events as ev
 from traces.writer import FRAME, MAGIC
 
-CLOSED = [ev.ThreadClosed(time=number / 10, thread=(0, number)) for number in range(6)]
+CLOSED: list[ev.AnyEvent] = [ev.ThreadClosed(time=number / 10, thread=(0, number)) for number in range(6)]
 
 
-def write(path: Path, events: list[ev.AnyEvent]) -> bytes:
+def write(path: Path, events: Sequence[ev.Event]) -> bytes:
     with TraceWriter(path, header()) as writer:
         writer.write_many(events[:2])
         for event in events[2:]:
@@ -255,19 +256,17 @@ def test_what_cannot_be_encoded_ends_the_trace_after_what_could(tmp_path: Path) 
 
 def test_texts_from_outside_are_made_encodable(tmp_path: Path) -> None:
     path, text = tmp_path / "run.trace", "caf\udce9 \ud83d \u00e9"
-    thread = {"time": 0.0, "thread": (0,)}
-    spawned = {"child": None, "by_model": True, "fork": False, "tokens": ()}
-    ended = {"outcome": "failed", "message": ()}
+    failed = ev.ThreadFailed(time=0.0, thread=(0,), error=text)
     events = [
-        ev.ThreadFailed(**thread, error=text),
-        ev.RunStarted(**thread, prompt=text),
-        ev.Spawned(**thread, **spawned, reason=text),
-        ev.ThreadEnded(**thread, **ended, text=text, error=text),
+        failed,
+        ev.RunStarted(time=0.0, thread=(0,), prompt=text),
+        ev.Spawned(time=0.0, thread=(0,), child=None, by_model=True, fork=False, tokens=(), reason=text),
+        ev.ThreadEnded(time=0.0, thread=(0,), outcome="failed", message=(), text=text, error=text),
     ]
     with TraceWriter(path, header()) as writer:
         writer.write_many(events)
     assert read(path).events == events
-    assert events[0].error == r"caf\udce9 \ud83d " + "\u00e9"
+    assert failed.error == r"caf\udce9 \ud83d " + "\u00e9"
 
 
 def test_a_body_that_raises_leaves_no_end_mark(tmp_path: Path) -> None:

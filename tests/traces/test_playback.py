@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from queue import SimpleQueue
 from random import Random
 
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 
 from policies import Fixed
 from runtime.commands import (
+    Answered,
     CloseThread,
     Command,
+    DeviceFailed,
     Extend,
     Failed,
     Finished,
@@ -41,11 +44,7 @@ def recorded(core: ToyCore) -> Trace:
     return Trace(header=header(), events=through_builtins(core.events), lost=None)
 
 
-def is_command(entry: Command | Report) -> bool:
-    return isinstance(entry, OpenThread | Extend | Generate | Interrupt | CloseThread | Record)
-
-
-def as_text(reports: list[Report]) -> list[str]:
+def as_text(reports: Sequence[Command | Report]) -> list[str]:
     """Comparable, NaN and errors included."""
     return [repr(report) for report in reports]
 
@@ -68,11 +67,11 @@ def test_the_same_commands_get_the_same_reports(drawn: list[tuple[int, int]]) ->
     core = ToyCore(fails=fails)
     log = run_program(core, drawn)
     order = RecordedOrder(recorded(core), patience=1.0)
-    expected = [entry for entry in log if not is_command(entry)]
+    expected = [entry for entry in log if not isinstance(entry, Command)]
     got: list[Report] = []
     due = 0
     for entry in log:
-        if is_command(entry):
+        if isinstance(entry, Command):
             order.handle(again(entry), got, now=0.0)
             got += play(order)
         else:
@@ -95,6 +94,7 @@ def may_be_sent(log: Log) -> list[list[int]]:
     before: list[list[int]] = []
     own: dict[tuple[int, ...], list[int]] = {}
     for at, entry in enumerate(log):
+        assert not isinstance(entry, Record | Answered | DeviceFailed)
         path = entry.thread
         if isinstance(entry, OpenThread) and entry.inherits is not None:
             own[path] = list(own[entry.inherits])
@@ -112,16 +112,17 @@ def test_reports_wait_for_commands_that_come_late(drawn: list[tuple[int, int]], 
     log = run_program(core, drawn)
     before = may_be_sent(log)
     order = RecordedOrder(recorded(core), patience=math.inf)
-    expected = [at for at, entry in enumerate(log) if not is_command(entry)]
+    commands = {at: entry for at, entry in enumerate(log) if isinstance(entry, Command)}
+    expected = [at for at in range(len(log)) if at not in commands]
     got: list[Report] = []
     done: set[int] = set()
     while True:
         done |= set(expected[: len(got)])
-        ready = [at for at, needed in enumerate(before) if at not in done and is_command(log[at]) and done >= {*needed}]
+        ready = [at for at, needed in enumerate(before) if at not in done and at in commands and done >= {*needed}]
         if not ready:
             break
         at = random.choice(ready)
-        order.handle(again(log[at]), got, now=0.0)
+        order.handle(again(commands[at]), got, now=0.0)
         got += play(order)
         done.add(at)
     assert as_text(got) == as_text([log[at] for at in expected])
@@ -134,10 +135,10 @@ def test_a_device_thread_delivers_them(drawn: list[tuple[int, int]]) -> None:
     log = run_program(core, drawn)
     device = Playback(recorded(core))
     delivered: SimpleQueue[list[Report]] = SimpleQueue()
-    device.start(delivered.put)
+    device.start(lambda reports: delivered.put(reports))
     waiting: list[Report] = []
     for entry in log:
-        if is_command(entry):
+        if isinstance(entry, Command):
             device.send(again(entry))
             continue
         if not waiting:
@@ -228,7 +229,9 @@ def test_a_command_that_was_not_recorded_fails_its_thread(commands: list[Command
     core = ToyCore()
     simple_log(core, *opening(), generating())
     # Whoever generates on it later is told again, and the recording is not played any further for it.
-    reports = replay(recorded(core), *commands, generating(commands[0].thread))
+    begins, *_ = commands
+    assert not isinstance(begins, Record)
+    reports = replay(recorded(core), *commands, generating(begins.thread))
     first, second = [report for report in reports if isinstance(report, Failed)]
     assert second.error is first.error
     with pytest.raises(TraceError, match=message):
@@ -267,8 +270,10 @@ def test_a_recorded_failure_between_generates() -> None:
     reports = replay(recorded(core), *opening(), generating())
     assert isinstance(reports[-1], Finished)
     reports = replay(recorded(core), *opening(), generating(), Extend(ROOT, (5,) * 100))
-    assert [type(report) for report in reports] == [Finished, Failed]
-    assert "too long" in str(reports[-1].error)
+    finished, failed = reports
+    assert isinstance(finished, Finished)
+    assert isinstance(failed, Failed)
+    assert "too long" in str(failed.error)
 
 
 def test_a_generate_without_recorded_end_says_why_it_ends() -> None:
@@ -317,8 +322,9 @@ def test_an_interrupt_that_never_comes_ends_after_the_recorded_time_and_patience
     assert reports == []
     while order.play(reports, 1.01 + end) <= 0:
         pass
-    assert [type(report) for report in reports] == [Failed]
-    assert "was interrupted after 5 tokens; the program did not interrupt it" in str(reports[0].error)
+    (report,) = reports
+    assert isinstance(report, Failed)
+    assert "was interrupted after 5 tokens; the program did not interrupt it" in str(report.error)
 
 
 def test_others_overtake_a_missing_thread_only_when_patience_ends() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from runtime.commands import Deliver, DeviceFailed, OpenThread
+from runtime.commands import Deliver, DeviceFailed, OpenThread, ThreadPath
 from runtime.errors import EngineFailed, TraceError
 from tests.traces.strategies import operations
 from tests.traces.toy_device import DEPTH, ToyCore, ToyDevice, header, run_program, through_builtins
@@ -54,6 +54,10 @@ def test_a_cut_off_trace_verifies_as_far_as_it_goes(drawn: list[tuple[int, int]]
         assert result.tokens == len(sampled(trace))
 
 
+def another_token_at(thread: ThreadPath, at: int) -> ToyCore:
+    return ToyCore(change=lambda path, position: (int((path, position) == (thread, at)), 0))
+
+
 @given(operations)
 @settings(max_examples=40)
 def test_the_first_other_token_is_found(drawn: list[tuple[int, int]]) -> None:
@@ -62,8 +66,7 @@ def test_the_first_other_token_is_found(drawn: list[tuple[int, int]]) -> None:
         place = (sample.thread, sample.position)
         # Another token changes what comes after it; a place may be sampled again after a cut.
         first = next(other for other in sampled(trace) if (other.thread, other.position) == place)
-        core = ToyCore(change=lambda path, position, place=place: (int((path, position) == place), 0))
-        divergence = verify(trace, ToyDevice(core)).divergence
+        divergence = verify(trace, ToyDevice(another_token_at(*place))).divergence
         assert divergence is not None
         assert (divergence.thread, divergence.position) == place
         assert (divergence.kind, divergence.expected) == ("token", first.token)

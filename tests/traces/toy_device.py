@@ -21,12 +21,14 @@ from runtime.commands import (
     Extend,
     Failed,
     Finished,
+    FinishReason,
     Generate,
     Interrupt,
     Load,
     OpenThread,
     Record,
     Report,
+    Request,
     Signal,
     Signalled,
     ThreadPath,
@@ -108,7 +110,7 @@ class ToyCore:
         self._fails = fails
         self._context_size = context_size
 
-    def record(self, kind: type[ev.Event], **fields: Any) -> ev.Event:
+    def record(self, kind: type[AnyEvent], **fields: Any) -> AnyEvent:
         event = kind(time=len(self.events) * 0.001, **fields)
         self.events.append(event)
         return event
@@ -122,6 +124,7 @@ class ToyCore:
 
     def handle(self, command: Command) -> None:
         if isinstance(command, Record):
+            assert isinstance(command.event, AnyEvent)
             self.events.append(msgspec.structs.replace(command.event, time=len(self.events) * 0.001))
             return
         path = command.thread
@@ -230,7 +233,7 @@ class ToyCore:
         elif len(thread.context) >= self._context_size:
             self._finish(path, "context")
 
-    def _finish(self, path: Path, reason: str) -> None:
+    def _finish(self, path: Path, reason: FinishReason) -> None:
         thread = self.threads[path]
         if thread.call is None:
             return
@@ -280,7 +283,8 @@ class ToyDevice:
         self._worker = threading.Thread(target=self._run, args=(deliver,), daemon=True)
         self._worker.start()
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Command | Request) -> None:
+        assert isinstance(command, Command), "nobody asks a toy for anything"
         self._commands.put(command)
 
     def stop(self) -> None:

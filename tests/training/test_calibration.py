@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -76,7 +77,7 @@ def record(
 
     async def main() -> None:
         prompts, sampling = random.Random(1), Sampling(temperature=temperature)
-        settings = {"backend": "torch", "chunk": 4, "page_size": 8, "most_iterations": MOST}
+        settings: dict[str, Any] = {"backend": "torch", "chunk": 4, "page_size": 8, "most_iterations": MOST}
         async with Engine.open(folder / "model", trace=trace, sampling=sampling, **settings) as engine:
             for policy in policies:
                 async with anyio.create_task_group() as group:
@@ -143,14 +144,17 @@ def test_dense_depths_are_the_engines(exiting: Trace, index: int) -> None:
 def test_dense_exit_values_are_the_engines(kind: type[DepthPolicy], tmp_path: Path) -> None:
     measured: list[float] = []
 
-    class Watched(kind, frozen=True, tag=f"Watched{kind.__name__}"):
-        def measure(self, view: DepthView) -> tuple[torch.Tensor, torch.Tensor]:
-            values, memory = super().measure(view)
-            measured.append(values.mean().item())  # one group in flight at a time
-            return values, memory
+    def measure(self: DepthPolicy, view: DepthView) -> tuple[torch.Tensor, torch.Tensor]:
+        values, memory = kind.measure(self, view)
+        measured.append(values.mean().item())  # one group in flight at a time
+        return values, memory
 
-        def is_done(self, values: torch.Tensor) -> torch.Tensor:
-            return torch.zeros_like(values, dtype=torch.bool)
+    def is_done(self: DepthPolicy, values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(values, dtype=torch.bool)
+
+    name, methods = f"Watched{kind.__name__}", {"measure": measure, "is_done": is_done}
+    watched = msgspec.defstruct(name, (), bases=(kind,), namespace=methods, frozen=True, tag=name)(most=MOST)
+    assert isinstance(watched, DepthPolicy)
 
     async def one_thread() -> None:
         save_checkpoint(tmp_path, PLAIN)
@@ -158,7 +162,7 @@ def test_dense_exit_values_are_the_engines(kind: type[DepthPolicy], tmp_path: Pa
             Engine.open(
                 tmp_path, trace=tmp_path / "run.trace", backend="torch", chunk=4, most_iterations=MOST
             ) as engine,
-            engine.thread(list(range(7)), policy=Policy(depth=Watched(most=MOST))) as root,
+            engine.thread(list(range(7)), policy=Policy(depth=watched)) as root,
         ):
             await root.generate(max_tokens=8)
             root.append([3, 1, 2])

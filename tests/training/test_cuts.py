@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -57,7 +58,7 @@ def trace(tiny_checkpoint: Path, backend: str, policy: DepthPolicy, tmp_path_fac
     save_checkpoint(directory, tiny_model(3, coda=0), tokenizer=tokenizer, braid=braid)
 
     async def record() -> None:
-        settings = {"backend": backend, "most_iterations": 6, "seed": 5, "chunk": 4, "page_size": 4}
+        settings: dict[str, Any] = {"backend": backend, "most_iterations": 6, "seed": 5, "chunk": 4, "page_size": 4}
         async with (
             Engine.open(directory, policy=Policy(depth=policy), **settings) as engine,
             engine.recording(directory / "run.trace"),

@@ -285,8 +285,9 @@ def test_a_run_goes_on_after_its_last_step(tiny_checkpoint: Path, tmp_path: Path
     ],
 )
 def test_configurations_that_teach_nothing_are_refused(field: str, value: float) -> None:
+    changes: dict[str, Any] = {"steps": 1, field: value}
     with pytest.raises(ValueError, match=f"GrpoConfig: {field} is "):
-        GrpoConfig(**{"steps": 1, field: value})
+        GrpoConfig(**changes)
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf, None, "right"])

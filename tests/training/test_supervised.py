@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from policies import Fixed, Policy
 from policies.training import (
@@ -393,8 +394,9 @@ def test_a_process_that_fails_ends_the_others(how: str, error: type[Exception], 
     ],
 )
 def test_configurations_that_teach_nothing_are_refused(field: str, value: float) -> None:
+    changes: dict[str, Any] = {"steps": 1, field: value}
     with pytest.raises(ValueError, match=f"SupervisedConfig: {field} is "):
-        SupervisedConfig(**{"steps": 1, field: value})
+        SupervisedConfig(**changes)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
