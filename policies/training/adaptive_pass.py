@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from policies.depth.base import DepthPolicy, DepthView, Role
+from policies.training.batching import by_length
 from policies.training.last_written import LastWritten
 from policies.training.thread_tokens import ThreadTokens
 from runtime.model.raven import Raven, attend_causally
@@ -47,12 +48,8 @@ def batches(
     kinds = sorted({(thread.tree_depth, thread.role) for thread in threads})
     for kind in kinds:
         same = [thread for thread in threads if (thread.tree_depth, thread.role) == kind]
-        same.sort(key=lambda thread: len(thread.tokens))
-        start = 0
-        for end in range(1, len(same) + 1):
-            if end == len(same) or (end + 1 - start) * (len(same[end].tokens) - 1) > tokens_per_batch:
-                yield _batch(same[start:end], torch.device(device))
-                start = end
+        for group in by_length(same, lambda thread: len(thread.tokens) - 1, tokens_per_batch):
+            yield _batch(group, torch.device(device))
 
 
 def _batch(threads: Sequence[ThreadTokens], device: torch.device) -> ThreadBatch:

@@ -12,7 +12,6 @@ tokens, all given the tokens before them: how many are the same as at full depth
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +32,7 @@ from policies.training.adaptive_pass import batches, run_full, run_policy
 from policies.training.thread_tokens import ThreadTokens
 from runtime.model.checkpoint import describe
 from runtime.model.directories import BRAID
+from runtime.model.files import replace_file
 from runtime.model.raven import Raven
 
 D = TypeVar("D", bound=DepthPolicy)
@@ -225,7 +225,5 @@ def save_default_policy(directory: Path, depth: DepthPolicy) -> Policy:
     except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     policy = msgspec.structs.replace(own, depth=depth)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode({**braid, "policy": to_builtins(policy)})))
-    os.replace(partial, path)
+    replace_file(path, msgspec.json.format(msgspec.json.encode({**braid, "policy": to_builtins(policy)})))
     return policy

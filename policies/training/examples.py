@@ -9,6 +9,8 @@ import msgspec
 import torch
 from torch import Tensor
 
+from policies.training.batching import LENGTH_STEP, by_length, rounded
+
 
 class Example(msgspec.Struct, frozen=True):
     """One thread. `weights[i]` is the loss weight of predicting `tokens[i]`: 0 for prompts and messages received.
@@ -32,7 +34,7 @@ class PackedBatch(msgspec.Struct, frozen=True):
     weights: Tensor
 
 
-def pack(examples: list[Example], tokens_per_batch: int, length_step: int = 16) -> Iterator[PackedBatch]:
+def pack(examples: list[Example], tokens_per_batch: int, length_step: int = LENGTH_STEP) -> Iterator[PackedBatch]:
     """Groups examples of like length into batches of at most `tokens_per_batch` tokens, padding included.
 
     An example that is longer by itself makes a batch of its own. A row is one thread, so that none attends to
@@ -47,15 +49,7 @@ def pack(examples: list[Example], tokens_per_batch: int, length_step: int = 16) 
             )
         if not all(0 <= weight < math.inf for weight in example.weights):
             raise ValueError("An example has a loss weight that is not finite or below 0; 0 is for what is not learnt.")
-    ordered = sorted(examples, key=lambda example: len(example.tokens))
-    group: list[Example] = []
-    for example in ordered:
-        length = _rounded(len(example.tokens) - 1, length_step)
-        if group and length * (len(group) + 1) > tokens_per_batch:
-            yield _padded(group, length_step)
-            group = []
-        group.append(example)
-    if group:
+    for group in by_length(examples, lambda example: len(example.tokens) - 1, tokens_per_batch, length_step):
         yield _padded(group, length_step)
 
 
@@ -66,12 +60,8 @@ def on_device(batch: PackedBatch, device: torch.device) -> PackedBatch:
     return PackedBatch(batch.inputs.to(device), batch.targets.to(device), batch.weights.to(device))
 
 
-def _rounded(length: int, step: int) -> int:
-    return -(-length // step) * step
-
-
 def _padded(group: list[Example], length_step: int) -> PackedBatch:
-    length = _rounded(len(group[-1].tokens) - 1, length_step)
+    length = rounded(len(group[-1].tokens) - 1, length_step)
     inputs = torch.zeros(len(group), length, dtype=torch.int64)
     targets = torch.zeros(len(group), length, dtype=torch.int64)
     weights = torch.zeros(len(group), length)

@@ -21,10 +21,10 @@ from pathlib import Path
 import anyio.to_thread
 import msgspec
 import torch
-import torch.distributed as distributed
 from torch import Tensor
 
 from policies.training.finite import check_finite, whole_or_nothing
+from policies.training.gradients import average_gradients
 from policies.training.metrics import drop_metrics_after, write_metrics
 from policies.training.plot import plot_where_possible
 from policies.training.progress import progress_bar
@@ -146,7 +146,7 @@ class Learner:
             loss.backward()
             sums += torch.stack([loss.detach(), divergence, clipped, batch.is_sampled.sum()])
             gap = max(gap, float(((logprobs.detach() - batch.logprobs).abs() * batch.is_sampled).max()))
-        sums = self._sum_gradients(sums)
+        sums = average_gradients(self.model, sums, self.world)
         check_finite("loss", float(sums[0]), "lower the rate, or look for what the engine computes otherwise")
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         check_finite("gradient norm", float(norm), "lower the rate")
@@ -162,20 +162,6 @@ class Learner:
             "gradient_norm": float(norm),
             "gap": gap,
         }
-
-    def _sum_gradients(self, sums: Tensor) -> Tensor:
-        """Makes gradients of summed losses those of the mean over all processes' tokens; returns all their sums."""
-        parameters = list(self.model.parameters())
-        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-        flat = torch.cat([*(gradient.flatten() for gradient in gradients), sums])
-        if self.world > 1:
-            distributed.all_reduce(flat)
-        sums = flat[-len(sums) :].clone()
-        flat /= sums[-1].clamp(min=1.0)
-        parts = flat[: -len(sums)].split([each.numel() for each in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
-            parameter.grad = part.view_as(parameter).clone()
-        return sums
 
 
 def objective(logprobs: Tensor, start: Tensor, batch: ReplayBatch, config: GrpoConfig) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policies.training.batching import LENGTH_STEP, by_length, rounded
 from policies.training.last_written import LastWritten
 from policies.training.thread_tokens import ThreadTokens
 from runtime.model.raven import Raven, attend_causally
@@ -46,20 +47,12 @@ def replay_batches(
 
     Threads of like length go together, except that one longer than that has a batch of its own.
     """
-    ordered = sorted(rollouts, key=lambda rollout: len(rollout[0].tokens))
-    start = 0
-    for end in range(1, len(ordered) + 1):
-        if end == len(ordered) or (end - start + 1) * _rounded(len(ordered[end][0].tokens) - 1) > tokens_per_batch:
-            yield _batch(ordered[start:end], device)
-            start = end
-
-
-def _rounded(length: int) -> int:
-    return -(-length // 16) * 16
+    for group in by_length(rollouts, lambda rollout: len(rollout[0].tokens) - 1, tokens_per_batch, LENGTH_STEP):
+        yield _batch(group, device)
 
 
 def _batch(rollouts: Sequence[tuple[ThreadTokens, float]], device: torch.device) -> ReplayBatch:
-    length = _rounded(len(rollouts[-1][0].tokens) - 1)
+    length = rounded(len(rollouts[-1][0].tokens) - 1, LENGTH_STEP)
 
     def padded(rows: list[Sequence[float]], dtype: torch.dtype) -> Tensor:
         table = torch.zeros(len(rows), length, dtype=dtype)

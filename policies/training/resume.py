@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from policies.training.finite import first_not_finite
 from runtime.errors import CheckpointError
+from runtime.model.files import replacing
 
 FILE = "training.safetensors"
 
@@ -30,9 +30,8 @@ def save(directory: Path, step: int, model: nn.Module, optimizers: list[torch.op
             for key, value in optimizer.state[parameter].items():
                 tensors[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value).detach()
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{FILE}.partial"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"step": str(step)})
-    os.replace(partial, directory / FILE)
+    with replacing(directory / FILE) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"step": str(step)})
 
 
 def restore(directory: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer] | None = None) -> int:

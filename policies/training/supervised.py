@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed as distributed
 
 from policies.training.examples import Example, pack
 from policies.training.finite import check_finite, whole_or_nothing
+from policies.training.gradients import average_gradients
 from policies.training.metrics import drop_metrics_after, write_metrics
 from policies.training.optimizers import optimizers_for
 from policies.training.plot import plot_where_possible
@@ -70,7 +70,10 @@ class TrainingRun:
             loss.backward()
             loss_sum += float(loss.detach())
             weight += float(batch.weights.sum())
-        mean_loss = self._average_gradients(loss_sum, weight)
+        sums = average_gradients(self.model, torch.tensor([loss_sum, weight], device=device_of(self.model)), self.world)
+        if float(sums[1]) == 0.0:
+            raise ValueError("No example of this step has a loss weight; give what a thread writes weights above 0.")
+        mean_loss = float(sums[0] / sums[1])
         with whole_or_nothing(self.model, self.optimizers):
             check_finite("loss", mean_loss, "lower the learning rates, or look at the weights that training began with")
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -82,20 +85,6 @@ class TrainingRun:
                 optimizer.zero_grad()
         self.step += 1
         return mean_loss
-
-    def _average_gradients(self, loss_sum: float, weight: float) -> float:
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        sums = torch.tensor([loss_sum, weight], device=device_of(self.model))
-        flat = torch.cat([*(gradient.flatten() for gradient in gradients), sums])
-        if self.world > 1:
-            distributed.all_reduce(flat)
-        total = float(flat[-1])
-        if total == 0.0:
-            raise ValueError("No example of this step has a loss weight; give what a thread writes weights above 0.")
-        flat /= total
-        for gradient, part in zip(gradients, flat[:-2].split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-        return float(flat[-2])
 
 
 def train(

@@ -6,9 +6,7 @@ tokenizer.json and braid.json.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -32,6 +30,7 @@ from runtime.model.directories import (
     shipped_directory,
     tokenizer_file,
 )
+from runtime.model.files import replace_file, replacing
 from runtime.model.fitting import check_sizes
 from runtime.model.published import holds, is_directory, read_bytes, read_object
 from runtime.model.tokenizer import Tokenizer
@@ -175,7 +174,7 @@ def save_checkpoint(
     generation = {"_from_model_config": True, **({"eos_token_id": sorted(eos)} if eos else {})}
     directory.mkdir(parents=True, exist_ok=True)
     # The references' loaders want the format in the metadata.
-    with _replacing(directory / WEIGHTS) as partial:
+    with replacing(directory / WEIGHTS) as partial:
         save_file(tensors, partial, {"format": "pt"})
     contents = {
         CONFIG: _json(config_as_published(model.config, _DTYPES[dtype])),
@@ -185,8 +184,7 @@ def save_checkpoint(
     }
     for name, content in contents.items():
         if content is not None:
-            with _replacing(directory / name) as partial:
-                partial.write_bytes(content)
+            replace_file(directory / name, content)
 
 
 def fingerprint(model: Model) -> str:
@@ -316,14 +314,3 @@ def _table(config: ModelConfig) -> str:
 
 def _json(content: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content, order="sorted"), indent=2) + b"\n"
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; what was written takes the place of `path` if the block ends well, and goes if it fails."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

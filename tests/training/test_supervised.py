@@ -186,8 +186,8 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path, state_i
     def run(directory: Path, *stops: int) -> Raven:
         for steps in stops:
             model = tiny_model(5, state_init=state_init)
-            # The schedule is the whole run's; a kill is a config that ends early but decays alike.
-            train(model, successors, msgspec.structs.replace(CONFIG, steps=steps, hold=6.0), directory, {})
+            # Rates that do not decay: a kill is a config that ends early and is otherwise the same.
+            train(model, successors, msgspec.structs.replace(CONFIG, steps=steps, hold=1.0), directory, {})
         return model
 
     whole, resumed = run(tmp_path / "whole", 6), run(tmp_path / "resumed", 3, 6)

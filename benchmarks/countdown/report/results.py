@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +11,7 @@ import msgspec
 from benchmarks.countdown.report.cells import Cell, ProblemSet, Record, Result
 from benchmarks.countdown.report.checkpoints import CheckpointFacts, Checkpoints, resolved
 from examples.countdown.problems import Problem
+from runtime.model.files import replace_file
 
 ProblemSets = dict[ProblemSet, list[Problem]]
 
@@ -48,10 +48,8 @@ class ResultStore:
         """Whole or not at all, whenever it is killed."""
         path = self._path(result.cell, facts, problems)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         finished = _Finished(records=result.records, seconds=result.seconds, depths=result.depths)
-        partial.write_bytes(msgspec.msgpack.encode(finished))
-        os.replace(partial, path)
+        replace_file(path, msgspec.msgpack.encode(finished))
 
     def _path(self, cell: Cell, facts: CheckpointFacts, problems: Sequence[Problem]) -> Path:
         return self._directory / f"{cell_key(cell, facts, problems)}.msgpack"
