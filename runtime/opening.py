@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import msgspec
@@ -18,7 +18,8 @@ import msgspec
 from policies import Policy, from_builtins, to_builtins
 from runtime.commands import Device, OnTraceError
 from runtime.errors import CheckpointError, ProtocolError
-from runtime.model.published import parse_object
+from runtime.model.braid_file import parse_braid
+from runtime.model.directories import BRAID
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol, TagProtocol
 from runtime.settings import EngineSettings
@@ -53,16 +54,6 @@ class Opened:
     """Waits, on a worker thread, until the device that was started can serve, or raises what keeps it from that."""
     close: Callable[[], None] | None = None
     """Gives back what the device has not: called when it has stopped, or is never started."""
-
-
-class BraidFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`braid.json`: what a checkpoint carries beside the published format."""
-
-    protocol: TagProtocol | None = None
-    policy: dict[str, Any] | None = None
-    """A policy as `policies.to_builtins` writes it."""
-    tokenizer: str | None = None
-    """Name of the shipped checkpoint whose tokenizer.json counts for a directory that has none."""
 
 
 def open_device(
@@ -176,17 +167,16 @@ def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | 
     Raises `CheckpointError`, naming the file, for what is no declaration of either, or for a protocol that the
     checkpoint's tokenizer cannot write.
     """
-    if checkpoint.braid is None:
-        return None, None
-    where = checkpoint.path / "braid.json"
+    where = checkpoint.path / BRAID
+    braid = parse_braid(where, checkpoint.braid)
     try:
-        braid = msgspec.convert(parse_object(where, checkpoint.braid), BraidFile)
-        policy = None if braid.policy is None else from_builtins(braid.policy, Policy)
+        policy = braid.default_policy()
         if braid.protocol is None:
             return None, policy
+        protocol = msgspec.convert(braid.protocol, TagProtocol)
         if checkpoint.tokenizer is None:
             raise ProtocolError("the protocol needs a tokenizer.json beside it, or the name of a shipped one.")
-        return braid.protocol.bind(checkpoint.tokenizer), policy
+        return protocol.bind(checkpoint.tokenizer), policy
     except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
         raise CheckpointError(f"{where}: {str(error).removesuffix('.')}.") from error
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -27,9 +27,9 @@ from policies.depth.entropy_diff import EntropyDiff
 from policies.depth.kl import KL, MinPKL
 from policies.depth.latent_diff import LatentDiff
 from policies.policy import Policy
-from policies.registry import from_builtins, to_builtins
 from policies.training.adaptive_pass import batches, run_full, run_policy
 from policies.training.thread_tokens import ThreadTokens
+from runtime.model.braid_file import parse_braid
 from runtime.model.checkpoint import describe
 from runtime.model.directories import BRAID
 from runtime.model.files import replace_file
@@ -214,16 +214,15 @@ def save_default_policy(directory: Path, depth: DepthPolicy) -> Policy:
     """Makes `depth` the depth policy that `Engine.open(directory)` follows, and returns the whole policy.
 
     Protocol and spawn policy of an existing braid.json stay. The file is replaced in one move. Raises
-    `CheckpointError` for a directory that is no checkpoint and `ValueError`, naming the file, for a braid.json that
-    does not hold what it should.
+    `CheckpointError` for a directory that is no checkpoint and for a braid.json that is none, and `ValueError`, naming
+    the file, for a policy there that is not known.
     """
-    written = describe(directory).braid
     path = directory / BRAID
+    braid = parse_braid(path, describe(directory).braid)
     try:
-        braid: dict[str, Any] = {} if written is None else msgspec.json.decode(written, type=dict[str, Any])
-        own = Policy() if braid.get("policy") is None else from_builtins(braid["policy"], Policy)
-    except (msgspec.MsgspecError, ValueError) as error:
+        own = braid.default_policy() or Policy()
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     policy = msgspec.structs.replace(own, depth=depth)
-    replace_file(path, msgspec.json.format(msgspec.json.encode({**braid, "policy": to_builtins(policy)})))
+    replace_file(path, braid.with_policy(policy).to_json())
     return policy

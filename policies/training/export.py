@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 
 from policies.policy import Policy
-from policies.registry import to_builtins
 from policies.training.finite import first_not_finite
 from runtime import TagProtocol
+from runtime.model.braid_file import BraidFile
 from runtime.model.checkpoint import save_checkpoint
 from runtime.model.raven import Raven
 from runtime.model.tokenizer import Tokenizer
@@ -28,8 +28,7 @@ def export_checkpoint(
         raise ValueError(f"The weights {name} are not finite; no checkpoint is made of them.")
     protocol.bind(tokenizer)
     ends = [token for tag in protocol.end if (token := tokenizer.token_to_id(tag)) is not None]
-    braid = {"protocol": msgspec.to_builtins(protocol)}
+    braid = BraidFile(protocol=msgspec.to_builtins(protocol))
     if policy is not None:
-        braid["policy"] = to_builtins(policy)
-    content = msgspec.json.format(msgspec.json.encode(braid), indent=2) + b"\n"
-    save_checkpoint(directory, model, tokenizer=tokenizer, eos=ends, braid=content)
+        braid = braid.with_policy(policy)
+    save_checkpoint(directory, model, tokenizer=tokenizer, eos=ends, braid=braid.to_json())

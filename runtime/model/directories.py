@@ -5,21 +5,14 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
-import msgspec
-
 from runtime.errors import CheckpointError
-from runtime.model.published import holds, read_object, shown
+from runtime.model.braid_file import parse_braid
+from runtime.model.published import holds, read_bytes, shown
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER = "tokenizer.json"
 BRAID = "braid.json"
-
-
-class _NamedTokenizer(msgspec.Struct):
-    """What counts of braid.json."""
-
-    tokenizer: str | None = None
 
 
 def shipped_directory() -> Path:
@@ -44,10 +37,7 @@ def tokenizer_file(directory: Path) -> Path | None:
     braid = directory / BRAID
     if not holds(braid):
         return None
-    try:
-        name = msgspec.convert(read_object(braid), _NamedTokenizer).tokenizer
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{braid}: {error}.") from error
+    name = parse_braid(braid, read_bytes(braid)).tokenizer
     if name is None:
         return None
     if name not in _shipped_with(TOKENIZER):
