@@ -4,7 +4,7 @@
 """
 
 from policies.depth.argmax_stability import ArgmaxStability
-from policies.depth.base import DepthPolicy, DepthView, EntryView
+from policies.depth.base import DepthPolicy, DepthView, EntryView, Role
 from policies.depth.bounding import Bounding
 from policies.depth.by_load import ByLoad
 from policies.depth.by_role import ByRole
@@ -49,6 +49,7 @@ __all__ = [
     "MinPKL",
     "NoChildren",
     "Policy",
+    "Role",
     "Sampled",
     "SelfConsistency",
     "SpawnDecision",

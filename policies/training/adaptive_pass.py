@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policies.depth.base import DepthPolicy, DepthView, Role
+from policies import DepthPolicy, DepthView, Role
 from policies.training.batching import by_length
 from policies.training.last_written import LastWritten
 from policies.training.thread_tokens import ThreadTokens
-from runtime.model.raven import Raven, attend_causally
+from runtime.model import Raven, attend_causally
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

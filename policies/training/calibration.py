@@ -20,20 +20,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from policies.depth.argmax_stability import ArgmaxStability
-from policies.depth.base import DepthPolicy
-from policies.depth.cosine import Cosine
-from policies.depth.entropy_diff import EntropyDiff
-from policies.depth.kl import KL, MinPKL
-from policies.depth.latent_diff import LatentDiff
-from policies.policy import Policy
+from policies import KL, ArgmaxStability, Cosine, DepthPolicy, EntropyDiff, LatentDiff, MinPKL, Policy
 from policies.training.adaptive_pass import batches, run_full, run_policy
 from policies.training.thread_tokens import ThreadTokens
-from runtime.model.braid_file import parse_braid
-from runtime.model.checkpoint import describe
-from runtime.model.directories import BRAID
-from runtime.model.files import replace_file
-from runtime.model.raven import Raven
+from runtime.model import BRAID, Raven, describe, parse_braid, replace_file
 
 D = TypeVar("D", bound=DepthPolicy)
 

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import msgspec
 
-from policies.policy import Policy
+from policies import Policy
 from policies.training.finite import first_not_finite
 from runtime import TagProtocol
-from runtime.model.braid_file import BraidFile
-from runtime.model.checkpoint import save_checkpoint
-from runtime.model.raven import Raven
-from runtime.model.tokenizer import Tokenizer
+from runtime.model import BraidFile, Raven, Tokenizer, save_checkpoint
 
 
 def export_checkpoint(

@@ -35,8 +35,7 @@ from policies.training.teacher_forcing import device_of
 from policies.training.thread_tokens import ThreadTokens
 from policies.validation import check_count, check_number
 from runtime import CheckpointError, Engine, Sampling
-from runtime.model.checkpoint import load_checkpoint
-from runtime.model.raven import Raven
+from runtime.model import Raven, load_checkpoint
 
 DrawQuestions = Callable[[random.Random], Question]
 """A question from a source of randomness."""

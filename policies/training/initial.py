@@ -6,10 +6,8 @@ from pathlib import Path
 
 import torch
 
-from runtime.errors import CheckpointError
-from runtime.model.checkpoint import load_checkpoint
-from runtime.model.raven import Raven
-from runtime.model.tokenizer import Tokenizer
+from runtime import CheckpointError
+from runtime.model import Raven, Tokenizer, load_checkpoint
 
 _TABLES = ("transformer.wte.weight", "lm_head.weight")
 

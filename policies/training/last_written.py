@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runtime.model.raven import Attend, attend_causally
+from runtime.model import Attend, attend_causally
 
 
 class LastWritten:

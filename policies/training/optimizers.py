@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from policies.training.schedule import SupervisedConfig
-from runtime.model.raven import Raven
+from runtime.model import Raven
 
 
 def optimizers_for(model: Raven, config: SupervisedConfig) -> list[torch.optim.Optimizer]:

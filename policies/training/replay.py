@@ -16,7 +16,7 @@ from torch import Tensor
 from policies.training.batching import LENGTH_STEP, by_length, rounded
 from policies.training.last_written import LastWritten
 from policies.training.thread_tokens import ThreadTokens
-from runtime.model.raven import Raven, attend_causally
+from runtime.model import Raven, attend_causally
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from policies.training.finite import first_not_finite
-from runtime.errors import CheckpointError
-from runtime.model.files import replacing
+from runtime import CheckpointError
+from runtime.model import replacing
 
 FILE = "training.safetensors"
 

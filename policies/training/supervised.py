@@ -25,8 +25,7 @@ from policies.training.progress import progress_bar
 from policies.training.resume import restore, save
 from policies.training.schedule import SupervisedConfig, learning_rate, sample_iterations
 from policies.training.teacher_forcing import TeacherForced, device_of, exactness
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven
+from runtime.model import Raven, RavenConfig
 
 __all__ = [
     "DrawExamples",

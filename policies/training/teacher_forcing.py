@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from policies.training.examples import Example, PackedBatch, on_device, pack
-from runtime.model.raven import Raven, attend_causally
+from runtime.model import Raven, attend_causally
 
 
 class TeacherForced:

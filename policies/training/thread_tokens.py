@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 
-from policies.depth.base import Role
+from policies import Role
 from traces import ThreadContext, ThreadStory, Trace, contexts_of, path_name, tree_of, walk
 
 Prefix = tuple[bytes, tuple[int, ...]]

@@ -11,7 +11,7 @@ import msgspec
 from benchmarks.countdown.report.cells import Cell, ProblemSet, Record, Result
 from benchmarks.countdown.report.checkpoints import CheckpointFacts, Checkpoints, resolved
 from examples.countdown.problems import Problem
-from runtime.model.files import replace_file
+from runtime.model import replace_file
 
 ProblemSets = dict[ProblemSet, list[Problem]]
 
