@@ -11,8 +11,8 @@ from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from policies.depth.fixed import Fixed
 from runtime.commands import Finished, ThreadPath
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -51,12 +51,12 @@ def _compare(name: str, model: Raven, size: Size, threads: int, rounds: int) -> 
     depth, given = Fixed(most=size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
     settings = EngineSettings(device="cpu", backend="fused", memory=2**28)
     cores = {
-        "fused": build_core(model, settings, depth),
-        "torch": build_core(model, msgspec.structs.replace(settings, backend="torch"), depth),
+        "fused": build_loop(model, settings, depth),
+        "torch": build_loop(model, msgspec.structs.replace(settings, backend="torch"), depth),
     }
     answers: dict[str, dict[ThreadPath, Finished]] = {}
 
-    def side(which: str, core: DeviceCore) -> float:
+    def side(which: str, core: DeviceLoop) -> float:
         seconds, answers[which] = driving.answer_all(core, given, depth, size.tokens, Sampling())
         return seconds
 

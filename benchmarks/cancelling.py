@@ -14,8 +14,8 @@ from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
 from policies import Policy
 from policies.depth.fixed import Fixed
-from runtime.device.build import build_core
-from runtime.device.core import ModelDevice
+from runtime.device.build import build_loop
+from runtime.device.loop import ModelDevice
 from runtime.engine import Engine
 from runtime.settings import EngineSettings
 from runtime.thread import ReasoningThread
@@ -54,7 +54,7 @@ def measure(size: Size, rounds: int) -> Result:
 async def _fall(shape: Shape, count: int) -> float:
     """Seconds from cancelling a tree until it is gone and its work is counted."""
     settings = EngineSettings(pages=8, device="cpu")
-    device = ModelDevice(lambda: build_core(models.smallest(), settings, Fixed(1)))
+    device = ModelDevice(lambda: build_loop(models.smallest(), settings, Fixed(1)))
     async with Engine.over(device, policy=Policy(depth=Fixed(1))) as engine:
         with anyio.CancelScope() as scope:
             async with engine.thread([1]) as root:

@@ -21,8 +21,8 @@ from examples.countdown.vocabulary import END, ID_OF, JOIN
 from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from policies.depth.base import Carry
 from runtime.commands import Generate, ThreadPath
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
 from runtime.engine import Engine
 from runtime.model.checkpoint import load_checkpoint, resolve
 from runtime.sampling import Sampling
@@ -62,7 +62,7 @@ class Said(msgspec.Struct, frozen=True):
 def measure(size: Size, rounds: int) -> Result:
     """The prompts are drawn like the model's training problems, from a seed of their own."""
     problems = list(islice(draw_problems(random.Random("continuous thought")), max(size.problems, size.threads)))
-    core = build_core(load_checkpoint(resolve(CHECKPOINT)).model, EngineSettings(device="cpu"), Fixed())
+    core = build_loop(load_checkpoint(resolve(CHECKPOINT)).model, EngineSettings(device="cpu"), Fixed())
     cases = cases_of(size)
     said: dict[str, Said] = {}
 
@@ -120,7 +120,7 @@ def prompts_of(problems: list[Problem], count: int) -> list[tuple[int, ...]]:
     return [tuple(ID_OF[word] for word in words) for words in found]
 
 
-def say(core: DeviceCore, prompts: list[tuple[int, ...]], depth: DepthPolicy, tokens: int) -> tuple[float, Said]:
+def say(core: DeviceLoop, prompts: list[tuple[int, ...]], depth: DepthPolicy, tokens: int) -> tuple[float, Said]:
     """Seconds for all threads side by side, and what they said; they are closed again."""
     paths: list[ThreadPath] = [(number,) for number in range(len(prompts))]
     started = time.perf_counter()

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks import driving, models
+from benchmarks.lockstep import LockstepScheduler
 from benchmarks.result import Aim, Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from policies.depth.base import DepthPolicy, DepthView
 from policies.depth.latent_diff import LatentDiff
 from runtime.backend.interface import TickResult
 from runtime.commands import Finished, ThreadPath
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
@@ -106,7 +107,7 @@ def choose_threshold(model: Raven, size: Size) -> float:
             values_in.setdefault(lane, []).append(value)
         complete.extend(values_in.pop(lane) for lane in result.lane.tolist())
 
-    core = build_core(model, _settings(size, threads, lockstep=False), never, observe=observe)
+    core = build_loop(model, _settings(size, threads), never, observe=observe)
     driving.answer_all(core, driving.prompts(model.config.vocab_size, threads, 1), never, size.tokens, SAMPLING)
     return float(np.quantile(np.array(complete)[:, :-1].min(axis=1), 0.9))
 
@@ -118,10 +119,11 @@ def _compare(
     adaptive = LatentDiff(threshold, most=size.most)
     whole = WholeBatch(threshold, most=size.most)
     given = driving.prompts(model.config.vocab_size, size.waves * threads, 1)
-    cores: dict[str, tuple[DeviceCore, DepthPolicy]] = {
-        "depth-wise": (build_core(model, _settings(size, threads, lockstep=False), adaptive), adaptive),
-        "lockstep": (build_core(model, _settings(size, threads, lockstep=True), adaptive), adaptive),
-        "whole": (build_core(model, _settings(size, threads, lockstep=True), whole), whole),
+    in_lockstep = partial(build_loop, model, _settings(size, threads), scheduler=LockstepScheduler)
+    cores: dict[str, tuple[DeviceLoop, DepthPolicy]] = {
+        "depth-wise": (build_loop(model, _settings(size, threads), adaptive), adaptive),
+        "lockstep": (in_lockstep(adaptive), adaptive),
+        "whole": (in_lockstep(whole), whole),
     }
     said: dict[str, dict[ThreadPath, Finished]] = {}
     ticks: dict[str, int] = {}
@@ -129,10 +131,10 @@ def _compare(
 
     def side(name: str) -> float:
         core, policy = cores[name]
-        before = core.scheduler.load()
+        before = core.load()
         seconds, said[name] = driving.answer_all(core, given, policy, size.tokens, SAMPLING)
-        ticks[name] = core.ledger.ticks - before.ticks
-        iterations[name] = core.ledger.iterations - before.iterations
+        ticks[name] = core.journal.ticks - before.ticks
+        iterations[name] = core.journal.work.iterations - before.iterations
         return seconds
 
     seconds = in_turn({name: partial(side, name) for name in cores}, rounds)
@@ -155,6 +157,6 @@ def _compare(
     return row, gain, depths
 
 
-def _settings(size: Size, threads: int, *, lockstep: bool) -> EngineSettings:
+def _settings(size: Size, threads: int) -> EngineSettings:
     pages = threads * -(-(1 + size.tokens) // 16)
-    return EngineSettings(lanes=threads, chunk=1, pages=pages, lockstep=lockstep, reuse_prefixes=False, device="cpu")
+    return EngineSettings(lanes=threads, chunk=1, pages=pages, reuse_prefixes=False, device="cpu")

@@ -11,7 +11,7 @@ import numpy as np
 
 from policies.depth.base import DepthPolicy
 from runtime.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
-from runtime.device.core import DeviceCore
+from runtime.device.loop import DeviceLoop
 from runtime.sampling import Sampling
 
 
@@ -21,26 +21,26 @@ def prompts(vocab: int, count: int, length: int) -> list[tuple[int, ...]]:
     return [tuple(row) for row in drawn.tolist()]
 
 
-def ask(core: DeviceCore, path: ThreadPath, max_tokens: int, sampling: Sampling) -> None:
+def ask(core: DeviceLoop, path: ThreadPath, max_tokens: int, sampling: Sampling) -> None:
     core.handle(Generate(thread=path, max_tokens=max_tokens, sampling=sampling))
 
 
-def begin(core: DeviceCore, path: ThreadPath, prompt: tuple[int, ...], depth: DepthPolicy) -> None:
+def begin(core: DeviceLoop, path: ThreadPath, prompt: tuple[int, ...], depth: DepthPolicy) -> None:
     core.handle(OpenThread(thread=path, seed=0, depth=depth))
     core.handle(Extend(path, prompt))
 
 
-def touch_pages(core: DeviceCore, pages: int) -> None:
+def touch_pages(core: DeviceLoop, pages: int) -> None:
     """Has the next tick write every page of the pool: the system gives memory to a process when it is first written."""
     core.scheduler.memory.copies.extend((page, page) for page in range(pages))
 
 
-def step_to_end(core: DeviceCore) -> dict[ThreadPath, Finished]:
+def step_to_end(core: DeviceLoop) -> dict[ThreadPath, Finished]:
     """Ticks until there is no work; what finished, by thread. Raises what a thread failed of."""
     finished: dict[ThreadPath, Finished] = {}
     while core.has_work:
         core.step()
-        for report in core.ledger.take_reports():
+        for report in core.journal.take_reports():
             if isinstance(report, Failed):
                 raise report.error
             if isinstance(report, Finished):
@@ -48,14 +48,14 @@ def step_to_end(core: DeviceCore) -> dict[ThreadPath, Finished]:
     return finished
 
 
-def close(core: DeviceCore, paths: Iterable[ThreadPath]) -> None:
+def close(core: DeviceLoop, paths: Iterable[ThreadPath]) -> None:
     for path in paths:
         core.handle(CloseThread(path))
     step_to_end(core)
 
 
 def answer_all(
-    core: DeviceCore,
+    core: DeviceLoop,
     given: Sequence[tuple[int, ...]],
     depth: DepthPolicy,
     max_tokens: int,

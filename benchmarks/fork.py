@@ -13,8 +13,8 @@ from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from policies.depth.fixed import Fixed
 from runtime.commands import Interrupt, OpenThread, ThreadPath
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -88,9 +88,9 @@ def measure(size: Size, rounds: int) -> Result:
     )
 
 
-def _core(model: Raven, size: Size, *, reuse: bool) -> DeviceCore:
+def _core(model: Raven, size: Size, *, reuse: bool) -> DeviceLoop:
     pages = (size.children + 1) * -(-(size.context + 1) // 16)
-    return build_core(model, EngineSettings(pages=pages, reuse_prefixes=reuse, device="cpu"), Fixed(size.depth))
+    return build_loop(model, EngineSettings(pages=pages, reuse_prefixes=reuse, device="cpu"), Fixed(size.depth))
 
 
 def _context(size: Size) -> tuple[int, ...]:
@@ -101,7 +101,7 @@ def _children(size: Size) -> list[ThreadPath]:
     return [(*PARENT, number) for number in range(size.children)]
 
 
-def _forked(core: DeviceCore, size: Size) -> Asked:
+def _forked(core: DeviceLoop, size: Size) -> Asked:
     _compute_parent(core, size)
     # What the parent sampled is no part of what its children inherit.
     core.handle(Interrupt(PARENT))
@@ -114,34 +114,34 @@ def _forked(core: DeviceCore, size: Size) -> Asked:
     return asked
 
 
-def _fresh(core: DeviceCore, size: Size) -> Asked:
+def _fresh(core: DeviceLoop, size: Size) -> Asked:
     prompt, depth = _context(size), Fixed(size.depth)
     asked = _until_first_tokens(core, size, lambda path: driving.begin(core, path, prompt, depth))
     driving.close(core, _children(size))
     return asked
 
 
-def _fresh_after_one(core: DeviceCore, size: Size) -> Asked:
+def _fresh_after_one(core: DeviceLoop, size: Size) -> Asked:
     _compute_parent(core, size)
     driving.close(core, [PARENT])
     return _fresh(core, size)
 
 
-def _compute_parent(core: DeviceCore, size: Size) -> None:
+def _compute_parent(core: DeviceLoop, size: Size) -> None:
     driving.begin(core, PARENT, _context(size), Fixed(size.depth))
     driving.ask(core, PARENT, 1, Sampling())
     driving.step_to_end(core)
 
 
-def _until_first_tokens(core: DeviceCore, size: Size, open_one: Callable[[ThreadPath], None]) -> Asked:
-    computed, started = core.ledger.computed, time.perf_counter()
+def _until_first_tokens(core: DeviceLoop, size: Size, open_one: Callable[[ThreadPath], None]) -> Asked:
+    computed, started = core.journal.work.computed, time.perf_counter()
     for path in _children(size):
         open_one(path)
         driving.ask(core, path, 1, Sampling())
     finished = driving.step_to_end(core)
     return Asked(
         seconds=time.perf_counter() - started,
-        pages=core.scheduler.load().pages_used,
-        computed=core.ledger.computed - computed,
+        pages=core.load().pages_used,
+        computed=core.journal.work.computed - computed,
         first=tuple(finished[path].tokens[0] for path in _children(size)),
     )

@@ -1,7 +1,7 @@
 """The engine against a bare loop over the same calls of the backend.
 
 Four sides do the same work: the bare loop calls the backend with ticks prepared in advance; the core adds scheduling
-(`DeviceCore.step`, on the same thread); the engine adds the device thread, the event loop and a coroutine a thread.
+(`DeviceLoop.step`, on the same thread); the engine adds the device thread, the event loop and a coroutine a thread.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from policies import Policy
 from policies.depth.base import DepthPolicy
 from policies.depth.fixed import Fixed
 from runtime.backend.interface import Backend, CacheShape, Int32, Run, Tick, TickResult
-from runtime.device.build import build_core
-from runtime.device.core import ModelDevice
+from runtime.device.build import build_loop
+from runtime.device.loop import ModelDevice
 from runtime.engine import Engine
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
@@ -118,8 +118,8 @@ def _compare(model: Raven, size: Size, threads: int, rounds: int) -> tuple[tuple
     depth, given = Fixed(size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
     settings = EngineSettings(pages=threads * -(-(size.prompt + size.tokens) // 16), reuse_prefixes=False, device="cpu")
     prepared = prepare(model, settings, depth, given, size.tokens)
-    core = build_core(model, settings, depth)
-    device = ModelDevice(lambda: build_core(model, settings, depth))
+    core = build_loop(model, settings, depth)
+    device = ModelDevice(lambda: build_loop(model, settings, depth))
     engine = Engine.over(device, context_size=model.config.block_size, policy=Policy(depth=depth))
     engine_ticks = 0
 
@@ -159,7 +159,7 @@ def prepare(
     model: Raven, settings: EngineSettings, depth: DepthPolicy, given: list[tuple[int, ...]], tokens: int
 ) -> Prepared:
     """Runs the work once, all threads asked at the start and closed at the end, and keeps its ticks."""
-    core = build_core(model, settings, depth)
+    core = build_loop(model, settings, depth)
     backend = core.backend
     core.backend = recorder = TickRecorder(backend)
     driving.answer_all(core, given, depth, tokens, Sampling())

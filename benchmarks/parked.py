@@ -24,8 +24,8 @@ from benchmarks.result import Aim, Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from policies import Policy
 from policies.depth.fixed import Fixed
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore, ModelDevice
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop, ModelDevice
 from runtime.engine import Engine
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -168,7 +168,7 @@ def _slowed_engine(size: Size, rounds: int) -> Spread:
     return Spread.of(ratios(seconds["with"], seconds["without"]))
 
 
-def _work_on_core(core: DeviceCore, size: Size) -> float:
+def _work_on_core(core: DeviceLoop, size: Size) -> float:
     given = _prompts(size.working, size)
     return driving.answer_all(core, given, DEPTH, size.working_tokens, Sampling())[0]
 
@@ -188,7 +188,7 @@ async def _work(engine: Engine, size: Size) -> float:
 # ---- parked threads -------------------------------------------------------------------------------------------------
 
 
-def _park(core: DeviceCore, size: Size) -> None:
+def _park(core: DeviceLoop, size: Size) -> None:
     for number, prompt in enumerate(_prompts(size.parked, size)):
         path = (-1, number)
         driving.begin(core, path, prompt, DEPTH)
@@ -220,15 +220,15 @@ def _prompts(count: int, size: Size) -> list[tuple[int, ...]]:
     return driving.prompts(models.smallest().config.vocab_size, count, size.prompt)
 
 
-def _core(parked: int, size: Size) -> DeviceCore:
+def _core(parked: int, size: Size) -> DeviceLoop:
     """A core with room for parked and for working threads, whose first tick writes all of its pool."""
     pages = parked * -(-(size.prompt + size.tokens) // PAGE_SIZE)
     pages += (size.working + 1) * -(-(size.prompt + size.working_tokens) // PAGE_SIZE)
     settings = EngineSettings(pages=pages, page_size=PAGE_SIZE, device="cpu")
-    core = build_core(models.smallest(), settings, DEPTH)
+    core = build_loop(models.smallest(), settings, DEPTH)
     driving.touch_pages(core, pages)
     return core
 
 
-def _engine(core: DeviceCore) -> Engine:
+def _engine(core: DeviceLoop) -> Engine:
     return Engine.over(ModelDevice(lambda: core), policy=Policy(depth=DEPTH))

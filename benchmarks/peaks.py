@@ -14,7 +14,7 @@ from benchmarks.timing import in_turn
 from policies.depth.fixed import Fixed
 from runtime.backend.fused.backend import FusedBackend
 from runtime.backend.fused.entries import HEAD
-from runtime.device.build import build_core
+from runtime.device.build import build_loop
 from runtime.model.llama import Llama
 from runtime.model.llama_config import LlamaConfig
 from runtime.settings import EngineSettings
@@ -100,6 +100,6 @@ def _backend(size: Size, threads: int, dtype: torch.dtype) -> FusedBackend:
     model = Llama(config).eval()
     model.initialise(torch.Generator().manual_seed(0))
     settings = EngineSettings(device="cpu", backend="fused", threads=threads, lanes=max(size.rows, 128), pages=64)
-    backend = build_core(model.to(dtype), settings, Fixed(most=1)).backend
+    backend = build_loop(model.to(dtype), settings, Fixed(most=1)).backend
     assert isinstance(backend, FusedBackend)
     return backend

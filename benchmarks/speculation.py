@@ -16,8 +16,8 @@ from benchmarks.timing import in_turn, ratios
 from examples.countdown.problems import draw_problems
 from policies import DepthPolicy, Fixed, Speculative
 from runtime.commands import Generate, ThreadPath
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
 from runtime.model.checkpoint import load_checkpoint, resolve
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -80,7 +80,7 @@ def measure(size: Size, rounds: int) -> Result:
 
 
 def _compare(settings: EngineSettings, size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
-    core = build_core(load_checkpoint(resolve(CHECKPOINT)).model, settings, Fixed(size.depth))
+    core = build_loop(load_checkpoint(resolve(CHECKPOINT)).model, settings, Fixed(size.depth))
     prompts = prompts_of(list(islice(draw_problems(random.Random("speculation")), threads)), threads)
     plain = "plain"
     policies: dict[str, DepthPolicy] = {plain: Fixed(size.depth)}
@@ -111,18 +111,18 @@ def _compare(settings: EngineSettings, size: Size, threads: int, rounds: int) ->
     return tuple(row)
 
 
-def _answer(core: DeviceCore, prompts: list[tuple[int, ...]], depth: DepthPolicy, tokens: int) -> tuple[float, Work]:
+def _answer(core: DeviceLoop, prompts: list[tuple[int, ...]], depth: DepthPolicy, tokens: int) -> tuple[float, Work]:
     """Seconds for all threads side by side, and what they did; they are closed again."""
     paths: list[ThreadPath] = [(number,) for number in range(len(prompts))]
-    ledger = core.ledger
-    before = ledger.ticks, ledger.iterations, ledger.drafted, ledger.accepted
+    journal = core.journal
+    before = journal.ticks, journal.work.iterations, journal.drafted, journal.accepted
     started = time.perf_counter()
     for path, prompt in zip(paths, prompts, strict=True):
         driving.begin(core, path, prompt, depth)
         core.handle(Generate(thread=path, max_tokens=tokens, sampling=Sampling(), stop_tokens=STOPS))
     finished = driving.step_to_end(core)
     seconds = time.perf_counter() - started
-    after = ledger.ticks, ledger.iterations, ledger.drafted, ledger.accepted
+    after = journal.ticks, journal.work.iterations, journal.drafted, journal.accepted
     driving.close(core, paths)
     spent = [now - then for now, then in zip(after, before, strict=True)]
     return seconds, Work(tuple(finished[path].tokens for path in paths), *spent)

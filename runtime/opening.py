@@ -27,7 +27,7 @@ from traces.events import FORMAT, Header, encodable
 from traces.writer import TraceWriter
 
 if TYPE_CHECKING:
-    from runtime.device.core import DeviceCore
+    from runtime.device.loop import DeviceLoop
     from runtime.model.checkpoint import Description
     from traces.reader import Trace
 
@@ -75,9 +75,9 @@ def open_device(
     # An engine over another device does without the model and its kernels.
     import torch
 
-    from runtime.device.build import build_core, cache_shape, load_native_code, most_iterations, torch_threads
+    from runtime.device.build import build_loop, cache_shape, load_native_code, most_iterations, torch_threads
     from runtime.device.capacity import choose_device
-    from runtime.device.core import ModelDevice
+    from runtime.device.loop import ModelDevice
     from runtime.model.checkpoint import fingerprint, load_checkpoint
 
     device = choose_device(settings)
@@ -95,12 +95,12 @@ def open_device(
         header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed)
         return TraceWriter(path, header, overwrite=overwrite)
 
-    def open_core() -> DeviceCore:
-        return build_core(
+    def open_loop() -> DeviceLoop:
+        return build_loop(
             loaded.model, settings, default.depth, writer, open_trace=open_trace, on_trace_error=on_trace_error
         )
 
-    running = ModelDevice(open_core, torch_threads(loaded.model, settings))
+    running = ModelDevice(open_loop, torch_threads(loaded.model, settings))
     # Last of what may raise: a file that is open is given to who closes it.
     writer = None if trace is None else open_trace(Path(trace), overwrite)
     return Opened(

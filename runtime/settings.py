@@ -39,8 +39,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Iteration slots each core layer keeps per token; None keeps every iteration, fewer share memory among them."""
     initial_state: Literal["model", "zero"] = "model"
     """Latent state that a token starts from: as the model's configuration says, or zero."""
-    lockstep: bool = False
-    """Whether tokens enter only when none is in flight, so that all wait for the deepest (for comparison)."""
     deterministic: bool = False
     """Whether results are bitwise independent of what else is in the batch. Slower in the PyTorch backend; in the fused
     one they always are."""

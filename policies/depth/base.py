@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -83,6 +83,13 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reads: ClassVar[Reads] = "nothing"
     """What `measure` needs; "nothing" means that every token runs to its bound."""
 
+    bounds_all_alike: ClassVar[bool] = True
+    """Whether `bound` is this class's, which does not look at the token. Found out where a subclass is defined."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.bounds_all_alike = cls.bound is DepthPolicy.bound
+
     def __post_init__(self) -> None:
         check_count(self, "minimum", self.minimum, 0)
         check_count(self, "every", self.every, 1)
@@ -115,6 +122,12 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         """Most iterations of each entering token, at least 1; [n] int32."""
         most = entering.mean_recurrence if self.most is None else self.most
         return np.full(len(entering.position), most, dtype=np.int32)
+
+    def constant_bound(self, mean_recurrence: int) -> int | None:
+        """The bound of every token on a model with this mean; None for policies that look at the token."""
+        if not self.bounds_all_alike:
+            return None
+        return mean_recurrence if self.most is None else self.most
 
     def memory_width(self, width: int, vocab: int) -> int:
         """float32 values the policy keeps for each token in flight."""

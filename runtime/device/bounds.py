@@ -8,7 +8,7 @@ import numpy as np
 
 from policies.conversion import shown
 from policies.depth.base import DepthPolicy, EntryView
-from runtime.device.entering import Group
+from runtime.device.sequence import Flight
 from runtime.errors import PolicyError, described
 
 NO_LIMIT = 2**31 - 1
@@ -25,67 +25,57 @@ class Pressure:
 
 
 def bounds_of(
-    groups: list[Group], pressure: Pressure, most: int
+    flights: list[Flight], pressure: Pressure, most: int
 ) -> tuple[dict[int, list[int]], dict[int, PolicyError]]:
-    """Iteration bounds of each group's tokens, and errors of those whose policy failed; both by the group's last lane.
+    """Iteration bounds of each flight's tokens, and errors of those whose policy failed; both by the last lane.
 
     A bound of 0 means that the thread's iterations are used up.
     """
     bounds: dict[int, list[int]] = {}
     errors: dict[int, PolicyError] = {}
-    by_policy: dict[int, list[Group]] = {}
-    for group in groups:
-        if group.known:
-            bounds[group.last] = list(group.sequence.depths[group.start : group.end])
+    by_policy: dict[int | None, list[Flight]] = {}
+    for flight in flights:
+        sequence = flight.sequence
+        if flight.known:
+            bounds[flight.last_lane] = list(sequence.depths[flight.start : flight.end])
+        elif sequence.constant_bound is not None and sequence.constant_bound <= most:
+            bounds[flight.last_lane] = [sequence.constant_bound] * len(flight)
         else:
-            by_policy.setdefault(group.sequence.policy, []).append(group)
+            by_policy.setdefault(sequence.policy, []).append(flight)
     for members in by_policy.values():
         _ask(members, pressure, most, bounds, errors)
-    for group in groups:
-        left = group.call.iterations_left
-        asked = bounds.get(group.last)
+    for flight in flights:
+        left = flight.generate.iterations_left
+        asked = bounds.get(flight.last_lane)
         if left is not None and asked is not None and sum(asked) > left:
             # Tokens whose depths are known cannot go back shallower: what others read of them would be another's.
-            bounds[group.last] = [0 if group.known else min(bound, left // len(asked)) for bound in asked]
+            bounds[flight.last_lane] = [0 if flight.known else min(bound, left // len(asked)) for bound in asked]
     return bounds, errors
 
 
 def _ask(
-    members: list[Group],
+    members: list[Flight],
     pressure: Pressure,
     most: int,
     bounds: dict[int, list[int]],
     errors: dict[int, PolicyError],
 ) -> None:
-    """One question for all; if it fails, one for each, so that only those to blame are ended."""
+    """One question for all; if it fails, one for each, so that only those whose own answer fails are ended."""
     policy = members[0].sequence.depth
-    constant = constant_bound(policy, pressure.mean_recurrence)
-    if constant is not None and constant <= most:
-        for group in members:
-            bounds[group.last] = [constant] * (group.end - group.start)
-        return
     try:
         answer = _checked(policy, entry_view(members, pressure), most)
     except Exception as cause:
         if len(members) == 1:
-            errors[members[0].last] = policy_error(policy, cause)
+            errors[members[0].last_lane] = policy_error(policy, cause)
         else:
-            for group in members:
-                _ask([group], pressure, most, bounds, errors)
+            for flight in members:
+                _ask([flight], pressure, most, bounds, errors)
         return
     start = 0
-    for group in members:
-        count = group.end - group.start
-        # A group leaves together, so its tokens share the deepest bound among them.
-        bounds[group.last] = [max(answer[start : start + count])] * count
-        start += count
-
-
-def constant_bound(policy: DepthPolicy, mean_recurrence: int) -> int | None:
-    """The bound of every token, where the policy does not ask which token it is; None where it does."""
-    if type(policy).bound is not DepthPolicy.bound:
-        return None
-    return mean_recurrence if policy.most is None else policy.most
+    for flight in members:
+        # A flight leaves together, so its tokens share the deepest bound among them.
+        bounds[flight.last_lane] = [max(answer[start : start + len(flight)])] * len(flight)
+        start += len(flight)
 
 
 def _checked(policy: DepthPolicy, view: EntryView, most: int) -> list[int]:
@@ -106,17 +96,17 @@ def policy_error(policy: DepthPolicy, cause: Exception) -> PolicyError:
     return error
 
 
-def entry_view(groups: list[Group], pressure: Pressure) -> EntryView:
-    """What a policy sees of the groups that follow it; one row a token."""
+def entry_view(flights: list[Flight], pressure: Pressure) -> EntryView:
+    """What a policy sees of the flights of threads under it; one row a token."""
     columns: list[list[int]] = [[] for _ in range(5)]
     position, received, tree_depth, tokens_left, iterations_left = columns
-    for group in groups:
-        count, call = group.end - group.start, group.call
-        left = call.iterations_left
-        position += range(group.start, group.end)
-        received += [not group.sequence.span_at(group.start).sampled] * count
-        tree_depth += [len(group.sequence.path) - 1] * count
-        to_compute = call.request.max_tokens - call.sampled + len(group.sequence.tokens) - group.start - 1
+    for flight in flights:
+        count, sequence, generate = len(flight), flight.sequence, flight.generate
+        left = generate.iterations_left
+        position += range(flight.start, flight.end)
+        received += [not sequence.span_at(flight.start).sampled] * count
+        tree_depth += [len(sequence.path) - 1] * count
+        to_compute = generate.request.max_tokens - generate.work.generated + len(sequence.tokens) - flight.start - 1
         tokens_left += [min(NO_LIMIT, to_compute)] * count
         iterations_left += [NO_LIMIT if left is None else min(NO_LIMIT, left)] * count
     return EntryView(

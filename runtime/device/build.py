@@ -23,10 +23,19 @@ from runtime.backend.torch_backend import TorchBackend
 from runtime.backend.triton_attention import triton_attention
 from runtime.commands import OnTraceError
 from runtime.device.capacity import check_memory
-from runtime.device.core import DeviceCore
-from runtime.device.ledger import Recorder
-from runtime.device.recordings import OpenTrace
-from runtime.device.scheduler import ModelLimits, Scheduler
+from runtime.device.generates import Generates
+from runtime.device.grouping import Grouping
+from runtime.device.in_flight import InFlight
+from runtime.device.journal import Journal, Recorder
+from runtime.device.loop import DeviceLoop
+from runtime.device.memory import ThreadMemory
+from runtime.device.model_limits import ModelLimits
+from runtime.device.queues import Queues
+from runtime.device.recordings import OpenTrace, Recordings
+from runtime.device.requests import Requests
+from runtime.device.scheduler import Scheduler
+from runtime.device.speculation import Speculation
+from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError, PolicyError, described
 from runtime.logs import logger
 from runtime.model.architecture import Model
@@ -85,7 +94,7 @@ def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape
     return sized
 
 
-def build_core(
+def build_loop(
     model: Model,
     settings: EngineSettings,
     policy: DepthPolicy,
@@ -93,8 +102,14 @@ def build_core(
     observe: Callable[[Scheduler, TickResult], None] | None = None,
     open_trace: OpenTrace | None = None,
     on_trace_error: OnTraceError = "drop",
-) -> DeviceCore:
-    """A core on the model's device. `policy` is the engine's default depth policy; the others are `DeviceCore`'s."""
+    scheduler: type[Scheduler] = Scheduler,
+) -> DeviceLoop:
+    """A device loop on the model's device. `policy` is the engine's default depth policy.
+
+    `recorder` gets trace events from the beginning and is closed with the loop; `on_trace_error` says what ends with
+    it if it fails. `open_trace` opens the traces that are asked for later. `observe` sees every tick's
+    result before it is committed.
+    """
     most = most_iterations(model, settings, policy)
     state_std = 0.0 if settings.initial_state == "zero" else model.config.state_std
     cache = cache_shape(model, settings, most)
@@ -106,13 +121,47 @@ def build_core(
             "EngineSettings.memory or pages, lanes or threads."
         ) from error
     limits = ModelLimits(
-        context=settings.context_size(model.config.block_size),
+        max_context=settings.context_size(model.config.block_size),
         vocab=model.config.vocab_size,
         mean_recurrence=model.config.mean_recurrence,
         most_iterations=most,
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
-    return DeviceCore(backend, settings, limits, recorder, observe, open_trace, on_trace_error)
+    return wire(backend, limits, settings.chunk, recorder, observe, open_trace, on_trace_error, scheduler)
+
+
+def wire(
+    backend: Backend,
+    model: ModelLimits,
+    chunk: int,
+    recorder: Recorder | None = None,
+    observe: Callable[[Scheduler, TickResult], None] | None = None,
+    open_trace: OpenTrace | None = None,
+    on_trace_error: OnTraceError = "drop",
+    scheduler: type[Scheduler] = Scheduler,
+) -> DeviceLoop:
+    """A device loop over a backend: makes the scheduler's parts, each once. The arguments are `build_loop`'s."""
+    cache = backend.cache
+    grouping = Grouping(chunk, matters=cache.slots < model.most_iterations)
+    journal, queues, in_flight = Journal(recorder), Queues(), InFlight(cache.lanes)
+    memory = ThreadMemory(cache, backend.page_table, grouping, reuse=model.shares_prefixes)
+    speculation = Speculation(journal, memory, in_flight, max_context=model.max_context, slots=cache.slots)
+    generates = Generates(journal, queues, memory, in_flight, speculation, backend.run_of)
+    threads = OpenThreads(model, journal, queues, memory, speculation, generates, backend)
+    recordings = Recordings(journal, open_trace, on_trace_error)
+    requests = Requests(backend, threads, memory, journal, recordings)
+    planner = scheduler(
+        model,
+        journal,
+        queues,
+        memory,
+        in_flight,
+        grouping,
+        speculation,
+        generates,
+        stepwise=observe is not None,
+    )
+    return DeviceLoop(backend, journal, planner, threads, requests, recordings, observe)
 
 
 def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:

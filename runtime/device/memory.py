@@ -8,27 +8,28 @@ from itertools import islice, takewhile
 
 from runtime.backend.interface import CacheShape, Int32
 from runtime.commands import ThreadPath
+from runtime.device.grouping import Grouping
 from runtime.device.pages import PagePool, StoredPage
 from runtime.device.prefixes import page_keys
 from runtime.device.sequence import Sequence
+
+AMPLE = 4
+"""Pages are taken ahead while one in so many is free."""
 
 
 class ThreadMemory:
     """Owns the page pool and the rows of the page table; the scheduler decides who gets what."""
 
-    def __init__(
-        self, cache: CacheShape, page_table: Int32, chunk: int, *, reuse: bool, whole_groups: bool = False
-    ) -> None:
-        """`reuse` says whether prefixes are shared; `whole_groups` that only whole groups of tokens may be."""
+    def __init__(self, cache: CacheShape, page_table: Int32, grouping: Grouping, *, reuse: bool) -> None:
+        """`reuse` says whether prefixes are shared."""
         self.page_size = cache.page_size
         self.pool = PagePool(cache.pages)
         self.copies: list[tuple[int, int]] = []
         """Pages (source, destination) to copy at the start of the next tick."""
         self._table = page_table
         self._free_rows = list(range(cache.rows - 1, -1, -1))
-        self._chunk = chunk
-        self._reuse = reuse and chunk % cache.page_size == 0
-        self._whole_groups = whole_groups
+        self._grouping = grouping
+        self._reuse = reuse and grouping.chunk % cache.page_size == 0
         self._led: dict[bytes, Sequence] = {}
         """By key, who has a page of its prompt in flight that will be stored."""
         self._leads: dict[ThreadPath, list[bytes]] = {}
@@ -38,15 +39,16 @@ class ThreadMemory:
     def has_free_row(self) -> bool:
         return bool(self._free_rows)
 
-    def seat(self, sequence: Sequence) -> None:
-        """Gives a sequence a row of the page table."""
-        sequence.row = self._free_rows.pop()
-        self._table[sequence.row, : len(sequence.pages)] = sequence.pages
+    def give_row(self, sequence: Sequence) -> None:
+        """Gives a sequence a row of the page table; one must be free."""
+        row = sequence.row = self._free_rows.pop()
+        self._table[row, : len(sequence.pages)] = sequence.pages
 
-    def unseat(self, sequence: Sequence) -> None:
-        if sequence.row >= 0:
+    def take_row(self, sequence: Sequence) -> None:
+        """Takes a sequence's row, and with it the latent state that is kept there."""
+        if sequence.row is not None:
             self._free_rows.append(sequence.row)
-            sequence.row = sequence.state_at = -1
+            sequence.row = sequence.state_at = None
 
     def pages_needed(self, sequence: Sequence, end: int) -> int:
         """Pages to allocate before positions `sequence.computed .. end` can be written, a copied page included."""
@@ -73,8 +75,14 @@ class ThreadMemory:
             self._table[sequence.row, len(sequence.pages)] = page
             sequence.pages.append(page)
 
+    def writable_after(self, sequence: Sequence, position: int) -> int:
+        """How many positions from `position` on have pages already."""
+        return len(sequence.pages) * self.page_size - position
+
     def grow_ahead(self, sequence: Sequence, end: int) -> None:
-        """Adds pages for positions up to `end` behind those that are writable, as far as the pool has any."""
+        """Adds pages for positions up to `end` behind those that are writable; none unless there are plenty."""
+        if self.pool.free * AMPLE <= self.pool.size:
+            return
         while len(sequence.pages) * self.page_size < end and self.pool.free:
             page = self.pool.allocate()
             self._table[sequence.row, len(sequence.pages)] = page
@@ -105,8 +113,23 @@ class ThreadMemory:
         self.release(sequence.pages)
         sequence.pages.clear()
         sequence.computed = 0
-        self.unseat(sequence)
+        self.take_row(sequence)
         return count
+
+    def step_back(self, sequence: Sequence, position: int) -> None:
+        """Makes a computed token, and all after it, be computed again, with those that it entered with where that
+        matters."""
+        sequence.computed = self._grouping.start_of(sequence, position)
+        self.release_unused(sequence)
+
+    def release_unused(self, sequence: Sequence) -> None:
+        """Drops pages beyond what is computed."""
+        self.release(sequence.cut_pages(self.page_size))
+
+    def truncate(self, sequence: Sequence, length: int) -> None:
+        """Forgets a context's tokens from `length` on, and their pages."""
+        sequence.truncate(length)
+        self.release_unused(sequence)
 
     def reuse_prefix(self, sequence: Sequence) -> int:
         """Gives a sequence what is stored of its prompt behind what it has; returns the number of tokens.
@@ -130,7 +153,7 @@ class ThreadMemory:
         if sequence.carries_at(most):
             most -= 1
         found: list[StoredPage] = []
-        for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._chunk)):
+        for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._grouping)):
             if number < first:
                 continue
             stored = self.pool.find(key) if (number + 1) * self.page_size <= most else None
@@ -142,13 +165,13 @@ class ThreadMemory:
         del found[keep:]
         sequence.pages += [stored.page for stored in found]
         sequence.computed += len(found) * self.page_size
-        if sequence.row >= 0:
+        if sequence.row is not None:
             self._table[sequence.row, first : len(sequence.pages)] = sequence.pages[first:]
         if is_fresh:
             for number, stored in enumerate(found, first):
                 end = (number + 1) * self.page_size
-                # The rest of the page's group must get the depth that the page's tokens got.
-                known = min(sequence.spans[0].end, -(-end // self._chunk) * self._chunk) if rule.tests else end
+                # The rest of the page's flight must get the depth that the page's tokens got.
+                known = min(sequence.spans[0].end, self._grouping.flight_end(end - 1)) if rule.tests else end
                 sequence.depths.extend([stored.depth] * (known - len(sequence.depths)))
             sequence.shareable = len(sequence.depths)
         return len(found) * self.page_size
@@ -162,9 +185,9 @@ class ThreadMemory:
 
     def _reusable(self, pages: int) -> int:
         """How many of so many leading pages may be taken over."""
-        if not self._whole_groups:
+        if not self._grouping.matters:
             return pages
-        return pages * self.page_size // self._chunk * self._chunk // self.page_size
+        return self._grouping.whole_flights(pages * self.page_size) // self.page_size
 
     # ---- prefixes in flight -----------------------------------------------------------------------------------------
 
@@ -176,7 +199,7 @@ class ThreadMemory:
             return
         if iterations_left is not None and iterations_left < rule.bound * (end - start):
             return
-        keys = page_keys(sequence, rule, self.page_size, self._chunk)
+        keys = page_keys(sequence, rule, self.page_size, self._grouping)
         led = list(islice(keys, start // self.page_size, end // self.page_size))
         for key in led:
             self._led.setdefault(key, sequence)
@@ -201,7 +224,7 @@ class ThreadMemory:
         first, most = start // self.page_size, min(end, len(sequence.tokens) - 1)
         if first * self.page_size != start:
             return None
-        keys = islice(page_keys(sequence, rule, self.page_size, self._chunk), first, most // self.page_size)
+        keys = islice(page_keys(sequence, rule, self.page_size, self._grouping), first, most // self.page_size)
         leaders = list(takewhile(lambda leader: leader is not None, map(self._led.get, keys)))
         shared = (self._reusable(first + len(leaders)) - first) * self.page_size
         return leaders[0] if leaders and 2 * shared >= end - start else None
@@ -223,7 +246,7 @@ class ThreadMemory:
         elif sequence.page_rule != rule:
             return
         sequence.shareable = sequence.computed
-        for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._chunk)):
+        for number, key in enumerate(page_keys(sequence, rule, self.page_size, self._grouping)):
             end = (number + 1) * self.page_size
             if end > sequence.computed:
                 break
@@ -238,9 +261,9 @@ class ThreadMemory:
         """Raises `AssertionError` unless pages and rows are exactly those that `sequences`, all there are, hold."""
         threads = list(sequences)
         self.pool.check_integrity(page for thread in threads for page in thread.pages)
-        rows = sorted([*self._free_rows, *(thread.row for thread in threads if thread.row >= 0)])
+        rows = sorted([*self._free_rows, *(thread.row for thread in threads if thread.row is not None)])
         assert rows == list(range(len(self._table))), "rows are lost or doubled"
         for thread in threads:
             assert thread.computed <= len(thread.pages) * self.page_size
-            if thread.row >= 0:
+            if thread.row is not None:
                 assert self._table[thread.row, : len(thread.pages)].tolist() == thread.pages

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.commands import OnTraceError, StartRecording, ThreadPath
-from runtime.device.ledger import Ledger
+from runtime.device.journal import Journal
 from runtime.errors import ThreadStateError, TraceError
 from runtime.logs import logger
 
@@ -21,16 +21,16 @@ _log = logger("runtime.device")
 
 
 class Recordings:
-    """Owns the trace, whether the engine was opened with it or it was asked for later; the ledger has it meanwhile.
+    """Owns the trace, whether the engine was opened with it or it was asked for later; the journal has it meanwhile.
 
     Writing one never raises here. What cannot be written ends the recording, without an end mark, and is told once;
     under "stop", `failure` is then set, for the engine to end of.
     """
 
-    def __init__(self, ledger: Ledger, open_trace: OpenTrace | None, on_error: OnTraceError) -> None:
-        """The ledger's recorder, if it has one, is the engine's own, for which `on_error` holds. Without `open_trace`
+    def __init__(self, journal: Journal, open_trace: OpenTrace | None, on_error: OnTraceError) -> None:
+        """The journal's recorder, if it has one, is the engine's own, for which `on_error` holds. Without `open_trace`
         no other can be asked for."""
-        self._ledger = ledger
+        self._journal = journal
         self._open_trace = open_trace
         self._on_error = on_error
         self._was_asked = False
@@ -39,12 +39,12 @@ class Recordings:
 
     def start(self, request: StartRecording, open_threads: Collection[ThreadPath]) -> None:
         """Raises `TraceError` and `ThreadStateError` as `Engine.recording` does."""
-        if self._ledger.recorder is not None or self._was_asked:
+        if self._journal.recorder is not None or self._was_asked:
             raise TraceError("The engine records already, and what happens goes into one trace. Let that end first.")
         refuse_open_threads("A recording can only begin between trees", open_threads)
         if self._open_trace is None:
             raise TraceError("This device can record nothing but the trace it was opened with.")
-        self._ledger.recorder = self._open_trace(request.path, request.overwrite)
+        self._journal.recorder = self._open_trace(request.path, request.overwrite)
         self._on_error = request.on_error
         self._was_asked = True
 
@@ -61,14 +61,14 @@ class Recordings:
     def flush(self) -> None:
         """Writes what was noted."""
         try:
-            self._ledger.flush()
+            self._journal.flush()
         except Exception as error:  # a full disk, a value that cannot be encoded: answers do not depend on it
             self._lose(error)
 
     def close(self, *, is_whole: bool) -> None:
         """Writes what was noted and closes the trace; with an end mark if that `is_whole` and nothing was lost."""
         self.flush()
-        recorder, self._ledger.recorder = self._ledger.recorder, None
+        recorder, self._journal.recorder = self._journal.recorder, None
         if recorder is None:
             return
         if not is_whole:
@@ -80,7 +80,7 @@ class Recordings:
             self._tell(error)
 
     def _lose(self, error: Exception) -> None:
-        recorder, self._ledger.recorder = self._ledger.recorder, None
+        recorder, self._journal.recorder = self._journal.recorder, None
         if recorder is not None:
             recorder.abandon()
         self._tell(error)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from runtime.backend.interface import Backend
 from runtime.commands import Answered, FlushRecording, LoadWeights, Request, StartRecording, StopRecording
-from runtime.device.ledger import Ledger
+from runtime.device.journal import Journal
+from runtime.device.memory import ThreadMemory
 from runtime.device.recordings import Recordings, refuse_open_threads
-from runtime.device.scheduler import Scheduler
+from runtime.device.threads import OpenThreads
 from runtime.errors import TraceError
 
 if TYPE_CHECKING:
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 class Requests:
     """Executes requests and reports what became of each."""
 
-    def __init__(self, backend: Backend, scheduler: Scheduler, ledger: Ledger, recordings: Recordings) -> None:
+    def __init__(
+        self, backend: Backend, threads: OpenThreads, memory: ThreadMemory, journal: Journal, recordings: Recordings
+    ) -> None:
         self._backend = backend
-        self._scheduler = scheduler
-        self._ledger = ledger
+        self._threads = threads
+        self._memory = memory
+        self._journal = journal
         self._recordings = recordings
 
     def handle(self, request: Request) -> None:
@@ -35,25 +39,25 @@ class Requests:
                 case StartRecording():
                     self._recordings.start(request, self._open_threads)
                     # What was stored before, the trace would not have: it is to say by itself what every token cost.
-                    self._scheduler.memory.forget_prefixes()
+                    self._memory.forget_prefixes()
                 case StopRecording():
                     self._recordings.stop(self._open_threads)
                 case FlushRecording():
                     self._recordings.flush()
         except Exception as refusal:
             error = refusal
-        self._ledger.reports.append(Answered(request.number, error))
+        self._journal.reports.append(Answered(request.number, error))
 
     @property
     def _open_threads(self) -> list[tuple[int, ...]]:
-        return [sequence.path for sequence in self._scheduler.threads]
+        return [sequence.path for sequence in self._threads]
 
     def _load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        if self._ledger.recorder is not None:
+        if self._journal.recorder is not None:
             raise TraceError(
                 "The weights cannot be replaced while a trace is recorded, which is of one model. Leave "
                 "engine.recording() first, or open the engine without trace=."
             )
         refuse_open_threads("The weights can only be replaced between trees", self._open_threads)
         self._backend.load_weights(weights)
-        self._scheduler.memory.forget_prefixes()
+        self._memory.forget_prefixes()

@@ -1,7 +1,7 @@
 """What enters the next tick, and what becomes of what left the last one.
 
-    plan():    threads in order -> next group of tokens of each -> lanes, pages, bounds -> Tick
-    commit():  lanes that left -> tokens appended, watchers fed, calls finished -> reports
+    plan():    threads in order -> next flight of each -> lanes, pages, bounds -> build(): Tick
+    commit():  lanes that left -> tokens appended, watchers fed, generates finished -> reports
 
 The scheduler steps with the ticks, on the device thread, and never touches a tensor.
 """
@@ -9,303 +9,350 @@ The scheduler steps with the ticks, on the device thread, and never touches a te
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
-from msgspec import Struct
 
-from runtime.backend.interface import Backend, Tick, TickResult
-from runtime.commands import Load, ThreadPath
-from runtime.device.admission import Admission
+from runtime.backend.interface import Tick, TickResult
+from runtime.commands import Emitted, Signalled, Watcher
+from runtime.device.active_generate import ActiveGenerate
 from runtime.device.bounds import Pressure, bounds_of, policy_error
-from runtime.device.calls import Calls
-from runtime.device.entering import Group, build_entering
-from runtime.device.ledger import Ledger
+from runtime.device.flight import arrays_of
+from runtime.device.generates import Generates, numerical_error, watcher_error
+from runtime.device.grouping import Grouping
+from runtime.device.in_flight import InFlight
+from runtime.device.journal import Journal
 from runtime.device.memory import ThreadMemory
-from runtime.device.runs import freedom_of
-from runtime.device.sequence import Call, Sequence
+from runtime.device.model_limits import ModelLimits
+from runtime.device.queues import Queues
+from runtime.device.run_ahead import run_ahead_of
+from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
-from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError
-from runtime.settings import EngineSettings
 from traces import events
 
 
-class ModelLimits(Struct, frozen=True, kw_only=True):
-    """What the scheduler has to know of the model."""
-
-    context: int
-    """Most tokens of one thread."""
-    vocab: int
-    """Token ids are below it."""
-    mean_recurrence: int
-    most_iterations: int
-    shares_prefixes: bool
-    """Whether equal prompts give equal states in every thread: not so where they start from noise."""
-
-
 class Scheduler:
-    """Owns the threads, their memory and the lanes; `ledger` keeps the counts and takes reports and trace events.
-
-    `threads` takes the commands.
-    """
+    """Plans ticks over the parts that it is given, and commits what they did."""
 
     def __init__(
         self,
-        backend: Backend,
-        settings: EngineSettings,
         model: ModelLimits,
-        ledger: Ledger,
+        journal: Journal,
+        queues: Queues,
+        memory: ThreadMemory,
+        in_flight: InFlight,
+        grouping: Grouping,
+        speculation: Speculation,
+        generates: Generates,
         *,
         stepwise: bool = False,
     ) -> None:
         """`stepwise` where every token is to be seen when its tick is done: lanes then never go on by themselves, nor
-        do they while the ledger has a recorder."""
-        cache = backend.cache
-        self.ledger = ledger
-        groups_matter = cache.slots < model.most_iterations
-        self.memory = ThreadMemory(
-            cache, backend.page_table, settings.chunk, reuse=model.shares_prefixes, whole_groups=groups_matter
-        )
-        self._backend = backend
+        do they while the journal has a recorder."""
         self._model = model
-        self._lockstep = settings.lockstep
-        self._lanes = cache.lanes
-        self._admission = Admission(
-            self.memory,
-            cache.lanes,
-            settings.chunk,
-            groups_matter=groups_matter,
-            evict=self._evict,
-            unseat=self._unseat,
-        )
-        self._speculation = Speculation(
-            ledger,
-            self.memory,
-            self._admission,
-            context=model.context,
-            mean_recurrence=model.mean_recurrence,
-            slots=cache.slots,
-            is_off=settings.lockstep,
-        )
-        self._calls = Calls(
-            ledger,
-            self.memory,
-            self._admission,
-            speculation=self._speculation,
-            context=model.context,
-            run_of=backend.run_of,
-        )
-        self.threads = OpenThreads(
-            ledger,
-            self.memory,
-            self._admission,
-            self._calls,
-            self._speculation,
-            backend,
-            context=model.context,
-            vocab=model.vocab,
-            mean_recurrence=model.mean_recurrence,
-        )
-        self._goes_on = not (self._lockstep or stepwise)
-        self._nothing = build_entering([])
+        self._journal = journal
+        self._queues = queues
+        self.memory = memory
+        self.in_flight = in_flight
+        self._grouping = grouping
+        self._speculation = speculation
+        self._generates = generates
+        self._stepwise = stepwise
+        self._nothing = arrays_of([])
 
-    # ---- what enters ------------------------------------------------------------------------------------------------
+    # ---- plan: what enters ------------------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
         """Whether a tick would do anything."""
-        return bool(self._calls.flying or self._calls.dropped or self._admission.ready or self._admission.waiting)
+        return bool(self.in_flight) or bool(self.in_flight.dropped) or self._queues.have_work
 
     @property
     def waiting(self) -> int:
-        """Threads with a call that are not seated."""
-        return len(self._admission.waiting)
+        """Threads that have something to generate and no row."""
+        return len(self._queues.waiting)
 
     @property
-    def in_flight(self) -> int:
+    def tokens_in_flight(self) -> int:
         """Tokens in flight between two ticks. Where a token has left and its thread goes on, one takes its place."""
-        following = sum(sequence.call is not None and sequence.call.computed > 0 for sequence in self._admission.ready)
-        return self._lanes - len(self._admission.free_lanes) - len(self._calls.dropped) + following
+        return self.in_flight.occupied + self._queues.count_going_on()
 
-    def plan(self) -> list[Group]:
+    @property
+    def is_stepwise(self) -> bool:
+        """Whether lanes stop at every token."""
+        return self._stepwise or self._journal.recorder is not None
+
+    def plan(self) -> list[Flight]:
         """Chooses what enters the next tick and puts it into flight."""
-        if self._lockstep and self._calls.flying:
-            return []
-        in_flight = self.in_flight
         chosen = self._choose()
-        runs = self._goes_on and self.ledger.recorder is None
-        pressure = Pressure(in_flight, self.waiting, self._lanes, self._model.mean_recurrence)
+        tokens_in_flight = self.tokens_in_flight
+        pressure = Pressure(tokens_in_flight, self.waiting, self.in_flight.lanes, self._model.mean_recurrence)
         bounds, failed = bounds_of(chosen, pressure, self._model.most_iterations)
         entering = []
-        for group in chosen:
-            if group.last in failed:
-                self._admission.give_back(group)
-                self._calls.fail(group.sequence, failed[group.last])
-            elif min(bounds[group.last]) < 1:
-                self._admission.give_back(group)
-                self._calls.finish(group.sequence, "iterations")
+        for flight in chosen:
+            lane = flight.last_lane
+            if lane in failed:
+                self._generates.land(flight)
+                self._generates.fail(flight.sequence, failed[lane])
+            elif min(bounds[lane]) < 1:
+                self._generates.land(flight)
+                self._generates.finish(flight.sequence, "iterations")
             else:
-                self._calls.take_off(group, bounds[group.last])
                 try:
-                    self._let_go(group, bounds[group.last], runs)
-                    entering.append(group)
+                    self._set_out(flight, bounds[lane])
+                    entering.append(flight)
                 except Exception as cause:
-                    self._calls.take_back(group)
-                    self._calls.blame(group.sequence, cause)
-        return entering + self._speculation.choose()
+                    self._generates.fail_unforeseen(flight.sequence, cause)
+        if self._queues.first(self.memory.has_free_row) is None:
+            entering += self._speculation.choose()
+        return entering
 
-    def _let_go(self, group: Group, bounds: list[int], runs: bool) -> None:
-        """Says how far a group's thread may go by itself: by drafts, or by a run where there may be `runs`."""
-        group.draft = self._speculation.draft_of(group, bounds)
-        if runs and not group.draft:
-            model = self._model
-            group.run, group.halts = freedom_of(group, bounds[0], model.context, model.mean_recurrence, self.memory)
-
-    def build(self, groups: list[Group], most_ticks: int = 1) -> Tick:
-        """Arrays for groups that enter, with the copies and drops that are due."""
+    def build(self, flights: list[Flight], most_ticks: int = 1) -> Tick:
+        """Arrays for flights that enter, with the copies and drops that are due."""
         # In most ticks nothing enters, and a dozen empty arrays would have to be made again.
-        built = build_entering(groups) if groups else self._nothing
+        arrays = arrays_of(flights) if flights else self._nothing
         return Tick(
             copies=np.array(self.memory.copies, np.int32).reshape(-1, 2),
-            dropped=np.array(self._calls.dropped, np.int32),
-            entering=built.entering,
-            samplings=built.samplings,
-            halting=built.halting,
-            contexts=built.contexts,
+            dropped=np.array(self.in_flight.dropped, np.int32),
+            entering=arrays.entering,
+            samplings=arrays.samplings,
+            halting=arrays.halting,
+            contexts=arrays.contexts,
             most_ticks=most_ticks,
         )
 
-    def retract(self, groups: list[Group]) -> None:
-        """Takes groups out of a tick that was not executed; they are ready again."""
-        for group in groups:
-            self._calls.take_back(group)
+    def retract(self, flights: list[Flight]) -> None:
+        """Takes flights out of a tick that was not executed; they are to enter again."""
+        for flight in flights:
+            if flight.guessed:
+                self._speculation.take_back(flight)
+            else:
+                self._generates.land(flight)
+                self._queues.make_ready(flight.sequence)
 
-    def _choose(self) -> list[Group]:
-        """The next group of each thread in order, until lanes, rows or pages run out."""
-        admission, chosen = self._admission, list[Group]()
-        while (sequence := admission.first()) is not None:
-            call = sequence.call
-            assert call is not None
-            if sequence.row < 0:
-                admission.seat(sequence)
+    def _choose(self) -> list[Flight]:
+        """The next flight of each thread in order, until lanes, rows or pages run out."""
+        chosen: list[Flight] = []
+        while (sequence := self._queues.first(self.memory.has_free_row)) is not None:
+            if sequence.row is None:
+                self._give_row(sequence)
             if sequence.lacks_state:
-                admission.step_back(sequence, sequence.carrying_from(sequence.computed) - 1)
+                self.memory.step_back(sequence, sequence.carrying_from(sequence.computed) - 1)
             if sequence.computed < sequence.spans[0].end:
-                self._reuse(sequence, call)
-            start, end = admission.next_group(sequence)
-            needed = math.ceil(end / self.memory.page_size)
-            if needed > self.memory.pool.size:
-                error = CapacityError(
-                    f"thread {sequence.path} needs {needed} pages of {self.memory.page_size} tokens; the pool has "
-                    f"{self.memory.pool.size}. Raise EngineSettings.memory or EngineSettings.pages."
-                )
-                self._calls.fail(sequence, error)
+                self._reuse_prefix(sequence)
+            start, end = self._grouping.next_flight(sequence)
+            if not self._fits_pool(sequence, end):
                 continue
             leader = self.memory.leader_of(sequence, end)
             if leader is not None:
-                admission.follow(sequence, leader)
+                self._queues.follow(sequence, leader)
                 continue
-            if not admission.make_room(sequence, end):
+            if not self._make_room(sequence, end):
                 break
-            lanes = admission.take_lanes(end - start)
+            lanes = self.in_flight.take_lanes(end - start)
             if lanes is None:
                 break
-            self.memory.lead(sequence, end, call.iterations_left)
+            flight = Flight(sequence, start, end, start < len(sequence.depths), lanes)
+            self.memory.lead(sequence, end, flight.generate.iterations_left)
             self.memory.grow(sequence, end)
-            admission.ready.remove(sequence) if admission.ready[0] is not sequence else admission.ready.pop(0)
-            chosen.append(Group(sequence, call, start, end, start < len(sequence.depths), lanes))
-        return chosen
+            self._queues.take_off(sequence)
+            self.in_flight.begin(flight)
+            chosen.append(flight)
+        # Followers that an eviction has set free may come before those chosen already, and take what they were given.
+        return [flight for flight in chosen if flight.sequence.flight is flight]
 
-    def _reuse(self, sequence: Sequence, call: Call) -> None:
+    def _set_out(self, flight: Flight, bounds: list[int]) -> None:
+        """Settles how deep a flight goes, and how far its thread goes on by itself."""
+        flight.bounds, flight.entered_tick = bounds, self._journal.ticks
+        flight.draft = self._speculation.draft_of(flight)
+        if not (flight.draft or self.is_stepwise):
+            flight.run, flight.halts = run_ahead_of(flight, self._model.max_context, self.memory)
+
+    def _reuse_prefix(self, sequence: Sequence) -> None:
         """Gives a thread what is stored of its prompt instead of computing it."""
+        generate = sequence.generate
+        assert generate is not None
         reused = self.memory.reuse_prefix(sequence)
-        call.reused += reused
-        call.received += reused
-        self.ledger.reused += reused
-        self.ledger.received += reused
+        for work in (generate.work, self._journal.work):
+            work.cached_tokens += reused
+            work.prompt_tokens += reused
+
+    def _fits_pool(self, sequence: Sequence, end: int) -> bool:
+        """Whether the pool could hold a context up to position `end`; a thread fails whose context it could not."""
+        needed = math.ceil(end / self.memory.page_size)
+        if needed <= self.memory.pool.size:
+            return True
+        error = CapacityError(
+            f"thread {sequence.path} needs {needed} pages of {self.memory.page_size} tokens; the pool has "
+            f"{self.memory.pool.size}. Raise EngineSettings.memory or EngineSettings.pages."
+        )
+        self._generates.fail(sequence, error)
+        return False
+
+    def _give_row(self, sequence: Sequence) -> None:
+        """Gives a waiting thread a row. If none is free, one is taken from a parked thread, else from the last in
+        order."""
+        if not self.memory.has_free_row:
+            parked = self._queues.parked_with_row()
+            if parked is None:
+                self._preempt(self._queues.last_with_row())
+            else:
+                self.memory.take_row(parked)
+                self._queues.lose_row(parked)
+        self._queues.leave(sequence)
+        self.memory.give_row(sequence)
+        self._queues.enqueue(sequence)
+
+    def _make_room(self, sequence: Sequence, end: int) -> bool:
+        """Frees the pages to compute up to position `end`; False if threads that come first hold them."""
+        if self.memory.is_writable(sequence, end):
+            return True
+        while self.memory.pages_needed(sequence, end) > self.memory.pool.free:
+            victim = self._queues.parked_with_pages()
+            if victim is None:
+                victim = self._queues.last_with_pages()
+                if victim is None or victim.order <= sequence.order:
+                    return False
+            self._evict(victim)
+        return True
 
     def _evict(self, victim: Sequence) -> None:
         """Takes a thread's pages; its tokens are computed again when it goes on."""
-        self._calls.land(victim)
-        self._admission.leave_queues(victim)
+        self._generates.abort(victim)
+        self._queues.leave(victim)
         pages = self.memory.clear(victim)
-        if victim.call is not None:
-            self._admission.enqueue(victim)
-        self.ledger.record(events.Evicted, thread=victim.path, pages=pages)
+        if victim.generate is not None:
+            self._queues.enqueue(victim)
+        self._journal.record(events.Evicted, thread=victim.path, pages=pages)
 
-    def _unseat(self, victim: Sequence) -> None:
-        """Takes the row of a thread that has a call; it waits for another."""
-        self._calls.land(victim)
-        self._admission.leave_queues(victim)
-        self.memory.unseat(victim)
-        if victim.call is not None:
-            self._admission.enqueue(victim)
+    def _preempt(self, victim: Sequence) -> None:
+        """Takes the row of a thread that generates; it waits for another."""
+        self._generates.abort(victim)
+        self._queues.leave(victim)
+        self.memory.take_row(victim)
+        if victim.generate is not None:
+            self._queues.enqueue(victim)
 
-    # ---- what left --------------------------------------------------------------------------------------------------
+    # ---- commit: what left ------------------------------------------------------------------------------------------
 
     def commit(self, result: TickResult) -> None:
         """Takes in what a tick did."""
-        ledger = self.ledger
-        ledger.ticks += result.ticks
-        ledger.iterations += result.iterations
+        self._journal.ticks += result.ticks
+        self._journal.work.iterations += result.iterations
         self.memory.copies.clear()
-        self._admission.free_lanes.extend(self._calls.dropped)
-        self._calls.dropped.clear()
+        self.in_flight.backend_has_dropped()
         for lane, cause in result.failures.items():
-            sequence = self._calls.flying[lane]
-            self._calls.land(sequence)
-            self._calls.fail(sequence, policy_error(sequence.depth, cause))
+            sequence = self.in_flight.in_lane(lane)
+            assert sequence is not None
+            self._generates.abort(sequence)
+            self._generates.fail(sequence, policy_error(sequence.depth, cause))
         rows = zip(
             result.lane.tolist(), result.depth.tolist(), result.token.tolist(), result.logprob.tolist(), strict=True
         )
         for index, (lane, depth, token, logprob) in enumerate(rows):
-            leaving = self._calls.flying.get(lane)
+            leaving = self.in_flight.in_lane(lane)
             if leaving is not None:
                 try:
-                    self._calls.arrive(leaving, result, index, depth, token, logprob)
+                    self._arrive(leaving, result, index, depth, token, logprob)
                 except Exception as cause:
-                    self._calls.blame(leaving, cause)
+                    self._generates.fail_unforeseen(leaving, cause)
         for lane, token in zip(result.drafting.tolist(), result.drafted.tolist(), strict=True):
-            self._calls.hear_draft(lane, token)
+            self._speculation.take_draft(lane, token)
+
+    def _arrive(
+        self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int, logprob: float
+    ) -> None:
+        """Takes in a flight that left with row `index` of a tick's result; the thread goes on if its generate does."""
+        flight = sequence.flight
+        assert flight is not None
+        run = result.runs.get(flight.last_lane) if result.runs else None
+        left = self._journal.ticks - (result.ticks - result.left_at[index] if result.left_at else 0)
+        self.in_flight.end(flight)
+        self._generates.take_computed(flight, depth if run is None else int(run.depth[0]), left)
+        self._generates.stop_leading(sequence)
+        sequence.state_at = flight.end - 1
+        if run is not None:
+            self._generates.take_run(sequence, run, len(run.token) - 1)
+        if token >= 0 and sequence.generate is not None:
+            if sequence.chain is not None and not self._speculation.is_right(sequence, token):
+                self._speculation.drop(sequence)
+            self._sample(sequence, sequence.generate, result, index, depth, token, logprob)
+        if sequence.generate is None:
+            return
+        if sequence.chain is None:
+            self._queues.make_ready(sequence)
+        else:
+            # Its next token is in flight already, as a draft that was right.
+            self._speculation.promote(sequence)
+
+    def _sample(
+        self,
+        sequence: Sequence,
+        generate: ActiveGenerate,
+        result: TickResult,
+        index: int,
+        depth: int,
+        token: int,
+        logprob: float,
+    ) -> None:
+        """Appends a sampled token and ends the generate where it was the last."""
+        if not math.isfinite(logprob):
+            self._generates.fail(sequence, numerical_error(sequence, len(sequence.tokens)))
+            return
+        request = generate.request
+        entropy = float(result.entropy[index]) if request.entropies else None
+        top_logprobs = result.top[index] if request.sampling.logprobs else None
+        if self._journal.recorder is not None:
+            self._journal.record(
+                events.Sampled,
+                tick=self._journal.ticks - 1,
+                thread=sequence.path,
+                position=len(sequence.tokens),
+                token=token,
+                depth=depth,
+                logprob=logprob,
+                entropy=entropy,
+                top_logprobs=top_logprobs,
+            )
+        sequence.append_sampled(token)
+        self._journal.work.generated += 1
+        generate.work.generated += 1
+        generate.logprobs.append(logprob)
+        generate.depths.append(depth)
+        if entropy is not None:
+            generate.entropies.append(entropy)
+        if top_logprobs is not None:
+            generate.top_logprobs.append(top_logprobs)
+        if request.stream:
+            self._journal.reports.append(Emitted(sequence.path, (token,)))
+        stops = token in request.stop_tokens
+        if request.watcher is not None:
+            try:
+                stops |= self._watch(sequence, generate, request.watcher, token)
+            except Exception as cause:
+                self._generates.fail(sequence, watcher_error(request.watcher, token, cause))
+                return
+        reason = "stop" if stops else generate.bound_reached(len(sequence.tokens), self._model.max_context)
+        if reason is not None:
+            self._generates.finish(sequence, reason)
+
+    def _watch(self, sequence: Sequence, generate: ActiveGenerate, watcher: Watcher, token: int) -> bool:
+        """Reports what a watcher recognises; whether the thread stops."""
+        stops = False
+        for signal in watcher.feed(token):
+            entropy = generate.entropies[signal.start] if generate.request.entropies else math.nan
+            self._journal.reports.append(Signalled(sequence.path, signal, entropy))
+            stops |= signal.stops
+        return stops
 
     # ---- for looking in ---------------------------------------------------------------------------------------------
 
-    def load(self) -> Load:
-        ledger = self.ledger
-        return Load(
-            ticks=ledger.ticks,
-            in_flight=self.in_flight,
-            open_threads=len(self.threads),
-            waiting=self.waiting,
-            pages_used=self.memory.pool.used,
-            pages=self.memory.pool.size,
-            sampled=ledger.sampled,
-            computed=ledger.computed,
-            iterations=ledger.iterations,
-            recomputed=ledger.recomputed,
-            reused=ledger.reused,
-            received=ledger.received,
-        )
-
-    def thread_in_lane(self, lane: int) -> ThreadPath | None:
-        """The thread whose flight ends in this lane."""
-        sequence = self._calls.flying.get(lane)
-        return None if sequence is None else sequence.path
-
-    def lanes_of(self, path: ThreadPath) -> list[int]:
-        """Lanes of a thread's tokens in flight, in order of position."""
-        flight = self.threads[path].flight
-        return [] if flight is None else list(flight.lanes)
-
-    def check_integrity(self) -> None:
+    def check_integrity(self, threads: Iterable[Sequence]) -> None:
         """Raises `AssertionError` if pages, rows or lanes are lost, shared by mistake, or counted wrong."""
-        self.memory.check_integrity(self.threads)
-        flying = [lane for sequence in self._calls.flying.values() if sequence.flight for lane in sequence.flight.lanes]
-        drafts = self._speculation.lanes(self.threads)
-        lanes = sorted([*flying, *drafts, *self._calls.dropped, *self._admission.free_lanes])
-        assert lanes == list(range(self._lanes)), "lanes are lost or doubled"
-        for leader in self._admission.following:
-            assert self.threads[leader].flight is not None, f"threads follow {leader}, which has nothing in flight"
-        for sequence in self.threads:
-            held = (sequence.pages or sequence.row >= 0) and sequence.call is None
-            assert bool(held) == (sequence.path in self._admission.parked), f"{sequence.path} is parked wrongly"
+        everyone = list(threads)
+        self.memory.check_integrity(everyone)
+        lanes = sorted([*self.in_flight.all_lanes(), *self._speculation.lanes(everyone)])
+        assert lanes == list(range(self.in_flight.lanes)), "lanes are lost or doubled"
+        for sequence in everyone:
+            self._queues.check_integrity(sequence)

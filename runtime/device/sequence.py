@@ -1,18 +1,17 @@
-"""A reasoning thread as the device thread sees it: tokens, what of them is computed, and the call it works on."""
+"""A reasoning thread as the device thread sees it: tokens, what of them is computed, and the generate it works on."""
 
 from __future__ import annotations
 
 import math
 from array import array
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from enum import Enum, auto
 
 from policies.depth.base import Carry, DepthPolicy
-from runtime.commands import Generate, ThreadPath
+from runtime.commands import ThreadPath
+from runtime.device.active_generate import ActiveGenerate
+from runtime.device.prefix_rule import PrefixRule
 from runtime.randomness import thread_key
-
-if TYPE_CHECKING:
-    from runtime.device.prefixes import PrefixRule
 
 Order = tuple[int, ThreadPath]
 """Sorts sequences by who is served first: higher priority, then depth-first over trees."""
@@ -31,50 +30,69 @@ class Span:
     """How sampled ones start from the last latent states of their predecessors."""
 
 
-@dataclass(slots=True)
-class Call:
-    """One generate in progress, and what it has cost so far."""
+class Status(Enum):
+    """What a thread waits for, on the device thread. `Queues` alone changes it."""
 
-    request: Generate
-    start: int
-    """Length of the context when it began."""
-    logprobs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)
-    top_logprobs: list[dict[int, float]] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    sampled: int = 0
-    computed: int = 0
-    iterations: int = 0
-    recomputed: int = 0
-    reused: int = 0
-    received: int = 0
-    drafted: int = 0
-    """Tokens that entered before it was sure that they are said."""
-    accepted: int = 0
-    """Those of them that were said."""
-
-    def keep(self, count: int) -> None:
-        """Forgets what is known of sampled tokens after the first `count`; what they cost still counts."""
-        for kept in (self.logprobs, self.entropies, self.top_logprobs, self.depths):
-            del kept[count:]
-
-    @property
-    def iterations_left(self) -> int | None:
-        most = self.request.max_iterations
-        return None if most is None else most - self.iterations
+    IDLE = auto()
+    """No generate, and holds neither pages nor a row."""
+    PARKED = auto()
+    """No generate, but holds pages or a row, which may be taken from it."""
+    WAITING = auto()
+    """For a row of the page table."""
+    READY = auto()
+    """Has a row, and tokens that may enter."""
+    FOLLOWING = auto()
+    """Has a row, and waits for another thread that has the same tokens in flight."""
+    IN_FLIGHT = auto()
+    """Has a row, and tokens in lanes."""
 
 
 @dataclass(slots=True)
 class Flight:
-    """The tokens `start .. end` of a sequence that are in flight: they entered together and leave together."""
+    """The tokens `start .. end` of a sequence that enter together and leave together, each in a lane of its own."""
 
+    sequence: Sequence
     start: int
     end: int
+    known: bool
+    """Whether their depths are known from an earlier computation: they are forced to them."""
     lanes: list[int]
-    bounds: list[int]
-    entered_tick: int
-    recomputed: int
-    """How many of them had been computed before."""
+    guessed: tuple[int, ...] = ()
+    """For a drafted token: what was drafted after the sequence's last token, up to this one."""
+    bounds: list[int] = field(default_factory=list)
+    """Most iterations of each token. This and what follows are set when it takes off."""
+    entered_tick: int = 0
+    run: int = 0
+    """Sampled tokens that its lane may go on with by itself."""
+    halts: frozenset[int] = frozenset()
+    """Tokens at which the lane then stops."""
+    draft: int = 0
+    """Iterations after which its token drafts its successor; 0 for never."""
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    @property
+    def last_lane(self) -> int:
+        """The lane that names it."""
+        return self.lanes[-1]
+
+    @property
+    def generate(self) -> ActiveGenerate:
+        """What its tokens are computed for."""
+        generate = self.sequence.generate
+        assert generate is not None, f"{self.sequence.path} has tokens in flight for nothing"
+        return generate
+
+    @property
+    def samples(self) -> bool:
+        """Whether its last token's logits are sampled from."""
+        return self.end >= len(self.sequence.tokens)
+
+    @property
+    def recomputed(self) -> int:
+        """How many of its tokens had been computed before."""
+        return len(self) if self.known else 0
 
     def iterations(self, tick: int) -> int:
         """Token-iterations done before `tick`."""
@@ -105,13 +123,14 @@ class Sequence:
 
     __slots__ = (
         "acceptance",
-        "call",
-        "call_start",
         "chain",
         "computed",
+        "constant_bound",
         "depth",
         "depths",
         "flight",
+        "generate",
+        "generate_start",
         "key",
         "order",
         "page_keys",
@@ -125,6 +144,7 @@ class Sequence:
         "shareable",
         "spans",
         "state_at",
+        "status",
         "tokens",
     )
 
@@ -133,10 +153,13 @@ class Sequence:
         self.seed = seed
         self.key = thread_key(seed, path)
         self.depth = depth
-        self.policy = -1
-        """Index of `depth` in the backend; -1 before the first generate that follows it."""
+        self.policy: int | None = None
+        """Index of `depth` in the backend; None before the first generate under it."""
+        self.constant_bound: int | None = None
+        """The bound that `depth` gives every token on this model; None where it looks at each."""
         self.rule: PrefixRule | None = None
         """How pages computed under `depth` are shared."""
+        self.status = Status.IDLE
         self.order: Order = (-priority, path)
         self.tokens = array("i")
         self.spans: list[Span] = []
@@ -148,17 +171,17 @@ class Sequence:
         self.page_rule: PrefixRule | None = None
         self.shareable = 0
         """Leading tokens of the prompt whose depths are what `page_rule` gives them in any thread."""
-        self.row = -1
-        self.state_at = -1
-        """Position of the last token that left; if the next one carries, its latent state is kept in the row. -1 for
-        none."""
-        self.call: Call | None = None
+        self.row: int | None = None
+        """Its row of the page table; None while it has none, and then nothing of it can be in flight."""
+        self.state_at: int | None = None
+        """Position of the last token that left; if the next one carries, its latent state is kept in the row."""
+        self.generate: ActiveGenerate | None = None
         self.flight: Flight | None = None
         self.chain: Chain | None = None
         self.acceptance = 1.0
         """Share of this thread's last drafts that were right; of all of them, until there is one."""
-        self.call_start = 0
-        """Length of the context when the last call began."""
+        self.generate_start = 0
+        """Length of the context when the last generate began."""
 
     def receive(self, tokens: tuple[int, ...]) -> None:
         start = len(self.tokens)
@@ -192,7 +215,7 @@ class Sequence:
         self.page_rule = parent.page_rule
         self.shareable = parent.shareable
         self.acceptance = parent.acceptance
-        self.call_start = len(self.tokens)
+        self.generate_start = len(self.tokens)
 
     def received_in(self, start: int, end: int) -> int:
         """How many of the tokens `start .. end` were received rather than sampled."""
@@ -217,7 +240,8 @@ class Sequence:
     def lacks_state(self) -> bool:
         """Whether the next token to compute starts from a state that is not kept."""
         start = self.computed
-        return start < len(self.tokens) and start != self.state_at + 1 and self.carries_at(start)
+        kept = None if self.state_at is None else self.state_at + 1
+        return start < len(self.tokens) and start != kept and self.carries_at(start)
 
     def carrying_from(self, position: int) -> int:
         """Where the unbroken row of carrying tokens up to a position, itself one of them, begins."""
@@ -233,8 +257,8 @@ class Sequence:
         first = next((span for span in self.spans if span.end > start and span.carry != "none"), None)
         return end if first is None else min(end, max(start + 1, first.start))
 
-    def truncate(self, length: int, page_size: int) -> list[int]:
-        """Forgets tokens from `length` on; returns the pages it no longer needs."""
+    def truncate(self, length: int) -> None:
+        """Forgets tokens from `length` on; its pages are still to be cut."""
         del self.tokens[length:]
         del self.depths[length:]
         while self.spans and self.spans[-1].end > length:
@@ -243,7 +267,6 @@ class Sequence:
                 self.spans.append(replace(last, end=length))
         self.computed = min(self.computed, length)
         self.shareable = min(self.shareable, length)
-        return self.cut_pages(page_size)
 
     def cut_pages(self, page_size: int) -> list[int]:
         """Drops, and returns, pages beyond what is computed."""

@@ -21,14 +21,13 @@ from policies.depth.base import DepthPolicy
 from policies.depth.bounding import Bounding
 from policies.depth.speculative import Speculative
 from runtime.commands import ThreadPath
-from runtime.device.admission import Admission
-from runtime.device.entering import Group, fly
-from runtime.device.ledger import Ledger
+from runtime.device.active_generate import ActiveGenerate
+from runtime.device.in_flight import InFlight
+from runtime.device.journal import Journal
 from runtime.device.memory import ThreadMemory
-from runtime.device.runs import AMPLE
-from runtime.device.sequence import Call, Chain, Flight, Sequence
+from runtime.device.sequence import Chain, Flight, Sequence
 
-MEMORY = 8
+REMEMBERED = 8
 """About as many of the last drafts count for how often they are right."""
 LIKELY = 1 / 3
 """Least chance that a token further ahead than one must have to be drafted by adaptive policies."""
@@ -37,39 +36,27 @@ _by_order = attrgetter("order")
 
 
 class Speculation:
-    """Follows the drafts of all threads. A thread's chain hangs on its flight: whoever ends the one drops the other."""
+    """The drafts of all threads. A thread's chain hangs on its flight: whoever ends the one drops the other."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        memory: ThreadMemory,
-        admission: Admission,
-        *,
-        context: int,
-        mean_recurrence: int,
-        slots: int,
-        is_off: bool,
+        self, journal: Journal, memory: ThreadMemory, in_flight: InFlight, *, max_context: int, slots: int
     ) -> None:
-        """`is_off` where tokens only enter when none is in flight: nothing is drafted then."""
-        self._ledger = ledger
+        self._journal = journal
         self._memory = memory
-        self._admission = admission
-        self._context = context
-        self._mean_recurrence = mean_recurrence
+        self._in_flight = in_flight
+        self._max_context = max_context
         self._slots = slots
-        self._is_off = is_off
         self._by_lane: dict[int, Sequence] = {}
         """By lanes of drafted tokens in flight."""
         self._pending: dict[ThreadPath, Sequence] = {}
         """Threads with a drafted token that has not entered."""
 
-    def check(self, policy: DepthPolicy) -> None:
-        """Raises `ValueError` if a policy speculates in a way that this engine cannot follow."""
+    def check(self, policy: DepthPolicy, most: int) -> None:
+        """Raises `ValueError` if a policy, whose tokens get `most` iterations, speculates as this engine cannot."""
         if isinstance(policy, Bounding) and isinstance(_innermost(policy), Speculative):
             raise ValueError("bounds that change are not for Speculative; bound Fixed, or a policy that tests.")
         if not isinstance(policy, Speculative):
             return
-        most = self._most(policy)
         if policy.draft >= most:
             raise ValueError(f"draft ({policy.draft}) must be less than the {most} iterations that its tokens get.")
         if most > self._slots:
@@ -78,48 +65,42 @@ class Speculation:
                 "EngineSettings.slots, or take Fixed."
             )
 
-    def draft_of(self, group: Group, bounds: list[int]) -> int:
-        """Iterations after which a group drafts a successor; 0 unless it is a sampled token that nothing follows."""
-        sequence, call, policy = group.sequence, group.call, group.sequence.depth
-        if not isinstance(policy, Speculative) or self._is_off or bounds != [self._most(policy)] or not group.samples:
+    def draft_of(self, flight: Flight) -> int:
+        """Iterations after which a flight drafts a successor; 0 unless it is a sampled token that nothing follows."""
+        sequence, generate, policy = flight.sequence, flight.generate, flight.sequence.depth
+        if not isinstance(policy, Speculative) or flight.bounds != [sequence.constant_bound] or not flight.samples:
             return 0
-        # An iteration limit is not spent on what may be thrown away: a call would end sooner.
-        if call.request.max_iterations is not None or group.start >= self._last(call):
+        # An iteration limit is not spent on what may be thrown away: a generate would end sooner.
+        if generate.request.max_iterations is not None or flight.start >= self._last_computed(sequence, generate):
             return 0
-        return policy.draft if group.guessed or sequence.span_at(group.start).sampled else 0
+        return policy.draft if flight.guessed or sequence.span_at(flight.start).sampled else 0
 
-    def hear(self, sequence: Sequence, token: int) -> None:
-        """The last token in flight of a thread has drafted its successor."""
-        assert sequence.call is not None
-        if token in sequence.call.request.stop_tokens:
+    def take_draft(self, lane: int, token: int) -> None:
+        """A lane has drafted its token's successor; of one that was thrown away meanwhile it is of no interest."""
+        sequence = self._in_flight.in_lane(lane) or self._by_lane.get(lane)
+        if sequence is None or sequence.generate is None or token in sequence.generate.request.stop_tokens:
             return
         if sequence.chain is None:
             sequence.chain = Chain([], [])
         sequence.chain.tokens.append(token)
         self._pending[sequence.path] = sequence
 
-    def sequence_in(self, lane: int) -> Sequence | None:
-        """The thread whose drafted token is in this lane."""
-        return self._by_lane.get(lane)
-
-    def choose(self) -> list[Group]:
-        """Drafted tokens that enter now, in flight already: where threads wait for room, none do."""
-        chosen: list[Group] = []
-        if not self._pending or self._admission.first() is not None:
-            return chosen
+    def choose(self) -> list[Flight]:
+        """Drafted tokens that enter now, in flight already. To be asked while no thread waits for room."""
+        chosen: list[Flight] = []
         for sequence in sorted(self._pending.values(), key=_by_order):
-            group = self._next(sequence)
-            if group is not None:
-                chosen.append(group)
+            flight = self._next(sequence)
+            if flight is not None:
+                chosen.append(flight)
         return chosen
 
-    def take_back(self, group: Group) -> None:
+    def take_back(self, flight: Flight) -> None:
         """Takes a drafted token out of a tick that was not executed."""
-        sequence = group.sequence
+        sequence = flight.sequence
         assert sequence.chain is not None
         sequence.chain.flights.pop()
-        del self._by_lane[group.last]
-        self._admission.give_back(group)
+        del self._by_lane[flight.last_lane]
+        self._in_flight.free.extend(flight.lanes)
         self._pending[sequence.path] = sequence
 
     def is_right(self, sequence: Sequence, token: int) -> bool:
@@ -127,34 +108,34 @@ class Speculation:
         chain = sequence.chain
         assert chain is not None
         found = chain.tokens[0] == token
-        sequence.acceptance += (found - sequence.acceptance) / MEMORY
+        sequence.acceptance += (found - sequence.acceptance) / REMEMBERED
         return found and bool(chain.flights)
 
-    def promote(self, sequence: Sequence, call: Call) -> Flight:
+    def promote(self, sequence: Sequence) -> None:
         """Makes the first drafted token, which has been sampled now, the thread's flight."""
-        chain = sequence.chain
+        chain, generate = sequence.chain, sequence.generate
         assert chain is not None
-        flight = sequence.flight = chain.flights.pop(0)
+        assert generate is not None
+        flight = chain.flights.pop(0)
         del chain.tokens[0]
-        del self._by_lane[flight.lanes[-1]]
+        del self._by_lane[flight.last_lane]
         if not chain.tokens:
             sequence.chain = None
-        self._ledger.accepted += 1
-        call.accepted += 1
-        return flight
+        self._in_flight.begin(flight)
+        self._journal.accepted += 1
+        generate.accepted += 1
 
-    def drop(self, sequence: Sequence, call: Call) -> list[int]:
-        """Throws a thread's drafts away, their work lost but counted; the lanes that the backend is to forget."""
-        chain = sequence.chain
-        if chain is None:
-            return []
-        lanes = [flight.lanes[-1] for flight in chain.flights]
-        call.iterations += sum(flight.iterations(self._ledger.ticks) for flight in chain.flights)
-        for lane in lanes:
-            del self._by_lane[lane]
+    def drop(self, sequence: Sequence) -> None:
+        """Throws a thread's drafts away, if it has any, their work lost but counted."""
+        chain, generate = sequence.chain, sequence.generate
+        if chain is None or generate is None:
+            return
+        for flight in chain.flights:
+            generate.work.iterations += flight.iterations(self._journal.ticks)
+            del self._by_lane[flight.last_lane]
+            self._in_flight.dropped.append(flight.last_lane)
         self._pending.pop(sequence.path, None)
         sequence.chain = None
-        return lanes
 
     def lanes(self, sequences: Iterable[Sequence]) -> list[int]:
         """Lanes of all drafted tokens in flight. Raises `AssertionError` if something is wrong with a chain."""
@@ -162,53 +143,49 @@ class Speculation:
         found = dict[int, Sequence]()
         for thread in threads:
             assert thread.chain is not None
-            assert thread.flight is not None, f"{thread.path} has drafts that follow nothing"
+            assert thread.flight is not None, f"{thread.path} has drafts behind nothing"
             waiting = len(thread.chain.tokens) - len(thread.chain.flights)
             assert waiting == (thread.path in self._pending), f"{thread.path} waits wrongly with a draft"
-            found |= dict.fromkeys((flight.lanes[-1] for flight in thread.chain.flights), thread)
+            found |= dict.fromkeys((flight.last_lane for flight in thread.chain.flights), thread)
         assert found == self._by_lane, "drafts are lost or doubled"
         assert self._pending.keys() <= {thread.path for thread in threads}, "threads without drafts wait with one"
         return list(found)
 
     # ---- small parts ------------------------------------------------------------------------------------------------
 
-    def _next(self, sequence: Sequence) -> Group | None:
+    def _next(self, sequence: Sequence) -> Flight | None:
         """Puts a thread's next drafted token into flight, if it may look so far and there is room."""
-        chain, call, flight, policy = sequence.chain, sequence.call, sequence.flight, sequence.depth
+        chain, generate, ahead, policy = sequence.chain, sequence.generate, sequence.flight, sequence.depth
         assert chain is not None
-        assert call is not None
-        assert flight is not None
+        assert generate is not None
+        assert ahead is not None
         assert isinstance(policy, Speculative)
-        position, bounds = flight.end + len(chain.flights), flight.bounds
-        if len(chain.flights) >= reach(policy, sequence.acceptance):
+        position = ahead.end + len(chain.flights)
+        if len(chain.flights) >= reach(policy, sequence.acceptance) or not self._has_page(sequence, position):
             return None
-        if not self._has_page(sequence, position):
-            return None
-        lanes = self._admission.take_lanes(1)
+        lanes = self._in_flight.take_lanes(1)
         if lanes is None:
             return None
-        group = Group(sequence, call, position, position + 1, False, lanes, guessed=tuple(chain.tokens))
-        group.draft = self.draft_of(group, bounds)
-        chain.flights.append(fly(group, bounds, self._ledger.ticks))
-        self._by_lane[group.last] = sequence
+        flight = Flight(sequence, position, position + 1, False, lanes, guessed=tuple(chain.tokens))
+        flight.bounds, flight.entered_tick = ahead.bounds, self._journal.ticks
+        flight.draft = self.draft_of(flight)
+        chain.flights.append(flight)
+        self._by_lane[flight.last_lane] = sequence
         del self._pending[sequence.path]
-        self._ledger.drafted += 1
-        call.drafted += 1
-        return group
+        self._journal.drafted += 1
+        generate.drafted += 1
+        return flight
 
     def _has_page(self, sequence: Sequence, position: int) -> bool:
         """Whether a position can be written; takes a page for it where there are plenty."""
-        memory = self._memory
-        if position >= len(sequence.pages) * memory.page_size and memory.pool.free * AMPLE > memory.pool.size:
-            memory.grow_ahead(sequence, position + 1)
-        return position < len(sequence.pages) * memory.page_size
+        if self._memory.writable_after(sequence, position) < 1:
+            self._memory.grow_ahead(sequence, position + 1)
+        return self._memory.writable_after(sequence, position) > 0
 
-    def _most(self, policy: Speculative) -> int:
-        return self._mean_recurrence if policy.most is None else policy.most
-
-    def _last(self, call: Call) -> int:
-        """The last position that a call computes if nothing stops it: what it samples last is not computed."""
-        return min(call.start + call.request.max_tokens, self._context) - 2
+    def _last_computed(self, sequence: Sequence, generate: ActiveGenerate) -> int:
+        """The last position that is computed if nothing stops a generate: what it samples last is not computed."""
+        length = len(sequence.tokens)
+        return length + generate.tokens_left(length, self._max_context) - 2
 
 
 def _innermost(policy: DepthPolicy) -> DepthPolicy:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from policies import KL, Cosine, DepthPolicy, EvenBudget, Fixed, LatentDiff
 from runtime.backend.interface import Run, Tick, TickResult
 from runtime.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
 from runtime.model.architecture import Model
 from runtime.model.config import RavenConfig
@@ -154,12 +154,12 @@ def hold(
 
     def observe(scheduler: Scheduler, result: TickResult) -> None:
         for lane, value in zip(result.tested.tolist(), result.exit_value.tolist(), strict=True):
-            thread = scheduler.thread_in_lane(lane)
-            assert thread is not None
-            said.tests.setdefault(thread, []).append(value)
+            sequence = scheduler.in_flight.in_lane(lane)
+            assert sequence is not None
+            said.tests.setdefault(sequence.path, []).append(value)
 
     most = settings.most_iterations or model.config.mean_recurrence
-    core = build_core(model, settings, Fixed(most), observe=observe if observed else None)
+    core = build_loop(model, settings, Fixed(most), observe=observe if observed else None)
     watch(core, said.runs, said.ticks, 1 if observed else most_ticks)
     try:
         _converse(core, {talk.path: talk for talk in talks}, said)
@@ -168,7 +168,7 @@ def hold(
     return said
 
 
-def watch(core: DeviceCore, runs: list[Run], ticks: list[int], most_ticks: int) -> None:
+def watch(core: DeviceLoop, runs: list[Run], ticks: list[int], most_ticks: int) -> None:
     """Notes the runs and ticks of each call of the backend, which may do `most_ticks`, however long they take."""
     tick = core.backend.tick
 
@@ -182,7 +182,7 @@ def watch(core: DeviceCore, runs: list[Run], ticks: list[int], most_ticks: int) 
     pytest.MonkeyPatch().setattr(core.backend, "tick", watched)
 
 
-def _converse(core: DeviceCore, talks: dict[ThreadPath, Talk], said: Said) -> None:
+def _converse(core: DeviceLoop, talks: dict[ThreadPath, Talk], said: Said) -> None:
     def take_turn(talk: Talk) -> None:
         turn = talk.turns[len(said.finished[talk.path])]
         core.handle(Extend(talk.path, turn.receive))
@@ -198,11 +198,11 @@ def _converse(core: DeviceCore, talks: dict[ThreadPath, Talk], said: Said) -> No
                 take_turn(talk)
 
     open_children(None)
-    while core.has_work or core.ledger.reports:
+    while core.has_work or core.journal.reports:
         if core.has_work:
             core.step()
-        core.scheduler.check_integrity()
-        for report in core.ledger.take_reports():
+        core.check_integrity()
+        for report in core.journal.take_reports():
             assert isinstance(report, Finished), report
             said.finished[report.thread].append(report)
             talk = talks[report.thread]
@@ -211,7 +211,7 @@ def _converse(core: DeviceCore, talks: dict[ThreadPath, Talk], said: Said) -> No
             else:
                 open_children(talk.path)
     assert all(len(said.finished[path]) == len(talk.turns) for path, talk in talks.items())
-    load = core.scheduler.load()
+    load = core.load()
     for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
         reported = sum(getattr(report, name) for reports in said.finished.values() for report in reports)
         assert getattr(load, name) == reported, name
@@ -219,9 +219,9 @@ def _converse(core: DeviceCore, talks: dict[ThreadPath, Talk], said: Said) -> No
         core.handle(CloseThread(path))
     if core.has_work:
         core.step()
-    core.scheduler.check_integrity()
-    assert core.scheduler.load().pages_used == 0
-    assert not any(isinstance(report, Failed) for report in core.ledger.take_reports())
+    core.check_integrity()
+    assert core.load().pages_used == 0
+    assert not any(isinstance(report, Failed) for report in core.journal.take_reports())
 
 
 SAMPLINGS = (

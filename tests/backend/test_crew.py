@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from policies import Fixed, LatentDiff
 from runtime.backend.fused.crew import MOST_TASKS, SLEEPING, Crew, can_help
-from runtime.device.build import build_core
+from runtime.device.build import build_loop
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
 from tests.backend import conversations
@@ -172,12 +172,12 @@ def wide() -> Raven:
 
 def test_closed_and_forgotten_backends_end_their_helpers(wide: Raven) -> None:
     before = helpers_running()
-    core = build_core(wide, conversations.settings(threads=3), Fixed(3))
+    core = build_loop(wide, conversations.settings(threads=3), Fixed(3))
     assert helpers_running() == before + 2
     core.close()
     core.close()
     assert helpers_running() == before
-    core = build_core(wide, conversations.settings(threads=3), Fixed(3))
+    core = build_loop(wide, conversations.settings(threads=3), Fixed(3))
     assert helpers_running() == before + 2
     del core
     gc.collect()

@@ -17,8 +17,8 @@ from runtime.backend.interface import CacheShape
 from runtime.backend.torch_attention import TorchAttention
 from runtime.backend.torch_backend import TorchBackend
 from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread
-from runtime.device.core import DeviceCore
-from runtime.device.scheduler import ModelLimits
+from runtime.device.build import wire
+from runtime.device.model_limits import ModelLimits
 from runtime.model.architecture import Model, build_model
 from runtime.model.llama_config import LlamaConfig
 from runtime.sampling import Sampling
@@ -55,13 +55,13 @@ def eager(model: Model, cache: CacheShape, state_std: float = 0.0) -> TorchBacke
 def solo(model: Model, backend: TorchBackend) -> Solo:
     lanes = backend.cache.lanes
     limits = ModelLimits(
-        context=model.config.block_size,
+        max_context=model.config.block_size,
         vocab=model.config.vocab_size,
         mean_recurrence=model.config.mean_recurrence,
         most_iterations=MOST,
         shares_prefixes=True,
     )
-    return Solo(DeviceCore(backend, EngineSettings(lanes=lanes, chunk=lanes), limits))
+    return Solo(wire(backend, limits, lanes))
 
 
 def tiny_llama() -> Model:

@@ -22,7 +22,7 @@ from policies import Fixed
 from runtime.backend.fused.backend import FusedBackend
 from runtime.backend.torch_backend import TorchBackend
 from runtime.commands import ThreadPath
-from runtime.device.build import build_core, load_native_code
+from runtime.device.build import build_loop, load_native_code
 from runtime.model.architecture import Model
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
@@ -185,7 +185,7 @@ def build(model: Model, **changes: Any) -> tuple[object, list[str]]:
     logger = logging.getLogger("runtime.device")
     logger.addHandler(handler)
     try:
-        core = build_core(model, conversations.settings(**changes), Fixed(2))
+        core = build_loop(model, conversations.settings(**changes), Fixed(2))
         core.close()
         return core.backend, handler.messages
     finally:

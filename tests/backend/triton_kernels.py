@@ -25,10 +25,9 @@ from runtime.backend.torch_attention import TorchAttention
 from runtime.backend.torch_backend import TorchBackend
 from runtime.backend.triton_attention import TritonAttention
 from runtime.commands import Extend, Finished, Generate, OpenThread
-from runtime.device.core import DeviceCore
-from runtime.device.scheduler import ModelLimits
+from runtime.device.build import wire
+from runtime.device.model_limits import ModelLimits
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.backend.test_attention import TOLERANCE, Case, check, make_case
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
@@ -172,7 +171,7 @@ def again(step: Step) -> Step:
 def test_captured_ticks_with_the_kernel_say_what_eager_ones_say() -> None:
     model = tiny_model(2).to(DEVICE)
     cache = CacheShape(pages=16, page_size=4, slots=2, rows=4, pages_per_row=16, lanes=4)
-    limits = ModelLimits(context=64, vocab=40, mean_recurrence=3, most_iterations=3, shares_prefixes=True)
+    limits = ModelLimits(max_context=64, vocab=40, mean_recurrence=3, most_iterations=3, shares_prefixes=True)
     capture = CudaCapture(torch.device(DEVICE)) if DEVICE == "cuda" else again
     backends: list[TorchBackend] = [
         GraphedBackend(model, cache, TritonAttention(), capture, (1, 2, 3), state_std=0.0),
@@ -181,7 +180,7 @@ def test_captured_ticks_with_the_kernel_say_what_eager_ones_say() -> None:
     ]
     said = []
     for backend in backends:
-        solo = Solo(DeviceCore(backend, EngineSettings(lanes=4, chunk=4), limits))
+        solo = Solo(wire(backend, limits, 4))
         for number, (prompt, depth) in enumerate([((5, 6, 7, 8, 9), 2), ((1,), 3), ((2, 3), 1)]):
             solo.send(
                 OpenThread(thread=(number,), seed=0, depth=Fixed(depth)),

@@ -12,8 +12,8 @@ from policies import KL, Cosine, DepthPolicy, EntryView, EvenBudget, Fixed, Late
 from policies.depth.base import IntArray
 from runtime.backend.interface import Run
 from runtime.commands import Extend, Failed, Finished, Foresight, Generate, OpenThread, Report, Signal, ThreadPath
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -75,7 +75,7 @@ class ForeseeingSpotter(Spotter):
 class Bench:
     """A core that is stepped, and what came of it."""
 
-    core: DeviceCore
+    core: DeviceLoop
     runs: list[Run] = field(default_factory=list)
     ticks: list[int] = field(default_factory=list)
 
@@ -84,7 +84,7 @@ class Bench:
         def observe(*_: object) -> None:
             """Nothing: being there keeps lanes from going on."""
 
-        bench = cls(build_core(model, settings, Fixed(MOST), observe=observe if stepwise else None))
+        bench = cls(build_loop(model, settings, Fixed(MOST), observe=observe if stepwise else None))
         watch(bench.core, bench.runs, bench.ticks, 1 if stepwise else most_ticks)
         return bench
 
@@ -98,11 +98,11 @@ class Bench:
     def step(self) -> list[Report]:
         if self.core.has_work:
             self.core.step()
-        self.core.scheduler.check_integrity()
-        return self.core.ledger.take_reports()
+        self.core.check_integrity()
+        return self.core.journal.take_reports()
 
     def run(self) -> list[Report]:
-        reports = self.core.ledger.take_reports()
+        reports = self.core.journal.take_reports()
         while self.core.has_work:
             reports += self.step()
         return reports
@@ -112,13 +112,18 @@ class Bench:
         assert not [report for report in reports if isinstance(report, Failed)]
         return {report.thread: report for report in reports if isinstance(report, Finished)}
 
+    def flight_lanes(self, path: ThreadPath) -> list[int]:
+        """Lanes of a thread's tokens in flight, in order of position."""
+        flight = self.core.threads[path].flight
+        return [] if flight is None else flight.lanes
+
     @property
     def longest(self) -> int:
         return max((len(run.token) for run in self.runs), default=1)
 
     @property
     def pages_used(self) -> int:
-        return self.core.scheduler.load().pages_used
+        return self.core.load().pages_used
 
 
 def both(model: Raven, ask: Callable[[Bench], None], **changes: Any) -> tuple[Finished, Finished]:

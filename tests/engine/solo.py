@@ -19,8 +19,8 @@ from runtime.commands import (
     Request,
     ThreadPath,
 )
-from runtime.device.build import build_core
-from runtime.device.core import DeviceCore
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
 from runtime.model.architecture import Model
 from runtime.sampling import Sampling
@@ -31,7 +31,7 @@ from runtime.settings import EngineSettings
 class Solo:
     """A core that is stepped until what was asked is done, and all that it reported."""
 
-    core: DeviceCore
+    core: DeviceLoop
     reports: list[Report] = field(default_factory=list)
     tests: dict[ThreadPath, list[float]] = field(default_factory=dict)
     """Exit values by thread, in order, over all its tokens."""
@@ -42,11 +42,11 @@ class Solo:
 
         def observe(scheduler: Scheduler, result: TickResult) -> None:
             for lane, value in zip(result.tested.tolist(), result.exit_value.tolist(), strict=True):
-                thread = scheduler.thread_in_lane(lane)
-                assert thread is not None
-                tests.setdefault(thread, []).append(value)
+                sequence = scheduler.in_flight.in_lane(lane)
+                assert sequence is not None
+                tests.setdefault(sequence.path, []).append(value)
 
-        return cls(build_core(model, settings, policy, observe=observe), tests=tests)
+        return cls(build_loop(model, settings, policy, observe=observe), tests=tests)
 
     @property
     def backend(self) -> LaneBackend:
@@ -55,7 +55,8 @@ class Solo:
 
     def flight_lanes(self, path: ThreadPath) -> list[int]:
         """Lanes of a thread's tokens in flight, in order of position."""
-        return self.core.scheduler.lanes_of(path)
+        flight = self.core.threads[path].flight
+        return [] if flight is None else flight.lanes
 
     def send(self, *commands: Command | Request) -> None:
         for command in commands:
@@ -67,9 +68,9 @@ class Solo:
         while self.core.has_work:
             self.core.step()
             if check:
-                self.core.scheduler.check_integrity()
-            new += self.core.ledger.take_reports()
-        new += self.core.ledger.take_reports()
+                self.core.check_integrity()
+            new += self.core.journal.take_reports()
+        new += self.core.journal.take_reports()
         self.reports += new
         return new
 

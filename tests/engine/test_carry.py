@@ -8,7 +8,7 @@ import pytest
 
 from policies import DepthPolicy, EvenBudget, Fixed, LatentDiff
 from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
-from runtime.device.build import build_core
+from runtime.device.build import build_loop
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -76,7 +76,7 @@ def test_threads_that_carry_and_threads_that_do_not_share_batches(model: Raven, 
 
 def test_threads_go_on_by_themselves_beside_one_that_carries(model: Raven) -> None:
     """Unwatched, lanes of the native backend feed back their own tokens; those that carry come back for each."""
-    solo = Solo(build_core(model, settings(), Fixed(3)))
+    solo = Solo(build_loop(model, settings(), Fixed(3)))
     for number in range(6):
         start(solo, (number,), prompt_for(number), 12, POLICIES[number])
     together = finished(solo)
@@ -104,7 +104,7 @@ def test_a_state_that_is_lost_is_computed_again(model: Raven, policy: DepthPolic
             ask(solo, path, 5)
         for path, report in finished(solo).items():
             said[path] += report.tokens
-    assert solo.core.ledger.recomputed > 0
+    assert solo.core.journal.work.recomputed > 0
     for path, tokens in said.items():
         assert tokens == alone(model, policy, prompt_for(path[0]), 15, chunk=8).tokens
 
@@ -145,7 +145,7 @@ def test_tokens_carry_as_they_did_when_the_policy_has_changed(model: Raven, slot
             for path in paths:
                 solo.send(Extend(path, (7, 8)))
         said.append([(report.tokens, report.logprobs, report.depths) for report in reports])
-        assert (solo.core.ledger.recomputed > 0) == (pages == 14)
+        assert (solo.core.journal.work.recomputed > 0) == (pages == 14)
     assert said[0] == said[1]
 
 
@@ -161,7 +161,7 @@ def test_a_fork_carries_on_from_its_parents_last_token(model: Raven) -> None:
     assert before + after[0,].tokens == alone(model, RAW, prompt_for(5), 12).tokens
     assert after[0,].recomputed == 0, "the parent kept its state"
     solo.send(CloseThread((0, 0)), CloseThread((0,)))
-    assert solo.core.scheduler.load().pages_used == 0
+    assert solo.core.load().pages_used == 0
 
 
 def test_prompts_are_shared_whatever_is_carried(model: Raven) -> None:
@@ -171,6 +171,6 @@ def test_prompts_are_shared_whatever_is_carried(model: Raven) -> None:
     for number, policy in enumerate(policies):
         start(solo, (number,), prompt, 8, policy)
     found = finished(solo)
-    assert solo.core.ledger.reused == 2 * 32
+    assert solo.core.journal.work.cached_tokens == 2 * 32
     for number, policy in enumerate(policies):
         assert found[number,].logprobs == alone(model, policy, prompt, 8, reuse_prefixes=False).logprobs

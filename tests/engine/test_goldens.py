@@ -199,4 +199,4 @@ def test_batched_rows_equal_rows_alone(model: Raven, golden: dict[str, Tensor], 
         alone = Solo.over(model, settings(backend), policy).generate(row, policy, NEW_TOKENS)
         assert results[number,].tokens == alone.tokens
         assert results[number,].depths == alone.depths
-    assert together.core.scheduler.load().pages_used == 0
+    assert together.core.load().pages_used == 0

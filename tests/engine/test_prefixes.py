@@ -71,10 +71,10 @@ def test_threads_that_arrive_together_compute_a_prompt_once(model: Raven, policy
     assert {(report.tokens, report.logprobs, report.depths) for report in found.values()} == {
         (expected.tokens, expected.logprobs, expected.depths)
     }
-    ledger = solo.core.ledger
-    prompts = ledger.computed - sum(report.sampled - 1 for report in found.values())
+    journal = solo.core.journal
+    prompts = journal.work.computed - sum(report.sampled - 1 for report in found.values())
     assert prompts == len(PROMPT) + 11 * (len(PROMPT) - SHAREABLE)
-    assert (ledger.reused, ledger.received) == (11 * SHAREABLE, 12 * len(PROMPT))
+    assert (journal.work.cached_tokens, journal.work.prompt_tokens) == (11 * SHAREABLE, 12 * len(PROMPT))
 
 
 def test_shared_slots_are_shared_in_whole_groups(model: Raven) -> None:
@@ -84,7 +84,7 @@ def test_shared_slots_are_shared_in_whole_groups(model: Raven) -> None:
         ask(solo, (number,), policy)
     found = finished(solo)
     assert {report.logprobs for report in found.values()} == {alone(model, policy, slots=1).logprobs}
-    assert solo.core.ledger.reused == 5 * 32
+    assert solo.core.journal.work.cached_tokens == 5 * 32
 
 
 def test_policies_share_what_is_the_same_under_both(model: Raven) -> None:
@@ -94,7 +94,7 @@ def test_policies_share_what_is_the_same_under_both(model: Raven) -> None:
     for number in range(16):
         ask(solo, (number,), policies[number % 4])
     found = finished(solo)
-    assert solo.core.ledger.reused == 14 * SHAREABLE
+    assert solo.core.journal.work.cached_tokens == 14 * SHAREABLE
     for number in range(16):
         expected = alone(model, policies[number % 4])
         assert found[number,].logprobs == expected.logprobs
@@ -113,10 +113,10 @@ def test_followers_go_on_without_their_leader(model: Raven, how: str) -> None:
     assert not solo.flight_lanes((2,))
     if how != "limited":
         solo.send(CloseThread((0,)) if how == "closed" else Interrupt((0,)))
-    solo.core.scheduler.check_integrity()
+    solo.core.check_integrity()
     found = finished(solo)
     assert {found[number,].logprobs for number in range(1, 5)} == {alone(model, policy).logprobs}
-    assert solo.core.ledger.reused == 3 * SHAREABLE
+    assert solo.core.journal.work.cached_tokens == 3 * SHAREABLE
 
 
 def test_followers_can_be_cancelled(model: Raven) -> None:
@@ -125,7 +125,7 @@ def test_followers_can_be_cancelled(model: Raven) -> None:
         ask(solo, (number,), Fixed(3))
     solo.core.step()
     solo.send(CloseThread((1,)), Interrupt((2,)))
-    solo.core.scheduler.check_integrity()
+    solo.core.check_integrity()
     found = finished(solo)
     assert found[2,].tokens == ()
     assert found[0,].logprobs == found[3,].logprobs == alone(model, Fixed(3)).logprobs
@@ -144,7 +144,7 @@ def test_followers_may_lose_their_rows(model: Raven) -> None:
     found = finished(solo)
     assert len(found) == 24
     assert {report.logprobs for report in found.values()} == {alone(model, policy).logprobs}
-    assert solo.core.ledger.reused == 23 * SHAREABLE
+    assert solo.core.journal.work.cached_tokens == 23 * SHAREABLE
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_prompt_outlives_the_tree_that_brought_it(model: Raven) -> None:
     ask(solo, (0,), Fixed(3))
     first = finished(solo)[0,]
     solo.send(CloseThread((0,)))
-    assert solo.core.scheduler.load().pages_used == 0
+    assert solo.core.load().pages_used == 0
     ask(solo, (1,), Fixed(3))
     second = finished(solo)[1,]
     assert (first.reused, second.reused) == (0, SHAREABLE)

@@ -90,7 +90,6 @@ def engine_settings(draw: st.DrawFn) -> tuple[EngineSettings, str, int]:
             chunk=draw(st.sampled_from([4, 8])),
             most_iterations=MOST,
             slots=draw(st.sampled_from([None, 1, 2])),
-            lockstep=draw(st.booleans()),
             deterministic=True,
         ),
         draw(st.sampled_from(["zero", "like-init"])),
@@ -143,11 +142,11 @@ class Program:
         for _ in range(ticks):
             if self.solo.core.has_work:
                 self.solo.core.step()
-            self.solo.core.scheduler.check_integrity()
+            self.solo.core.check_integrity()
         self.take_reports()
 
     def take_reports(self) -> None:
-        for report in self.solo.core.ledger.take_reports():
+        for report in self.solo.core.journal.take_reports():
             assert isinstance(report, Finished | Failed)
             said = self.threads[report.thread]
             if isinstance(report, Finished):
@@ -224,7 +223,7 @@ def run_program(setup: tuple[EngineSettings, str, int], steps: list[tuple[Any, .
                 program.take_reports()
             elif name == "fork":
                 program.fork(said)
-        program.solo.core.scheduler.check_integrity()
+        program.solo.core.check_integrity()
     return program
 
 
@@ -276,9 +275,8 @@ def test_any_program_ends_leaks_nothing_and_threads_do_not_notice_each_other(
     for said in program.threads.values():
         program.close(said)
     program.take_reports()
-    scheduler = program.solo.core.scheduler
-    scheduler.check_integrity()
-    load = scheduler.load()
+    program.solo.core.check_integrity()
+    load = program.solo.core.load()
     assert load.pages_used == 0
     assert load.open_threads == 0
     for name in ("sampled", "computed", "iterations", "recomputed", "reused", "received"):
@@ -307,5 +305,5 @@ def test_a_fork_goes_on_as_its_parent_would(
     assert parent.tokens == child.tokens
     assert np.allclose(parent.logprobs, child.logprobs, atol=1e-6)
     solo.send(CloseThread((0,)), CloseThread((0, 0)))
-    solo.core.scheduler.check_integrity()
-    assert solo.core.scheduler.load().pages_used == 0
+    solo.core.check_integrity()
+    assert solo.core.load().pages_used == 0

@@ -17,7 +17,7 @@ from runtime import Answer, Engine, EngineFailed, LimitExceeded, ReasoningThread
 from runtime.backend.interface import Tick, TickResult
 from runtime.backend.torch_backend import TorchBackend
 from runtime.commands import StartRecording, StopRecording
-from runtime.device.build import build_core
+from runtime.device.build import build_loop
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
@@ -155,7 +155,7 @@ async def test_a_recording_begins_without_stored_prompts(tiny_checkpoint: Path, 
 
 def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a trace is written, the backend is asked for one tick at a time; before and after, for many."""
-    core = build_core(
+    core = build_loop(
         tiny_model(3),
         EngineSettings(**SIZES, backend="fused", threads=1),
         Fixed(3),

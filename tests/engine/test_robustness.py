@@ -28,8 +28,8 @@ from runtime.commands import (
     Signal,
     ThreadPath,
 )
-from runtime.device.build import build_core
-from runtime.device.core import ModelDevice
+from runtime.device.build import build_loop
+from runtime.device.loop import ModelDevice
 from runtime.errors import BraidError, PolicyError, PromptError, ProtocolError, ThreadStateError
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
@@ -74,10 +74,10 @@ def ended(solo: Solo) -> dict[ThreadPath, list[Finished | Failed]]:
     ticks = 0
     while solo.core.has_work:
         solo.core.step()
-        solo.core.scheduler.check_integrity()
+        solo.core.check_integrity()
         ticks += 1
         assert ticks < 3000, "the engine does not come to an end"
-    for report in solo.core.ledger.take_reports():
+    for report in solo.core.journal.take_reports():
         if isinstance(report, Finished | Failed):
             found.setdefault(report.thread, []).append(report)
     return found
@@ -134,7 +134,7 @@ def test_a_bad_command_fails_its_thread_alone(
     assert isinstance(other, Finished)
     assert other.tokens == expected
     solo.send(CloseThread((0,)), CloseThread((9,)))
-    assert solo.core.scheduler.load().pages_used == 0
+    assert solo.core.load().pages_used == 0
 
 
 def test_commands_for_threads_that_are_gone_are_harmless(model: Raven) -> None:
@@ -203,13 +203,13 @@ class Unforeseen:
 
 
 def test_a_watcher_that_cannot_foresee_ends_its_thread_alone(model: Raven) -> None:
-    core = build_core(model, settings(), POLICY)
+    core = build_loop(model, settings(), POLICY)
     for command in (*beginning((0,), prompt_for(0), 9, watcher=Unforeseen()), *beginning((9,), prompt_for(9), 6)):
         core.handle(command)
     while core.has_work:
         core.step()
-        core.scheduler.check_integrity()
-    failure, other = core.ledger.take_reports()
+        core.check_integrity()
+    failure, other = core.journal.take_reports()
     assert isinstance(failure, Failed)
     assert isinstance(failure.error, BraidError)
     assert "LookupError: no such future." in str(failure.error)
@@ -363,7 +363,7 @@ def test_shared_slots_and_generating_again_agree(model: Raven, length: int) -> N
     for each in (alone, solo):
         each.send(*beginning((0,), prompt_for(9, length), 6, policy=Fixed(5)))
     expected = said(alone)
-    while solo.core.ledger.sampled < 1:
+    while solo.core.journal.work.generated < 1:
         solo.core.step()
     solo.send(Interrupt((0,)))
     said(solo)
@@ -390,7 +390,7 @@ def test_what_another_policy_computed_is_not_shared(model: Raven) -> None:
     for each in (alone, solo):
         if each is solo:
             each.send(*beginning((0,), prompt, 4, policy=deep))
-            while each.core.ledger.computed < 16:
+            while each.core.journal.work.computed < 16:
                 each.core.step()
             each.send(Interrupt((0,)))
             said(each)
@@ -490,7 +490,7 @@ def test_what_happens_while_idle_is_recorded_and_seen(model: Raven) -> None:
             self.kinds.append("loss")
 
     closed, lines = threading.Event(), Lines()
-    device = ModelDevice(lambda: build_core(model, settings(), POLICY, lines))
+    device = ModelDevice(lambda: build_loop(model, settings(), POLICY, lines))
     device.start(lambda reports: None)
     device.send(opening((0,)))
     device.send(CloseThread((0,)))

@@ -100,7 +100,7 @@ def test_signals_that_were_not_announced_end_the_thread_with_a_clear_error(model
     assert f"signals {kind!r}, which foresee() did not announce" in str(failed.error)
     assert "Surprising" in str(failed.error)
     assert (finished.thread, len(finished.tokens)) == ((1,), 40)
-    load = bench.core.scheduler.load()
+    load = bench.core.load()
     for name in ("sampled", "computed", "iterations"):
         assert getattr(load, name) == getattr(failed, name) + getattr(finished, name)
 
@@ -209,7 +209,7 @@ def test_meters_that_threads_share_hold(
     limits = [report for report in reports if isinstance(report, Signalled)]
     assert {report.thread for report in limits} == {path for path in watchers if watchers[path].exhausted}
     assert all(report.signal == LIMIT_REACHED for report in limits)
-    load = bench.core.scheduler.load()
+    load = bench.core.load()
     for name in ("sampled", "computed", "iterations"):
         assert getattr(load, name) == sum(getattr(report, name) for report in finished.values()), name
 

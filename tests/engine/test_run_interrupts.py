@@ -28,7 +28,7 @@ def in_a_run(model: Raven, **changes: Any) -> Bench:
     bench.generate((0,), 40)
     for _ in range(12):
         assert not bench.step()
-    (lane,) = bench.core.scheduler.lanes_of((0,))
+    (lane,) = bench.flight_lanes((0,))
     run = bench.core.backend.run_of(lane)
     assert run is not None
     assert len(run.token) > 3
@@ -45,7 +45,7 @@ def test_an_interrupted_run_keeps_what_it_is_told_to_keep(model: Raven, keep: in
     kept = min(keep, cut.sampled)
     assert cut.reason == "interrupted"
     assert (cut.tokens, cut.logprobs, cut.depths) == (whole.tokens[:kept], whole.logprobs[:kept], whole.depths[:kept])
-    load = bench.core.scheduler.load()
+    load = bench.core.load()
     assert (load.sampled, load.computed, load.iterations) == (cut.sampled, cut.computed, cut.iterations)
     bench.generate((0,), 40 - kept)
     rest = bench.finished()[0,]
@@ -79,7 +79,7 @@ def test_pages_taken_ahead_are_given_back_when_the_call_ends(model: Raven, page_
     sampled = bench.finished()[0,].sampled
     assert bench.pages_used == math.ceil((3 + sampled - 1) / page_size)
     bench = stopped(model, page_size)
-    assert bench.pages_used == math.ceil((3 + bench.core.scheduler.load().sampled - 1) / page_size)
+    assert bench.pages_used == math.ceil((3 + bench.core.load().sampled - 1) / page_size)
 
 
 @pytest.mark.parametrize("ended", [stopped, interrupted])
@@ -116,7 +116,7 @@ def test_without_pages_to_spare_a_run_ends_with_its_page(model: Raven) -> None:
     assert said[0] == said[1]
     assert spare.longest > 8
     assert 1 < min(len(run.token) for run in scarce.runs) <= 4
-    assert scarce.core.scheduler.load().recomputed == 0
+    assert scarce.core.load().recomputed == 0
 
 
 @pytest.mark.parametrize("most_ticks", [1, 2, 5])
@@ -131,5 +131,5 @@ def test_eviction_in_the_middle_of_runs(model: Raven, most_ticks: int) -> None:
             for _ in range(30 // most_ticks):
                 assert not bench.step()
         said.append({path: (end.tokens, end.logprobs, end.depths) for path, end in bench.finished().items()})
-        assert (bench.core.scheduler.load().recomputed > 0) == (pages == 24)
+        assert (bench.core.load().recomputed > 0) == (pages == 24)
     assert said[0] == said[1]

@@ -117,7 +117,7 @@ class Program:
         for told in self.threads:
             self.bench.core.handle(CloseThread(told.path))
         self.take(self.bench.step())
-        load = self.bench.core.scheduler.load()
+        load = self.bench.core.load()
         assert (load.pages_used, load.open_threads) == (0, 0)
         for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
             assert getattr(load, name) == sum(getattr(report, name) for report in self.reports), name
@@ -145,11 +145,11 @@ def _say_again(
     cut = report.reason == "interrupted"
     if cut and not report.tokens:
         return
-    before = bench.core.scheduler.load().sampled
+    before = bench.core.load().sampled
     bench.core.handle(msgspec.structs.replace(request, watcher=again(request)))
     reports: list[Report] = []
     if cut:
-        while bench.core.scheduler.load().sampled < before + len(report.tokens):
+        while bench.core.load().sampled < before + len(report.tokens):
             reports += bench.step()
         bench.core.handle(Interrupt(told.path, len(report.tokens)))
     reports += bench.run()
@@ -245,8 +245,8 @@ def test_any_program_says_what_it_says_token_by_token(
             told.alive = False
         elif name in ("generate", "extend", "fork") and idle:
             getattr(program, name)(idle[arguments[0] % len(idle)], *arguments[1:])
-        program.bench.core.scheduler.check_integrity()
-        program.take(program.bench.core.ledger.take_reports())
+        program.bench.core.check_integrity()
+        program.take(program.bench.core.journal.take_reports())
     program.finish()
     program.bench.core.close()
     event("went on" if program.bench.longest > 1 else "did not go on")

@@ -101,10 +101,10 @@ def only(solo: Solo) -> Finished:
 
 
 def step_until_drafts_fly(solo: Solo) -> None:
-    before = solo.core.ledger.drafted
-    while solo.core.ledger.drafted < before + 2:
+    before = solo.core.journal.drafted
+    while solo.core.journal.drafted < before + 2:
         solo.core.step()
-        solo.core.scheduler.check_integrity()
+        solo.core.check_integrity()
 
 
 # ---- the reference --------------------------------------------------------------------------------------------------
@@ -166,7 +166,6 @@ def setups(draw: st.DrawFn) -> tuple[EngineSettings, str, int]:
         lanes=draw(st.sampled_from([8, 16, 32])),
         chunk=draw(st.sampled_from([4, 8])),
         most_iterations=MOST,
-        lockstep=draw(st.sampled_from([False] * 7 + [True])),
         backend=draw(st.sampled_from(["torch", "fused"])),
         deterministic=True,
         threads=1,
@@ -195,7 +194,7 @@ def perform(program: Program, operation: tuple[Any, ...]) -> None:
         }
         begin[name](said, *arguments[1:])
     program.take_reports()
-    program.solo.core.scheduler.check_integrity()
+    program.solo.core.check_integrity()
 
 
 @settings(max_examples=150)
@@ -223,17 +222,16 @@ def test_threads_that_speculate_say_what_plain_ones_say(
     for said in program.threads.values():
         program.close(said)
     program.take_reports()
-    scheduler, ledger = program.solo.core.scheduler, program.solo.core.ledger
-    scheduler.check_integrity()
-    load = scheduler.load()
+    journal = program.solo.core.journal
+    program.solo.core.check_integrity()
+    load = program.solo.core.load()
     assert load.pages_used == 0
     for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
         reported = sum(getattr(report, name) for report in [*program.finished, *program.failed])
         assert getattr(load, name) == reported, name
-    event("drafts were thrown away" if ledger.accepted < ledger.drafted else "all drafts were right")
-    event(f"drafted: {ledger.drafted > 0}, recomputed: {ledger.recomputed > 0}")
-    assert ledger.accepted <= ledger.drafted
-    assert not setup[0].lockstep or not ledger.drafted
+    event("drafts were thrown away" if journal.accepted < journal.drafted else "all drafts were right")
+    event(f"drafted: {journal.drafted > 0}, recomputed: {journal.work.recomputed > 0}")
+    assert journal.accepted <= journal.drafted
 
 
 @settings(max_examples=40)
@@ -251,13 +249,13 @@ def test_fewer_ticks_and_only_what_was_thrown_away_more(
     assert finished.logprobs == expected.logprobs
     assert finished.depths == expected.depths
     assert (finished.sampled, finished.computed) == (expected.sampled, expected.computed)
-    ledger = speculating.core.ledger
-    assert ledger.drafted > 0
+    journal = speculating.core.journal
+    assert journal.drafted > 0
     # A draft that was right saves the iterations that it had done by then.
-    saved = plain.core.ledger.ticks - ledger.ticks
-    assert ledger.accepted <= saved <= ledger.accepted * (6 - draft)
+    saved = plain.core.journal.ticks - journal.ticks
+    assert journal.accepted <= saved <= journal.accepted * (6 - draft)
     wasted = finished.iterations - expected.iterations
-    assert ledger.drafted - ledger.accepted <= wasted <= (ledger.drafted - ledger.accepted) * (6 - draft)
+    assert journal.drafted - journal.accepted <= wasted <= (journal.drafted - journal.accepted) * (6 - draft)
 
 
 # ---- what is emitted ------------------------------------------------------------------------------------------------
@@ -330,7 +328,7 @@ def test_nothing_is_computed_beyond_the_last_token(tokens: int) -> None:
     assert finished.reason == "length"
     # The prompt, and all but the last token that is sampled.
     assert finished.computed == len(PROMPT) + tokens - 1
-    assert solo.core.ledger.drafted <= sum(range(tokens - 1))
+    assert solo.core.journal.drafted <= sum(range(tokens - 1))
 
 
 def test_the_context_ends_as_without_drafts() -> None:
@@ -347,7 +345,7 @@ def test_an_iteration_limit_is_spent_on_what_is_said() -> None:
     ask(solo, SPECULATIVE, 30, max_iterations=90)
     ask(plain, PLAIN, 30, max_iterations=90)
     assert only(solo) == only(plain)
-    assert solo.core.ledger.drafted == 0
+    assert solo.core.journal.drafted == 0
 
 
 def test_entropies_and_likeliest_tokens_are_those_of_full_depth() -> None:
@@ -365,11 +363,11 @@ def test_interrupting_throws_drafts_away_and_the_thread_goes_on(keep: int) -> No
     everything = plain_tokens(30)
     solo = solo_over()
     ask(solo, SPECULATIVE, 30)
-    while solo.core.ledger.sampled < 4:
+    while solo.core.journal.work.generated < 4:
         solo.core.step()
     step_until_drafts_fly(solo)
     solo.send(Interrupt((0,), keep=keep))
-    solo.core.scheduler.check_integrity()
+    solo.core.check_integrity()
     assert only(solo).tokens == everything[:keep]
     solo.send(Generate(thread=(0,), max_tokens=10, sampling=Sampling()))
     assert only(solo).tokens == everything[keep : keep + 10]
@@ -385,12 +383,12 @@ def test_closing_and_forking() -> None:
         solo.send(Generate(thread=path, max_tokens=20, sampling=Sampling()))
     step_until_drafts_fly(solo)
     solo.send(CloseThread((0,)))
-    solo.core.scheduler.check_integrity()
+    solo.core.check_integrity()
     parent, child = sorted((report for report in solo.run() if isinstance(report, Finished)), key=lambda r: r.thread)
     assert parent.reason == "interrupted"
     assert child.tokens == everything[8:28]
     solo.send(CloseThread((0, 0)))
-    assert solo.core.scheduler.load().pages_used == 0
+    assert solo.core.load().pages_used == 0
 
 
 def test_a_fork_speculates_with_noise_of_its_own() -> None:
@@ -404,7 +402,7 @@ def test_a_fork_speculates_with_noise_of_its_own() -> None:
         solo.send(Generate(thread=(0, 0), max_tokens=30, sampling=Sampling(temperature=0.5)))
         child = only(solo)
         said.append((child.tokens, child.logprobs))
-    assert solo.core.ledger.accepted > 0
+    assert solo.core.journal.accepted > 0
     assert said[0] == said[1]
 
 
@@ -416,7 +414,7 @@ def test_a_tick_that_does_not_fit_is_retried_without_drafts(monkeypatch: pytest.
         nonlocal refused
         entering = tick.entering
         # A draft is a lane whose thread has another in flight already.
-        if refused < 5 and solo.core.ledger.drafted > refused and len(entering.lane) == 1:
+        if refused < 5 and solo.core.journal.drafted > refused and len(entering.lane) == 1:
             refused += 1
             raise torch.OutOfMemoryError("no room")
         return tick_of(tick)
@@ -435,14 +433,14 @@ def test_drafts_wait_for_threads_that_want_to_enter() -> None:
     begun: set[ThreadPath] = set()
     answers: list[tuple[int, ...]] = []
     while solo.core.has_work:
-        before = solo.core.ledger.drafted
+        before = solo.core.journal.drafted
         solo.core.step()
-        assert len(begun) == 3 or solo.core.ledger.drafted == before
-        for report in solo.core.ledger.take_reports():
+        assert len(begun) == 3 or solo.core.journal.drafted == before
+        for report in solo.core.journal.take_reports():
             assert isinstance(report, Emitted | Finished)
             begun.add(report.thread)
             answers += [report.tokens] if isinstance(report, Finished) else []
-    assert solo.core.ledger.drafted > 0
+    assert solo.core.journal.drafted > 0
     assert answers == [plain_tokens(12)] * 3
 
 
@@ -489,7 +487,7 @@ def test_adaptive_threads_waste_less_where_drafts_are_bad() -> None:
         solo = solo_over(1)
         ask(solo, Speculative(1, 5, most=6, adaptive=adaptive), 50, sampling=Sampling(temperature=3.0))
         only(solo)
-        wasted.append(solo.core.ledger.drafted - solo.core.ledger.accepted)
+        wasted.append(solo.core.journal.drafted - solo.core.journal.accepted)
     assert wasted[1] < wasted[0]
 
 

@@ -18,13 +18,12 @@ from policies import Fixed, LatentDiff, Policy
 from runtime import Engine, EngineClosed, EngineFailed, ThreadStateError, TraceError
 from runtime.backend.cuda_graphs import GraphedBackend
 from runtime.backend.interface import CacheShape
-from runtime.device.core import DeviceCore
-from runtime.device.scheduler import ModelLimits
+from runtime.device.build import wire
+from runtime.device.model_limits import ModelLimits
 from runtime.model.architecture import Model, build_model
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.model.raven import Raven
 from runtime.model.replacing import replace_weights
-from runtime.settings import EngineSettings
 from tests.backend import conversations
 from tests.backend.capturing import PlanlessAttention, TapeCapture
 from tests.engine.solo import Solo
@@ -125,7 +124,7 @@ def test_any_model_becomes_another_of_its_shape(models: tuple[Model, Model], bac
     given_weights = dict(second.state_dict()) if published else weights_of(second)
     solo.core.backend.load_weights(given_weights)
     solo.core.scheduler.memory.forget_prefixes()
-    solo.core.scheduler.check_integrity()
+    solo.core.check_integrity()
     found = solo.generate(prompt, policy, 5)
     assert (found.tokens, found.logprobs, found.reused) == (expected.tokens, expected.logprobs, 0)
     assert fingerprint(first) == fingerprint(second)
@@ -140,8 +139,8 @@ def test_captured_ticks_read_the_new_weights() -> None:
         capture = TapeCapture()
         backend = GraphedBackend(model, cache, PlanlessAttention(), capture, (1, 4), state_std=0.0)
         backend.load_weights(weights_of(tiny_model(11)))
-        limits = ModelLimits(context=64, vocab=40, mean_recurrence=3, most_iterations=3, shares_prefixes=True)
-        solo = Solo(DeviceCore(backend, EngineSettings(lanes=12, chunk=12), limits))
+        limits = ModelLimits(max_context=64, vocab=40, mean_recurrence=3, most_iterations=3, shares_prefixes=True)
+        solo = Solo(wire(backend, limits, 12))
         said = solo.generate([5, 6, 7], Fixed(3), 6)
         found.append((said.tokens, said.logprobs))
         assert capture.replays > 0

@@ -93,7 +93,7 @@ class Roomy:
         for step in said.steps:
             found += self._repeat(solo, said, step)
         solo.send(CloseThread(said.path))
-        solo.core.ledger.take_reports()
+        solo.core.journal.take_reports()
         return found
 
     def _opening(self, setup: Setup, said: Said) -> list[OpenThread]:

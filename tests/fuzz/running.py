@@ -18,8 +18,8 @@ import trio
 
 from runtime import Engine, EngineSettings, Limits, ThreadStateError
 from runtime.commands import Load
-from runtime.device.build import build_core
-from runtime.device.core import ModelDevice
+from runtime.device.build import build_loop
+from runtime.device.loop import ModelDevice
 from runtime.usage import Usage
 from tests.fuzz import program as p
 from tests.fuzz.alone import Roomy
@@ -243,7 +243,7 @@ def is_repeatable(program: p.Program, books: Books) -> bool:
 
 def _verified(setup: p.Setup, trace: Trace, books: Books) -> list[str]:
     settings = msgspec.convert(trace.header.engine, EngineSettings)
-    device = ModelDevice(lambda: build_core(model_of(setup.model), settings, DEPTHS["deep"]))
+    device = ModelDevice(lambda: build_loop(model_of(setup.model), settings, DEPTHS["deep"]))
     result = verify(trace, device)
     books.counts["traces verified"] += 1
     return [] if result.divergence is None else [f"the trace does not verify: {result.divergence}"]

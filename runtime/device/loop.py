@@ -29,19 +29,19 @@ from runtime.commands import (
     Generate,
     Interrupt,
     Load,
-    OnTraceError,
     OpenThread,
     Record,
     Request,
     ThreadPath,
 )
-from runtime.device.ledger import Ledger, Recorder
-from runtime.device.recordings import OpenTrace, Recordings
+from runtime.device.generates import counts_of
+from runtime.device.journal import Journal
+from runtime.device.recordings import Recordings
 from runtime.device.requests import Requests
-from runtime.device.scheduler import ModelLimits, Scheduler
+from runtime.device.scheduler import Scheduler
+from runtime.device.threads import OpenThreads
 from runtime.errors import EngineFailed
 from runtime.logs import logger
-from runtime.settings import EngineSettings
 from traces.events import TickDone
 
 _log = logger("runtime.device")
@@ -52,28 +52,27 @@ PATIENCE = 0.001
 MOST_TICKS = 64
 
 
-class DeviceCore:
+class DeviceLoop:
     """Commands in, ticks, reports out; no thread of its own, so that tests can step it."""
 
     def __init__(
         self,
         backend: Backend,
-        settings: EngineSettings,
-        model: ModelLimits,
-        recorder: Recorder | None = None,
+        journal: Journal,
+        scheduler: Scheduler,
+        threads: OpenThreads,
+        requests: Requests,
+        recordings: Recordings,
         observe: Callable[[Scheduler, TickResult], None] | None = None,
-        open_trace: OpenTrace | None = None,
-        on_trace_error: OnTraceError = "drop",
     ) -> None:
-        """`observe` sees every tick's result before it is committed. `recorder` is closed with the core, and
-        `on_trace_error` says what ends with it if it fails; `open_trace` opens the traces that are asked for later."""
+        """`observe` sees every tick's result before it is committed; the scheduler must then be a stepwise one."""
         self.backend = backend
+        self.journal = journal
+        self.scheduler = scheduler
+        self.threads = threads
+        self._requests = requests
+        self._recordings = recordings
         self._observe = observe
-        self.ledger = Ledger(recorder)
-        self._is_watched = observe is not None or settings.lockstep
-        self.scheduler = Scheduler(backend, settings, model, self.ledger, stepwise=self._is_watched)
-        self._recordings = Recordings(self.ledger, open_trace, on_trace_error)
-        self._requests = Requests(backend, self.scheduler, self.ledger, self._recordings)
         self._most_ticks = 1
 
     def handle(self, command: Command | Request) -> None:
@@ -85,25 +84,24 @@ class DeviceCore:
             thread: ThreadPath | None = getattr(command, "thread", None)
             if thread is None:
                 raise
-            self.scheduler.threads.blame(thread, cause)
+            self.threads.fail_unforeseen(thread, cause)
 
     def _execute(self, command: Command | Request) -> None:
-        threads = self.scheduler.threads
         match command:
             case OpenThread() | Generate() if self.failure is not None:
-                self.ledger.reports.append(Failed(command.thread, _is_ending(self.failure)))
+                self.journal.reports.append(Failed(command.thread, _is_ending(self.failure)))
             case OpenThread():
-                threads.open(command)
+                self.threads.open(command)
             case Extend():
-                threads.extend(command)
+                self.threads.extend(command)
             case Generate():
-                threads.generate(command)
+                self.threads.generate(command)
             case Interrupt():
-                threads.interrupt(command)
+                self.threads.interrupt(command)
             case CloseThread():
-                threads.close(command)
+                self.threads.close(command)
             case Record(event):
-                self.ledger.record_as_is(event)
+                self.journal.record_as_is(event)
             case _:
                 self._requests.handle(command)
 
@@ -134,7 +132,7 @@ class DeviceCore:
 
         A tick that does not fit the device's memory is retried with fewer entering tokens."""
         groups = self.scheduler.plan()
-        stepwise = self._is_watched or self.ledger.recorder is not None
+        stepwise = self.scheduler.is_stepwise
         started = time.perf_counter()
         while True:
             tick = self.scheduler.build(groups, 1 if stepwise else self._most_ticks)
@@ -154,10 +152,10 @@ class DeviceCore:
         if self._observe is not None:
             self._observe(self.scheduler, result)
         self.scheduler.commit(result)
-        if self.ledger.recorder is not None:
-            self.ledger.record(
+        if self.journal.recorder is not None:
+            self.journal.record(
                 TickDone,
-                tick=self.ledger.ticks - 1,
+                tick=self.journal.ticks - 1,
                 seconds=seconds,
                 entered=len(tick.entering.lane),
                 in_flight=result.in_flight,
@@ -165,6 +163,23 @@ class DeviceCore:
                 waiting=self.scheduler.waiting,
                 pages_used=self.scheduler.memory.pool.used,
             )
+
+    def load(self) -> Load:
+        """What the device is doing right now, and has done."""
+        journal, pool = self.journal, self.scheduler.memory.pool
+        return Load(
+            ticks=journal.ticks,
+            in_flight=self.scheduler.tokens_in_flight,
+            open_threads=len(self.threads),
+            waiting=self.scheduler.waiting,
+            pages_used=pool.used,
+            pages=pool.size,
+            **counts_of(journal.work),
+        )
+
+    def check_integrity(self) -> None:
+        """Raises `AssertionError` if pages, rows or lanes are lost, shared by mistake, or counted wrong."""
+        self.scheduler.check_integrity(self.threads)
 
 
 def _is_ending(cause: Exception) -> EngineFailed:
@@ -174,12 +189,12 @@ def _is_ending(cause: Exception) -> EngineFailed:
 
 
 class ModelDevice:
-    """A `Device` that runs a model: a `DeviceCore` on a thread of its own."""
+    """A `Device` that runs a model: a `DeviceLoop` on a thread of its own."""
 
-    def __init__(self, open_core: Callable[[], DeviceCore], torch_threads: int | None = None) -> None:
-        """`open_core` is called on the device thread, which owns everything it makes. `torch_threads` is how many
+    def __init__(self, open_loop: Callable[[], DeviceLoop], torch_threads: int | None = None) -> None:
+        """`open_loop` is called on the device thread, which owns everything it makes. `torch_threads` is how many
         threads PyTorch may use for it; None leaves that alone."""
-        self._open_core = open_core
+        self._open_loop = open_loop
         self._torch_threads = torch_threads
         self._callers_threads = torch.get_num_threads()
         self._commands: SimpleQueue[Command | Request | None] = SimpleQueue()
@@ -221,15 +236,15 @@ class ModelDevice:
                 # For this thread, and for threads that others begin from here on: hence set back at the end.
                 torch.set_num_threads(self._torch_threads)
             try:
-                core = self._open_core()
+                loop = self._open_loop()
                 is_whole = False
                 try:
                     self._opened.set_result(None)
-                    self._serve(core, deliver)
+                    self._serve(loop, deliver)
                     is_whole = True
                 finally:
-                    core.close(is_whole=is_whole)
-                    if reports := core.ledger.take_reports():
+                    loop.close(is_whole=is_whole)
+                    if reports := loop.journal.take_reports():
                         deliver(reports)
             finally:
                 if self._torch_threads is not None:
@@ -242,34 +257,34 @@ class ModelDevice:
             _log.error("device_failed", error=repr(error))
             deliver([DeviceFailed(error)])
 
-    def _serve(self, core: DeviceCore, deliver: Deliver) -> None:
-        while self._take_commands(core):
-            if core.ledger.reports:
+    def _serve(self, loop: DeviceLoop, deliver: Deliver) -> None:
+        while self._take_commands(loop):
+            if loop.journal.reports:
                 # What commands gave does not wait for the tick.
-                self._hand_over(core, deliver)
-            if core.has_work:
-                core.step()
-            self._hand_over(core, deliver)
-            if core.failure is not None and not core.has_work:
-                raise core.failure
-        core.flush()
-        self._load = core.scheduler.load()
+                self._hand_over(loop, deliver)
+            if loop.has_work:
+                loop.step()
+            self._hand_over(loop, deliver)
+            if loop.failure is not None and not loop.has_work:
+                raise loop.failure
+        loop.flush()
+        self._load = loop.load()
 
-    def _hand_over(self, core: DeviceCore, deliver: Deliver) -> None:
+    def _hand_over(self, loop: DeviceLoop, deliver: Deliver) -> None:
         """Reports follow what the trace has of them."""
-        core.flush()
-        self._load = core.scheduler.load()
-        reports = core.ledger.take_reports()
+        loop.flush()
+        self._load = loop.load()
+        reports = loop.journal.take_reports()
         if reports:
             deliver(reports)
 
-    def _take_commands(self, core: DeviceCore) -> bool:
+    def _take_commands(self, loop: DeviceLoop) -> bool:
         """Handles the commands that have come, waiting for one if there is no work; False at the end."""
-        while not core.has_work or not self._commands.empty():
+        while not loop.has_work or not self._commands.empty():
             command = self._commands.get()
             if command is None:
                 return False
-            core.handle(command)
+            loop.handle(command)
             if self._commands.empty():
                 return True
         return True

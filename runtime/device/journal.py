@@ -1,4 +1,4 @@
-"""What the device thread has done so far: totals, reports that are due, and trace events."""
+"""What the device thread has done and has to tell: counts, reports that are due, and trace events."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import msgspec
 
 from runtime.commands import Report
+from runtime.work import Work
 from traces.events import Event
 
 
@@ -28,8 +29,8 @@ class Recorder(Protocol):
         ...
 
 
-class Ledger:
-    """Counts everything once. `iterations` is the sum over ticks of the tokens that took part in the iteration."""
+class Journal:
+    """Counts everything once. `work.iterations` is the sum over ticks of the tokens that took part in the iteration."""
 
     def __init__(self, recorder: Recorder | None) -> None:
         self.recorder = recorder
@@ -37,12 +38,7 @@ class Ledger:
         self.reports: list[Report] = []
         self._events: list[Event] = []
         self.ticks = 0
-        self.sampled = 0
-        self.computed = 0
-        self.iterations = 0
-        self.recomputed = 0
-        self.reused = 0
-        self.received = 0
+        self.work = Work()
         self.drafted = 0
         """Tokens that entered before it was sure that they are said."""
         self.accepted = 0

@@ -1,0 +1,81 @@
+"""The arrays of flights: what a tick's entering tokens are, one row a token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from runtime.backend.interface import CARRY_KINDS, Entering, Int32
+from runtime.device.sequence import Flight, Span
+from runtime.sampling import Sampling
+
+
+class EnteringArrays(NamedTuple):
+    """What a tick has for the flights that enter with it."""
+
+    entering: Entering
+    samplings: tuple[Sampling, ...]
+    halting: tuple[frozenset[int], ...]
+    contexts: dict[int, Int32]
+
+
+def arrays_of(flights: list[Flight]) -> EnteringArrays:
+    """Arrays for flights that enter with the next tick."""
+    columns: list[list[int]] = [[] for _ in range(13)]
+    lane, row, position, token, bound, until, tests, policy, last, noise, draws, carries, sample = columns
+    entropy, run, halts, keeps, draft = list[int](), list[int](), list[int](), list[bool](), list[int]()
+    samplings: dict[Sampling, int] = {}
+    halting: dict[frozenset[int], int] = {}
+    contexts: dict[int, Int32] = {}
+    for flight in flights:
+        sequence, count, guessed = flight.sequence, len(flight), flight.guessed
+        assert sequence.row is not None
+        assert sequence.policy is not None
+        span = Span(flight.start, flight.end, True, sequence.key) if guessed else sequence.span_at(flight.end - 1)
+        one_span = span.start <= flight.start
+        lane += flight.lanes
+        row += [sequence.row] * count
+        position += range(flight.start, flight.end)
+        token += guessed[-1:] or sequence.tokens[flight.start : flight.end]
+        bound += flight.bounds
+        until += [max(flight.bounds)] * count
+        tests += [not flight.known and (span.sampled or sequence.depth.exit_received)] * count
+        policy += [sequence.policy] * count
+        last += [flight.last_lane] * count
+        noise += [span.key] * count if one_span else [sequence.span_at(p).key for p in range(flight.start, flight.end)]
+        draws += [sequence.key] * count
+        carries += [CARRY_KINDS[span.carry]] * count
+        keeps += [False] * (count - 1) + [not guessed and sequence.carries_at(flight.end)]
+        sample += [-1] * count
+        entropy += [False] * count
+        draft += [flight.draft] * count
+        run += [flight.run] * count
+        halts += [halting.setdefault(flight.halts, len(halting)) if flight.run else 0] * count
+        if flight.samples:
+            request = flight.generate.request
+            sample[-1] = samplings.setdefault(request.sampling, len(samplings))
+            entropy[-1] = request.entropies
+            if request.sampling.repetition_penalty != 1.0:
+                contexts[flight.last_lane] = np.array([*sequence.tokens, *guessed], np.int32)
+    entering = Entering(
+        lane=np.array(lane, np.int32),
+        row=np.array(row, np.int32),
+        position=np.array(position, np.int32),
+        token=np.array(token, np.int32),
+        bound=np.array(bound, np.int32),
+        until=np.array(until, np.int32),
+        tests=np.array(tests, np.bool_),
+        policy=np.array(policy, np.int32),
+        group=np.array(last, np.int32),
+        noise_key=np.array(noise, np.int64),
+        sampling_key=np.array(draws, np.int64),
+        carries=np.array(carries, np.int32),
+        keeps=np.array(keeps, np.bool_),
+        sample=np.array(sample, np.int32),
+        entropy=np.array(entropy, np.bool_),
+        draft=np.array(draft, np.int32),
+        run=np.array(run, np.int32),
+        halts=np.array(halts, np.int32),
+    )
+    return EnteringArrays(entering, tuple(samplings), tuple(halting), contexts)

@@ -1,0 +1,239 @@
+"""What becomes of a generate: work that is counted, tokens that its lane sampled by itself, and its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from runtime.backend.interface import Run
+from runtime.commands import Failed, Finished, FinishReason, Signalled, ThreadPath, Watcher
+from runtime.device.active_generate import ActiveGenerate
+from runtime.device.in_flight import InFlight
+from runtime.device.journal import Journal
+from runtime.device.memory import ThreadMemory
+from runtime.device.queues import Queues
+from runtime.device.sequence import Flight, Sequence
+from runtime.device.speculation import Speculation
+from runtime.errors import NumericalError, ProtocolError, described, device_error
+from runtime.metering import LIMIT_REACHED
+from runtime.work import Work
+from traces import events
+
+
+class Generates:
+    """Counts what generates cost and ends them. Knows nothing of what enters next."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        queues: Queues,
+        memory: ThreadMemory,
+        in_flight: InFlight,
+        speculation: Speculation,
+        run_of: Callable[[int], Run | None],
+    ) -> None:
+        """`run_of` tells what a lane in flight has sampled since it was entered."""
+        self._journal = journal
+        self._queues = queues
+        self._memory = memory
+        self._in_flight = in_flight
+        self._speculation = speculation
+        self._run_of = run_of
+
+    # ---- tokens -----------------------------------------------------------------------------------------------------
+
+    def take_computed(self, flight: Flight, depth: int, left: int) -> None:
+        """Counts what a flight has computed before tick `left`; its tokens have `depth`, unless that was known."""
+        sequence, generate = flight.sequence, flight.generate
+        received = sequence.received_in(flight.start, flight.end)
+        generate.work.iterations += flight.iterations(left)
+        for work in (generate.work, self._journal.work):
+            work.computed += len(flight)
+            work.recomputed += flight.recomputed
+            work.prompt_tokens += received
+        sequence.computed = flight.end
+        if not flight.known:
+            sequence.depths.extend([depth] * len(flight))
+            if flight.start < sequence.spans[0].end:
+                self._memory.store_prefix(sequence, flight.start, flight.bounds[0])
+        if self._journal.recorder is not None:
+            self._record_computed(flight)
+
+    def take_run(self, sequence: Sequence, run: Run, count: int) -> None:
+        """Takes in the first `count` tokens of a lane's run, and that all but its last are computed.
+
+        The token that entered is counted already. The generate may be over afterwards.
+        """
+        generate = sequence.generate
+        assert generate is not None
+        tokens, depths = run.token[:count].tolist(), run.depth.tolist()
+        if tokens:
+            sequence.append_run(tokens)
+        computed = len(depths) - 1
+        sequence.computed += computed
+        sequence.depths.extend(depths[1:])
+        for work in (generate.work, self._journal.work):
+            work.computed += computed
+            work.generated += count
+        logprobs = run.logprob[:count].tolist()
+        generate.logprobs.extend(logprobs)
+        generate.depths.extend(depths[:count])
+        # NaN stays NaN in a sum, and looking at every single one would take longer.
+        if not math.isfinite(sum(logprobs)):
+            first = next(index for index, logprob in enumerate(logprobs) if not math.isfinite(logprob))
+            self.fail(sequence, numerical_error(sequence, len(sequence.tokens) - count + first))
+            return
+        watcher = generate.request.watcher
+        if watcher is None:
+            return
+        for after, token in zip(range(len(tokens) - 1, -1, -1), tokens, strict=True):
+            try:
+                signals = watcher.feed(token)
+            except Exception as cause:
+                self.fail(sequence, watcher_error(watcher, token, cause))
+                return
+            if signals == (LIMIT_REACHED,):
+                # Other threads have used up what this one was to share with them.
+                self._cut(sequence, generate, after)
+                return
+            if signals:
+                broken = RuntimeError(f"it signals {signals[0].kind!r}, which foresee() did not announce")
+                self.fail(sequence, watcher_error(watcher, token, broken))
+                return
+
+    def land(self, flight: Flight) -> None:
+        """A flight's tokens have left their lanes; whoever waited for them is ready."""
+        self._in_flight.end(flight)
+        self.stop_leading(flight.sequence)
+
+    def stop_leading(self, sequence: Sequence) -> None:
+        """What a thread was about to compute for others too is there, or never will be."""
+        if self._memory.stop_leading(sequence):
+            self._queues.release_followers(sequence)
+
+    # ---- ends -------------------------------------------------------------------------------------------------------
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Ends a thread's generate and parks it; nothing of it may be in flight."""
+        generate = sequence.generate
+        assert generate is not None
+        assert sequence.flight is None, "a generate ended with tokens in flight"
+        self._speculation.drop(sequence)
+        self._journal.reports.append(
+            Finished(
+                thread=sequence.path,
+                tokens=tuple(sequence.tokens[generate.start :]),
+                logprobs=tuple(generate.logprobs),
+                top_logprobs=tuple(generate.top_logprobs),
+                depths=tuple(generate.depths),
+                reason=reason,
+                **counts_of(generate.work),
+            )
+        )
+        self._close(sequence, generate, reason)
+
+    def fail(self, sequence: Sequence, error: Exception) -> None:
+        """Ends a thread's generate, if it has one, with an error; nothing of it may be in flight."""
+        generate = sequence.generate
+        self._speculation.drop(sequence)
+        work = Work() if generate is None else generate.work
+        self._journal.reports.append(Failed(sequence.path, error, **counts_of(work)))
+        self._journal.record(events.ThreadFailed, thread=sequence.path, error=described(error))
+        if generate is not None:
+            self._close(sequence, generate, "failed")
+
+    def fail_unforeseen(self, sequence: Sequence, cause: Exception) -> None:
+        """Ends a thread's generate, wherever it stands, with what the device could not do for it."""
+        self.abort(sequence)
+        self.fail(sequence, device_error(sequence.path, cause))
+
+    def refuse(self, path: ThreadPath, error: Exception) -> None:
+        """Reports a command that its thread, open or not, cannot follow."""
+        self._journal.reports.append(Failed(path, error))
+
+    def abort(self, sequence: Sequence) -> None:
+        """Takes a thread's tokens out of flight, their work lost but counted; the thread is ready again.
+
+        What its lane has sampled and fed back by itself is not lost, and may end the generate.
+        """
+        flight, generate = sequence.flight, sequence.generate
+        if flight is None or generate is None:
+            return
+        self._in_flight.drop(flight)
+        self.stop_leading(sequence)
+        self._speculation.drop(sequence)
+        run = self._run_of(flight.last_lane) if flight.bounds else None
+        if run is None:
+            generate.work.iterations += flight.iterations(self._journal.ticks)
+        else:
+            self.take_computed(flight, int(run.depth[0]), self._journal.ticks)
+            self.take_run(sequence, run, len(run.token))
+        if sequence.generate is not None:
+            self._queues.make_ready(sequence)
+
+    def _cut(self, sequence: Sequence, generate: ActiveGenerate, count: int) -> None:
+        """Forgets the last `count` tokens of a run, at a limit before them; the generate is over."""
+        length = len(sequence.tokens) - count
+        self._memory.truncate(sequence, length)
+        generate.keep(length - generate.start)
+        self._journal.reports.append(Signalled(sequence.path, LIMIT_REACHED, math.nan))
+        self.finish(sequence, "stop")
+
+    def _close(self, sequence: Sequence, generate: ActiveGenerate, reason: str) -> None:
+        self._journal.record(
+            events.GenerateFinished,
+            thread=sequence.path,
+            position=len(sequence.tokens),
+            reason=reason,
+            **counts_of(generate.work),
+            drafted=generate.drafted,
+            accepted=generate.accepted,
+        )
+        sequence.generate = None
+        # Pages taken ahead are not for a context that others may come to share.
+        self._memory.release_unused(sequence)
+        self._queues.park(sequence)
+
+    def _record_computed(self, flight: Flight) -> None:
+        """One event a row of equal depths."""
+        sequence, start = flight.sequence, flight.start
+        for position in range(flight.start + 1, flight.end + 1):
+            if position == flight.end or sequence.depths[position] != sequence.depths[start]:
+                self._journal.record(
+                    events.Computed,
+                    tick=self._journal.ticks - 1,
+                    thread=sequence.path,
+                    position=start,
+                    count=position - start,
+                    depth=sequence.depths[start],
+                    recomputed=flight.known,
+                    received=sequence.received_in(start, position),
+                )
+                start = position
+
+
+def watcher_error(watcher: Watcher, token: int, cause: Exception) -> ProtocolError:
+    """What a thread fails of whose watcher raised."""
+    error = ProtocolError(f"watcher {type(watcher).__name__} raised at token {token}: {described(cause)}.")
+    error.__cause__ = cause
+    return error
+
+
+def counts_of(work: Work) -> dict[str, int]:
+    return {
+        "sampled": work.generated,
+        "computed": work.computed,
+        "iterations": work.iterations,
+        "recomputed": work.recomputed,
+        "reused": work.cached_tokens,
+        "received": work.prompt_tokens,
+    }
+
+
+def numerical_error(sequence: Sequence, position: int) -> NumericalError:
+    """What a thread fails of whose logits for the token at a position are not all finite."""
+    return NumericalError(
+        f"thread {sequence.path}: the logits for the token at position {position} are not all finite, so that none can "
+        "be chosen. The weights overflow in this dtype on this context; load others, or open the engine with dtype "
+        "'float32'."
+    )

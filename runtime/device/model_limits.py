@@ -1,0 +1,18 @@
+"""What the device thread has to know of the model."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class ModelLimits(Struct, frozen=True, kw_only=True):
+    """Numbers of a model that has been loaded, under the engine's settings."""
+
+    max_context: int
+    """Most tokens of one thread."""
+    vocab: int
+    """Token ids are below it."""
+    mean_recurrence: int
+    most_iterations: int
+    shares_prefixes: bool
+    """Whether equal prompts give equal states in every thread: not so where they start from noise."""
