@@ -30,10 +30,10 @@ class MostlyRight(BestOf, frozen=True):
 async def main() -> None:
     warm = Sampling(temperature=0.7)
     async with Engine.open("countdown", sampling=warm, seed=1) as engine:
-        for spawn in (SelfConsistency(3), MostlyRight(3)):
-            answer = await engine.run(PROBLEM.prompt, policy=Policy(spawn=spawn))
+        for select in (SelfConsistency(3), MostlyRight(3)):
+            answer = await engine.run(PROBLEM.prompt, policy=Policy(select=select))
             solution = solution_of(PROBLEM, answer)
-            print(f"{spawn}: {solution.expression} (right: {solution.is_right}), {answer.usage.threads} threads")
+            print(f"{select}: {solution.expression} (right: {solution.is_right}), {answer.usage.threads} threads")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What decides how much a reasoning thread thinks: depth of each token, children, limits.
 
-`Policy(depth=..., spawn=...)` is what an engine takes; docs/policies.md lists the choices.
+`Policy(depth=..., spawn=..., select=...)` is what an engine takes; docs/policies.md lists the choices.
 """
 
 from policies.depth.argmax_stability import ArgmaxStability
@@ -18,14 +18,14 @@ from policies.depth.speculative import Speculative
 from policies.limits import Limits
 from policies.policy import Policy
 from policies.registry import from_builtins, from_json, to_builtins, to_json
+from policies.select.base import SelectPolicy
+from policies.select.best_of import BestOf
+from policies.select.self_consistency import SelfConsistency
 from policies.spawn.as_asked import AsAsked
 from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeView
-from policies.spawn.best_of import BestOf
 from policies.spawn.by_entropy import ByEntropy
 from policies.spawn.child_budget import ChildBudget
 from policies.spawn.no_children import NoChildren
-from policies.spawn.sampled import Sampled
-from policies.spawn.self_consistency import SelfConsistency
 
 __all__ = [
     "KL",
@@ -50,7 +50,7 @@ __all__ = [
     "NoChildren",
     "Policy",
     "Role",
-    "Sampled",
+    "SelectPolicy",
     "SelfConsistency",
     "SpawnDecision",
     "SpawnPolicy",

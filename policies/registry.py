@@ -15,12 +15,13 @@ import msgspec
 
 from policies.depth.base import DepthPolicy
 from policies.policy import Policy
+from policies.select.base import SelectPolicy
 from policies.spawn.base import SpawnPolicy
 
-AnyPolicy = Policy | DepthPolicy | SpawnPolicy
+AnyPolicy = Policy | DepthPolicy | SpawnPolicy | SelectPolicy
 P = TypeVar("P", bound=AnyPolicy)
 
-_ROOTS: tuple[type[AnyPolicy], ...] = (Policy, DepthPolicy, SpawnPolicy)
+_ROOTS: tuple[type[AnyPolicy], ...] = (Policy, DepthPolicy, SpawnPolicy, SelectPolicy)
 
 
 def to_builtins(policy: AnyPolicy) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def from_builtins(data: object) -> AnyPolicy: ...
 @overload
 def from_builtins(data: object, kind: type[P]) -> P: ...
 def from_builtins(data: object, kind: type[Any] | None = None) -> AnyPolicy:
-    """The policy that `to_builtins` wrote down; of the given kind (`Policy`, `DepthPolicy`, `SpawnPolicy`), if any.
+    """The policy that `to_builtins` wrote down; of the given kind, such as `DepthPolicy`, if any.
 
     Raises `ValueError`, naming the field, for a type that no class in the process has or that several have, for
     missing, unknown or wrong fields, and for values that the policy refuses.

@@ -1,4 +1,4 @@
-"""Several roots for one prompt: how many there are, and whose answer is taken, as a spawn policy says."""
+"""Several roots for one prompt: how many there are, and whose answer is taken, as a select policy says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import anyio
 import msgspec
 
 from policies.conversion import Count, converted, shown
-from policies.spawn.base import SpawnPolicy
+from policies.select.base import SelectPolicy
 from runtime.answer import Answer, Outcome
 from runtime.driver import drive
 from runtime.errors import LimitExceeded, PolicyError, described
@@ -16,7 +16,7 @@ from runtime.thread import ReasoningThread
 from runtime.usage import add
 
 
-def samples_of(policy: SpawnPolicy) -> int:
+def samples_of(policy: SelectPolicy) -> int:
     """How many roots answer a prompt. Raises `PolicyError` where the policy cannot say."""
     try:
         samples: int = converted(policy.samples, Count, "samples")
@@ -36,7 +36,7 @@ async def answer_of(root: ReasoningThread) -> Answer:
     return (root.outcome or Outcome((), "", "cancelled")).answer(root.path, root.usage)
 
 
-async def best_answer(roots: Sequence[ReasoningThread], policy: SpawnPolicy, prompt: str) -> Answer:
+async def best_answer(roots: Sequence[ReasoningThread], policy: SelectPolicy, prompt: str) -> Answer:
     """Lets roots answer one prompt, and gives the answer that the policy chooses, with the usage of all.
 
     A root that runs out of its limits has none. Raises `LimitExceeded` where all do, and what any other fails of.
@@ -63,7 +63,7 @@ async def best_answer(roots: Sequence[ReasoningThread], policy: SpawnPolicy, pro
     return msgspec.structs.replace(chosen, usage=add(*(root.usage for root in roots)))
 
 
-def _choose(policy: SpawnPolicy, prompt: str, answers: Sequence[str]) -> int:
+def _choose(policy: SelectPolicy, prompt: str, answers: Sequence[str]) -> int:
     """The index of the answer that is taken. Raises `PolicyError` where the policy gives none."""
     name = type(policy).__name__
     try:

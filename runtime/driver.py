@@ -77,7 +77,7 @@ class _Driver:
                 max_tokens=left,
                 watcher=self._protocol.watcher(context.tokens),
                 stop_tokens=context.frontend.stop_tokens,
-                entropies=self._spawn_policy.reads_entropy,
+                entropies=self._spawn_policy.reads == "entropy",
             )
             generation = await context.generate(options, hear=self._hear)
             self._emitted += generation.tokens

@@ -17,6 +17,7 @@ import msgspec
 from policies import Policy
 from policies.conversion import Count, converted, shown
 from policies.limits import Limits
+from policies.select.base import SelectPolicy
 from runtime.answer import Answer
 from runtime.arguments import EngineArguments, ThreadArguments, checkpoint_of, path_of, token_ids, weights_of
 from runtime.choosing import answer_of, best_answer, samples_of
@@ -331,9 +332,9 @@ class Engine:
 
         `max_tokens` bounds what each thread of the tree samples; a root that ends at it, or at the end of its
         context, gives an answer with that reason and no text. A limit that runs out raises `LimitExceeded`, whose
-        `answer` has the tree's path and usage. A spawn
-        policy that wants several samples has as many independent roots answer and chooses; the limits hold for all
-        of them together. Cancelled, everything below is gone when it returns.
+        `answer` has the tree's path and usage. Under a select policy
+        several independent roots answer, and one answer is chosen; the limits hold for all of them together.
+        Cancelled, everything below is gone when it returns.
         """
         given = ThreadArguments(
             limits=limits, policy=policy, sampling=sampling, max_tokens=max_tokens, priority=priority
@@ -343,21 +344,21 @@ class Engine:
         if not tokens:
             raise PromptError("The prompt is empty; give at least one token.")
         chosen = given.limits or self._limits
-        samples = samples_of(settings.spawn)
-        if samples == 1:
+        select = (given.policy or self._policy or Policy()).select
+        if select is None:
             return await answer_of(self._root(tokens, chosen, settings))
         text = prompt if isinstance(prompt, str) else self._running()[0].decode(tokens)
-        return await self._run_samples(text, tokens, chosen, settings, samples)
+        return await self._run_samples(select, text, tokens, chosen, settings)
 
     async def _run_samples(
-        self, prompt: str, tokens: tuple[int, ...], limits: Limits, settings: ThreadSettings, samples: int
+        self, select: SelectPolicy, prompt: str, tokens: tuple[int, ...], limits: Limits, settings: ThreadSettings
     ) -> Answer:
         # One account above all samples makes them share the limits.
         frontend = self._running()[0]
         shared = Account((), msgspec.structs.replace(limits, tree_depth=None, seconds=None), frontend.account)
         own = Limits(tree_depth=limits.tree_depth, seconds=limits.seconds)
-        roots = [self._root(tokens, own, settings, above=shared) for _ in range(samples)]
-        return await best_answer(roots, settings.spawn, prompt)
+        roots = [self._root(tokens, own, settings, above=shared) for _ in range(samples_of(select))]
+        return await best_answer(roots, select, prompt)
 
     def _root(
         self, prompt: tuple[int, ...], limits: Limits, settings: ThreadSettings, above: Account | None = None

@@ -1,1 +1,1 @@
-"""Spawn policies: which requested children run, and which of several answers is taken."""
+"""Spawn policies: which requested children run, and with what."""

@@ -19,10 +19,6 @@ class AsAsked(SpawnPolicy, frozen=True):
         if self.tree_depth is not None:
             check_count(self, "tree_depth", self.tree_depth, 0)
 
-    @property
-    def reads_entropy(self) -> bool:
-        return False
-
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         if self.tree_depth is None or len(request.parent) <= self.tree_depth:
             return SpawnDecision(run=True)

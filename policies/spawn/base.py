@@ -1,8 +1,8 @@
-"""What a spawn policy is: which requested child threads run, with what, and which of several answers is taken."""
+"""What a spawn policy is: which requested child threads run, and with what."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -25,7 +25,7 @@ class SpawnRequest(msgspec.Struct, frozen=True):
     """How many of those were granted."""
     entropy: float
     """Entropy in nats of the parent's distribution at the first token of the spawn; NaN where the program asked, and
-    under a policy that does not read it."""
+    under a policy whose `reads` is not "entropy"."""
 
 
 class TreeView(msgspec.Struct, frozen=True):
@@ -65,23 +65,9 @@ class SpawnPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def __repr__(self) -> str:
         return as_written(self)
 
-    @property
-    def samples(self) -> int:
-        """How many independent root threads answer one prompt."""
-        return 1
-
-    @property
-    def reads_entropy(self) -> bool:
-        """Whether `decide` reads a request's entropy, for which the device takes every token's logits apart.
-
-        Unless a policy says no, one that has a `decide` of its own does.
-        """
-        return type(self).decide is not SpawnPolicy.decide
+    reads: ClassVar[Literal["nothing", "entropy"]] = "nothing"
+    """What `decide` needs of a request: for "entropy" the device takes every token's logits apart, which is slow."""
 
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         """Answers one request; must not block."""
         return SpawnDecision(run=True)
-
-    def choose(self, prompt: str, answers: Sequence[str]) -> int:
-        """Index of the answer to give back among those of `samples` independent roots (at least one)."""
-        return 0

@@ -17,6 +17,8 @@ class ByEntropy(SpawnPolicy, frozen=True):
     threshold: float
     at_most: int | None = None
 
+    reads = "entropy"
+
     def __post_init__(self) -> None:
         check_threshold(self, self.threshold)
         if self.at_most is not None:

@@ -14,10 +14,6 @@ class ChildBudget(SpawnPolicy, frozen=True):
     def __post_init__(self) -> None:
         check_count(self, "children", self.children, 0)
 
-    @property
-    def reads_entropy(self) -> bool:
-        return False
-
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         if request.granted < self.children:
             return SpawnDecision(run=True)

@@ -8,9 +8,5 @@ from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeVi
 class NoChildren(SpawnPolicy, frozen=True):
     """Every request is refused; the thread goes on alone."""
 
-    @property
-    def reads_entropy(self) -> bool:
-        return False
-
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         return SpawnDecision(run=False, reason="no children are allowed")

@@ -13,7 +13,18 @@ import pytest
 import torch
 
 import policies
-from policies import DepthPolicy, DepthView, EvenBudget, Policy, SpawnPolicy, SpawnRequest, TreeView, from_json, to_json
+from policies import (
+    DepthPolicy,
+    DepthView,
+    EvenBudget,
+    Policy,
+    SelectPolicy,
+    SpawnPolicy,
+    SpawnRequest,
+    TreeView,
+    from_json,
+    to_json,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "policies.md"
 CODE = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
@@ -64,11 +75,12 @@ def test_the_spawn_policy_of_ten_lines(examples: ModuleType) -> None:
 
 
 def test_the_tables_list_every_policy() -> None:
-    abstract = {"DepthPolicy", "SpawnPolicy", "Bounding", "Sampled"}
+    abstract = {"DepthPolicy", "SpawnPolicy", "SelectPolicy", "Bounding"}
     public = {
         name
         for name in policies.__all__
-        if isinstance(kind := getattr(policies, name), type) and issubclass(kind, DepthPolicy | SpawnPolicy)
+        if isinstance(kind := getattr(policies, name), type)
+        and issubclass(kind, DepthPolicy | SpawnPolicy | SelectPolicy)
     }
     listed = re.findall(r"^\| `(\w+)\(", DOCUMENT.read_text(), re.MULTILINE)
     assert set(listed) == public - abstract

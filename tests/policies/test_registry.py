@@ -29,7 +29,7 @@ from policies import (
     MinPKL,
     NoChildren,
     Policy,
-    Sampled,
+    SelectPolicy,
     SelfConsistency,
     SpawnPolicy,
     Speculative,
@@ -92,14 +92,15 @@ def combined(inner: st.SearchStrategy[DepthPolicy]) -> st.SearchStrategy[DepthPo
 
 
 depths = st.recursive(simple, combined, max_leaves=6)
-about_children = st.one_of(
+samples = st.integers(1, 9)
+spawns = st.one_of(
     st.builds(AsAsked, st.none() | counts),
     st.just(NoChildren()),
     st.builds(ChildBudget, counts),
     st.builds(ByEntropy, thresholds, st.none() | counts),
 )
-spawns = about_children | st.builds(SelfConsistency, counts, about_children) | st.builds(BestOf, counts)
-policies = depths | spawns | st.builds(Policy, depth=depths, spawn=spawns)
+selects = st.builds(SelfConsistency, samples) | st.builds(BestOf, samples)
+policies = depths | spawns | selects | st.builds(Policy, depth=depths, spawn=spawns, select=st.none() | selects)
 
 
 @given(policies)
@@ -124,12 +125,17 @@ def test_every_public_policy_is_known() -> None:
         *("Fixed", "LatentDiff", "Cosine", "KL", "MinPKL", "EntropyDiff", "ArgmaxStability"),
         *("ByRole", "EvenBudget", "ByLoad", "Schedule"),
     }
-    assert set(known(SpawnPolicy)) >= {"AsAsked", "NoChildren", "ChildBudget", "ByEntropy", "SelfConsistency", "BestOf"}
+    assert set(known(SpawnPolicy)) >= {"AsAsked", "NoChildren", "ChildBudget", "ByEntropy"}
+    assert set(known(SelectPolicy)) >= {"SelfConsistency", "BestOf"}
     assert known(SpawnPolicy).keys().isdisjoint(known(DepthPolicy))
 
 
 BAD: list[tuple[object, type[Any] | None, str]] = [
-    (5, None, r"policy: expected an object such as .* for a Policy or DepthPolicy or SpawnPolicy, found 5"),
+    (
+        5,
+        None,
+        r"policy: expected an object such as .* for a Policy or .* or SelectPolicy, found 5",
+    ),
     ({"threshold": 1}, None, 'policy: "type" is missing'),
     ({"type": "Latent"}, DepthPolicy, "'Latent' is no known DepthPolicy; known are .*LatentDiff.* once the module"),
     ({"type": ["Fixed"]}, None, r"\['Fixed'\] is no known"),
@@ -234,7 +240,7 @@ def test_a_policy_with_a_function_for_a_field_cannot_be_written_down() -> None:
 
 
 def test_bases_round_trip_too() -> None:
-    for policy in (DepthPolicy(most=3), SpawnPolicy(), Bounding(KL()), Sampled(2)):
+    for policy in (DepthPolicy(most=3), SpawnPolicy(), Bounding(KL()), SelectPolicy(2)):
         assert from_builtins(to_builtins(policy)) == policy
 
 

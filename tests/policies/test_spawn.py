@@ -15,9 +15,9 @@ from policies import (
     ByEntropy,
     ChildBudget,
     NoChildren,
-    Sampled,
+    Policy,
+    SelectPolicy,
     SelfConsistency,
-    SpawnDecision,
     SpawnPolicy,
     SpawnRequest,
     TreeView,
@@ -36,7 +36,6 @@ def asks(policy: SpawnPolicy, index: int = 0, granted: int = 0, entropy: float =
 def test_children_run_as_asked_or_not_at_all() -> None:
     assert all(asks(AsAsked(), number, number) for number in range(50))
     assert not any(asks(NoChildren(), number) for number in range(3))
-    assert AsAsked().samples == NoChildren().samples == 1
 
 
 @pytest.mark.parametrize("tree_depth", [0, 1, 2, None])
@@ -49,13 +48,9 @@ def test_children_run_down_to_a_level(tree_depth: int | None) -> None:
 
 
 def test_entropies_are_computed_only_for_policies_that_read_them() -> None:
-    class Own(SpawnPolicy, frozen=True):
-        def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
-            return SpawnDecision(run=request.entropy > 1)
-
     unread = (SpawnPolicy(), AsAsked(2), NoChildren(), ChildBudget(3))
-    assert not any(policy.reads_entropy or SelfConsistency(3, policy).reads_entropy for policy in unread)
-    assert all(policy.reads_entropy and BestOf(3, policy).reads_entropy for policy in (ByEntropy(0.5), Own()))
+    assert {policy.reads for policy in unread} == {"nothing"}
+    assert ByEntropy(0.5).reads == "entropy"
 
 
 @given(children=st.integers(0, 20), requests=st.integers(0, 40))
@@ -125,9 +120,8 @@ def test_best_of_without_a_verifier_says_what_to_do() -> None:
         BestOf(2).choose("prompt", ["a", "b"])
 
 
-def test_samples_have_a_policy_about_children_too() -> None:
-    assert asks(SelfConsistency(3))
-    assert not asks(SelfConsistency(3, NoChildren()))
-    assert not asks(Sampled(2, each=ChildBudget(1)), 1, 1)
-    with pytest.raises(ValueError, match="samples several roots itself"):
-        SelfConsistency(3, BestOf(2))
+def test_voting_is_no_spawn_policy() -> None:
+    assert SelectPolicy(2).choose("prompt", ["a", "b"]) == 0
+    assert Policy(select=SelfConsistency(3)).spawn == AsAsked()
+    with pytest.raises(ValueError, match="spawn"):
+        Policy(spawn=SelfConsistency(3))

@@ -57,7 +57,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ByLoad(calm=float("nan")), "calm is nan"),
     (lambda: ByLoad(least=0), "ByLoad: least is 0"),
     (lambda: ChildBudget(-1), "children is -1"),
-    (lambda: SelfConsistency(0), "SelfConsistency: n is 0; give a whole number of at least 1"),
+    (lambda: SelfConsistency(0), "SelfConsistency: samples is 0; give a whole number of at least 1"),
     (lambda: ByEntropy(-1.0), "ByEntropy: threshold is -1.0"),
     (lambda: ByEntropy(1.0, -1), "at_most is -1"),
     (lambda: Policy(depth=LatentDiff), r"depth is the class LatentDiff; give LatentDiff\(...\)"),  # type: ignore[arg-type]

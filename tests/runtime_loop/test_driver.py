@@ -132,6 +132,8 @@ class Inspecting(SpawnPolicy, frozen=True):
 
     seen: list[tuple[SpawnRequest, TreeView]] = []  # noqa: RUF012
 
+    reads = "entropy"
+
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         self.seen.append((request, tree))
         return SpawnDecision(run=request.index % 2 == 0, depth=Fixed(most=7), reason="because")
@@ -331,7 +333,7 @@ def by_tree(answers: list[str]) -> Say:
 async def test_several_samples_and_a_choice() -> None:
     device = ScriptedDevice(by_tree(["4", "5", "5", "6"]))
     async with engine_over(device) as engine:
-        answer = await engine.run("1", policy=Policy(spawn=SelfConsistency(n=4)))
+        answer = await engine.run("1", policy=Policy(select=SelfConsistency(4)))
         assert (answer.text, answer.path) == ("5", (1,))
         assert answer.usage.threads == 4
         assert answer.usage.sampled == 12
@@ -342,7 +344,7 @@ async def test_several_samples_and_a_choice() -> None:
             def score(self, prompt: str, answer: str) -> float:
                 return float(answer) if prompt == "1" else 0.0
 
-        answer = await engine.run("1", policy=Policy(spawn=Highest(n=4)))
+        answer = await engine.run("1", policy=Policy(select=Highest(4)))
         assert answer.text == "6"
 
 
@@ -360,9 +362,9 @@ async def test_a_wrong_choice_is_told_and_a_failed_sample_ends_the_run() -> None
     device = ScriptedDevice(by_tree(["4"] * 20))
     async with engine_over(device) as engine:
         with pytest.raises(PolicyError, match="answered 99 for 2 answers"):
-            await engine.run("1", policy=Policy(spawn=OutOfRange(n=2)))
+            await engine.run("1", policy=Policy(select=OutOfRange(2)))
         with pytest.raises(PolicyError, match="choose raised: ZeroDivisionError"):
-            await engine.run("1", policy=Policy(spawn=NoChoice(n=2)))
+            await engine.run("1", policy=Policy(select=NoChoice(2)))
 
     def say(speaker: Speaker) -> int:
         if speaker.path == (1,):
@@ -372,7 +374,7 @@ async def test_a_wrong_choice_is_told_and_a_failed_sample_ends_the_run() -> None
     device = ScriptedDevice(say)
     async with engine_over(device) as engine:
         with pytest.raises(CapacityError):
-            await engine.run("1", policy=Policy(spawn=SelfConsistency(n=3)))
+            await engine.run("1", policy=Policy(select=SelfConsistency(3)))
     assert_all_closed(device.core)
 
 

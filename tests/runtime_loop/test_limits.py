@@ -216,7 +216,7 @@ async def test_a_model_that_runs_out_returns_nothing_to_its_parent() -> None:
 
 async def test_samples_share_the_limits_of_their_run() -> None:
     device = ScriptedDevice(scripts({"1": "z " * 9 + "<return> 9 <end>"}))
-    async with engine_over(device, protocol=bound_protocol(), policy=Policy(spawn=SelfConsistency(n=3))) as engine:
+    async with engine_over(device, protocol=bound_protocol(), policy=Policy(select=SelfConsistency(3))) as engine:
         with pytest.raises(LimitExceeded, match="limit"):
             await engine.run("1", limits=Limits(tokens=15))
         assert engine.usage.sampled <= 18

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from policies.spawn.sampled import Sampled
+from policies.select.base import SelectPolicy
 
 
-class BestOf(Sampled, frozen=True):
-    """The answer of `n` roots that scores highest; ties go to the earliest. Subclass it and define `score`."""
+class BestOf(SelectPolicy, frozen=True):
+    """The answer of `samples` roots that scores highest; ties go to the earliest. Subclass it and define `score`."""
 
     def score(self, prompt: str, answer: str) -> float:
         """How good an answer is, higher is better; NaN counts as worst. Must not block."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from policies.spawn.sampled import Sampled
+from policies.select.base import SelectPolicy
 
 
-class SelfConsistency(Sampled, frozen=True):
-    """The answer that most of `n` roots give, compared without surrounding whitespace; ties go to the earliest.
+class SelfConsistency(SelectPolicy, frozen=True):
+    """The answer that most of `samples` roots give, compared without surrounding whitespace; ties go to the earliest.
 
     Empty answers have no vote unless all are empty.
     """
