@@ -59,7 +59,7 @@ async def _fall(shape: Shape, count: int) -> float:
         with anyio.CancelScope() as scope:
             async with engine.thread([1]) as root:
                 shape(root, count)
-                while engine.load.open_threads <= count:
+                while engine.statistics.open_threads <= count:
                     await anyio.sleep(0.001)
                 started = time.perf_counter()
                 scope.cancel()

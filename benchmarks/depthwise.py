@@ -131,7 +131,7 @@ def _compare(
 
     def side(name: str) -> float:
         core, policy = cores[name]
-        before = core.load()
+        before = core.statistics()
         seconds, said[name] = driving.answer_all(core, given, policy, size.tokens, SAMPLING)
         ticks[name] = core.journal.ticks - before.ticks
         iterations[name] = core.journal.work.iterations - before.iterations

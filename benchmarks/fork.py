@@ -141,7 +141,7 @@ def _until_first_tokens(core: DeviceLoop, size: Size, open_one: Callable[[Thread
     finished = driving.step_to_end(core)
     return Asked(
         seconds=time.perf_counter() - started,
-        pages=core.load().pages_used,
+        pages=core.statistics().pages_used,
         computed=core.journal.work.computed - computed,
         first=tuple(finished[path].tokens[0] for path in _children(size)),
     )

@@ -125,9 +125,9 @@ def _compare(model: Raven, size: Size, threads: int, rounds: int) -> tuple[tuple
 
     def with_engine() -> float:
         nonlocal engine_ticks
-        before = device.load.ticks
+        before = device.statistics.ticks
         seconds = portal.call(_answer_all, engine, given, size.tokens)
-        engine_ticks = device.load.ticks - before
+        engine_ticks = device.statistics.ticks - before
         return seconds
 
     with anyio.from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(engine):

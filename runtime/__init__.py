@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from policies.limits import Limits
     from runtime.answer import Answer, Chunk, Generation
     from runtime.child import Child
-    from runtime.commands import Device, Load
+    from runtime.commands import Device, Statistics
     from runtime.engine import Engine
     from runtime.errors import (
         BraidError,
@@ -40,7 +40,7 @@ _HOMES = {
     "policies.limits": ("Limits",),
     "runtime.answer": ("Answer", "Chunk", "Generation"),
     "runtime.child": ("Child",),
-    "runtime.commands": ("Device", "Load"),
+    "runtime.commands": ("Device", "Statistics"),
     "runtime.engine": ("Engine",),
     "runtime.errors": (
         "BraidError",
@@ -82,7 +82,6 @@ __all__ = [
     "Generation",
     "LimitExceeded",
     "Limits",
-    "Load",
     "NumericalError",
     "PolicyError",
     "PromptError",
@@ -90,6 +89,7 @@ __all__ = [
     "QueueFull",
     "ReasoningThread",
     "Sampling",
+    "Statistics",
     "Stream",
     "TagProtocol",
     "ThreadStateError",

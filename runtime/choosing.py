@@ -7,22 +7,13 @@ from collections.abc import Sequence
 import anyio
 import msgspec
 
-from policies.conversion import Count, converted, shown
+from policies.conversion import shown
 from policies.select.base import SelectPolicy
 from runtime.answer import Answer, Outcome
 from runtime.driver import drive
 from runtime.errors import LimitExceeded, PolicyError, described
 from runtime.thread import ReasoningThread
 from runtime.usage import add
-
-
-def samples_of(policy: SelectPolicy) -> int:
-    """How many roots answer a prompt. Raises `PolicyError` where the policy cannot say."""
-    try:
-        samples: int = converted(policy.samples, Count, "samples")
-    except Exception as error:
-        raise PolicyError(f"{type(policy).__name__} cannot say how many roots to start: {described(error)}.") from error
-    return samples
 
 
 async def answer_of(root: ReasoningThread) -> Answer:

@@ -16,6 +16,7 @@ import msgspec
 
 from policies.depth.base import DepthPolicy
 from runtime.sampling import Sampling
+from runtime.work import Work
 from traces.events import Event
 
 if TYPE_CHECKING:
@@ -195,7 +196,7 @@ class Signalled(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """A generate ended. Counts are of this call alone and include work that was rolled back."""
+    """A generate ended. Its work is that of this generate alone."""
 
     thread: ThreadPath
     tokens: tuple[int, ...]
@@ -207,34 +208,19 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     depths: tuple[int, ...]
     """Iterations that made each token's logits."""
     reason: FinishReason
-    sampled: int
-    """Tokens sampled, kept or not."""
-    computed: int
-    """Tokens computed: received tokens and sampled tokens fed back, recomputation after eviction included."""
-    iterations: int
-    """Token-iterations computed."""
-    recomputed: int
-    """Of `computed`, tokens computed again because their pages had been evicted."""
-    reused: int
-    """Received tokens whose pages were shared instead of computed."""
-    received: int = 0
-    """Received tokens that were needed: computed, again included, or reused."""
+    work: Work
+    """What it cost; also what was rolled back."""
 
 
 class Failed(msgspec.Struct, frozen=True):
     """A thread cannot go on, and its generate, if it has one, is over.
 
-    The error is a `BraidError`; counts are as in `Finished`.
+    The error is a `BraidError`; its work is as in `Finished`.
     """
 
     thread: ThreadPath
     error: Exception
-    sampled: int = 0
-    computed: int = 0
-    iterations: int = 0
-    recomputed: int = 0
-    reused: int = 0
-    received: int = 0
+    work: Work = msgspec.field(default_factory=Work)
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -253,24 +239,36 @@ class DeviceFailed(msgspec.Struct, frozen=True):
 Report = Emitted | Signalled | Finished | Failed | Answered | DeviceFailed
 
 
-class Load(msgspec.Struct, frozen=True):
-    """A snapshot of the device thread, safe to read from any thread. Counts of work stay when the device has ended."""
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What the device thread is doing, and has done since it began: a snapshot, safe to read from any thread.
+
+    When the device has ended nothing is open, in flight or waiting; counts of work stay.
+    """
 
     ticks: int = 0
+    """Calls of the device, each one iteration of everything in flight."""
     in_flight: int = 0
     """Tokens in flight between two ticks; where one has left and its thread goes on, its successor: 0 when idle."""
     open_threads: int = 0
+    """Reasoning threads that were opened and not closed."""
     waiting: int = 0
-    """Threads that have work and no place in the device's tables."""
+    """Threads that have something to generate and no row of the page table."""
     pages_used: int = 0
-    """Stored prompts included, which nobody may use now."""
-    pages: int = 0
-    sampled: int = 0
+    """Pages of keys and values that threads refer to; stored prompts that nobody uses now are not among them."""
+    num_pages: int = 0
+    """Pages in the pool."""
+    generated: int = 0
+    """Tokens sampled, kept or not."""
     computed: int = 0
+    """Tokens computed: received ones, and sampled ones fed back, recomputation after eviction included."""
     iterations: int = 0
+    """Token-iterations of the core block."""
     recomputed: int = 0
-    reused: int = 0
-    received: int = 0
+    """Of `computed`, tokens computed again after eviction."""
+    prompt_tokens: int = 0
+    """Received tokens that were needed: computed, again included, or taken from the cache."""
+    cached_tokens: int = 0
+    """Of `prompt_tokens`, those whose pages were shared instead of computed."""
 
 
 class Device(Protocol):
@@ -295,7 +293,7 @@ class Device(Protocol):
         ...
 
     @property
-    def load(self) -> Load: ...
+    def statistics(self) -> Statistics: ...
 
 
 class Deliver(Protocol):

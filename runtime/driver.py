@@ -118,7 +118,7 @@ class _Driver:
     def _spawn(self, signal: Signal, entropy: float) -> None:
         context = self._context
         decision = self._decide(signal, entropy)
-        context.account.count_asked(decision.run)
+        context.account.count_request(decision.run)
         child = None
         if decision.run:
             settings = context.settings
@@ -166,9 +166,9 @@ class _Driver:
             threads=tree.total.threads,
             running=tree.running,
             # The present call is not reported yet; the others of the tree count when they are.
-            tokens=tree.total.sampled + signal.start + len(signal.tokens),
+            tokens=tree.total.generated + signal.start + len(signal.tokens),
             iterations=tree.total.iterations,
-            waiting=self._context.frontend.load.waiting,
+            waiting=self._context.frontend.statistics.waiting,
         )
 
     async def _join(self, join: Signal, start: int) -> None:

@@ -20,8 +20,8 @@ from policies.limits import Limits
 from policies.select.base import SelectPolicy
 from runtime.answer import Answer
 from runtime.arguments import EngineArguments, ThreadArguments, checkpoint_of, path_of, token_ids, weights_of
-from runtime.choosing import answer_of, best_answer, samples_of
-from runtime.commands import Device, Load, LoadWeights, OnTraceError
+from runtime.choosing import answer_of, best_answer
+from runtime.commands import Device, LoadWeights, OnTraceError, Statistics
 from runtime.context import Context
 from runtime.errors import EngineClosed, PromptError
 from runtime.frontend import Frontend, ThreadSettings
@@ -249,9 +249,9 @@ class Engine:
             await anyio.to_thread.run_sync(self._close)
 
     @property
-    def load(self) -> Load:
+    def statistics(self) -> Statistics:
         """What the device is doing right now."""
-        return self._running()[1].load
+        return self._running()[1].statistics
 
     @property
     def usage(self) -> Usage:
@@ -357,7 +357,7 @@ class Engine:
         frontend = self._running()[0]
         shared = Account((), msgspec.structs.replace(limits, tree_depth=None, seconds=None), frontend.account)
         own = Limits(tree_depth=limits.tree_depth, seconds=limits.seconds)
-        roots = [self._root(tokens, own, settings, above=shared) for _ in range(samples_of(select))]
+        roots = [self._root(tokens, own, settings, above=shared) for _ in range(select.samples)]
         return await best_answer(roots, select, prompt)
 
     def _root(

@@ -19,10 +19,10 @@ from runtime.commands import (
     Failed,
     FlushRecording,
     Interrupt,
-    Load,
     OpenThread,
     Record,
     Request,
+    Statistics,
     ThreadPath,
 )
 from runtime.errors import EngineClosed, EngineFailed, PromptError, QueueFull
@@ -130,8 +130,8 @@ class Frontend:
             self.send(CloseThread(path))
 
     @property
-    def load(self) -> Load:
-        return self._device.load
+    def statistics(self) -> Statistics:
+        return self._device.statistics
 
     def run_on_loop(self, function: Callable[[], None]) -> None:
         """Runs a function that does not block: now on the event loop's thread, soon from any other."""

@@ -17,38 +17,9 @@ from policies.limits import Limits
 from runtime.commands import Failed, Finished, ThreadPath
 from runtime.errors import LimitExceeded
 from runtime.metering import Meter
-from runtime.usage import Usage
+from runtime.usage import Tally, Usage
 
 NO_LIMITS = Limits(tree_depth=None)
-
-
-class Counts:
-    """Running sums of one thread, or of one subtree."""
-
-    __slots__ = (
-        "asked",
-        "computed",
-        "granted",
-        "iterations",
-        "longest",
-        "received",
-        "recomputed",
-        "reused",
-        "sampled",
-        "threads",
-    )
-
-    def __init__(self) -> None:
-        self.sampled = self.computed = self.iterations = self.recomputed = self.reused = self.received = 0
-        self.threads = self.longest = self.asked = self.granted = 0
-
-    def add(self, report: Finished | Failed) -> None:
-        self.sampled += report.sampled
-        self.computed += report.computed
-        self.iterations += report.iterations
-        self.recomputed += report.recomputed
-        self.reused += report.reused
-        self.received += report.received
 
 
 class Account:
@@ -72,8 +43,8 @@ class Account:
         self.path = path
         self.limits = limits
         self.parent = parent
-        self.own = Counts()
-        self.total = Counts()
+        self.own = Tally()
+        self.total = Tally()
         self.meter = None if limits.tokens is None else Meter(limits.tokens)
         self.running = 0
         """Threads of the subtree that are open."""
@@ -114,18 +85,18 @@ class Account:
 
     def see_length(self, length: int) -> None:
         """The thread's context has grown to `length` tokens."""
-        self.own.longest = max(self.own.longest, length)
+        self.own.max_context = max(self.own.max_context, length)
         for account in self.upwards():
-            if account.total.longest >= length:
+            if account.total.max_context >= length:
                 return
-            account.total.longest = length
+            account.total.max_context = length
 
-    def count_asked(self, granted: bool) -> None:
-        self.own.asked += 1
-        self.own.granted += granted
+    def count_request(self, granted: bool) -> None:
+        self.own.spawns_requested += 1
+        self.own.spawns_granted += granted
         for account in self.upwards():
-            account.total.asked += 1
-            account.total.granted += granted
+            account.total.spawns_requested += 1
+            account.total.spawns_granted += granted
 
     def begin_call(self) -> None:
         for account in self.upwards():
@@ -134,12 +105,12 @@ class Account:
     def end_call(self, report: Finished | Failed) -> list[Account]:
         """Counts a call's work. Returns the accounts whose iterations ran out with it."""
         exhausted = []
-        self.own.add(report)
+        self.own.add(report.work)
         for account in self.upwards():
             account.pending -= 1
             most = account.limits.iterations
             was_left = most is not None and account.total.iterations < most
-            account.total.add(report)
+            account.total.add(report.work)
             if most is not None and was_left and account.total.iterations >= most:
                 exhausted.append(account)
             if account.pending == 0 and account._settled is not None:
@@ -162,7 +133,7 @@ class Account:
         return self._least(
             "tokens",
             [
-                (account, account.limits.tokens, max(account.total.sampled, account.meter.fed))
+                (account, account.limits.tokens, max(account.total.generated, account.meter.fed))
                 for account in self.upwards()
                 if account.limits.tokens is not None and account.meter is not None
             ],
@@ -214,17 +185,5 @@ class Account:
         """Of this thread alone."""
         return self._usage(self.own)
 
-    def _usage(self, counts: Counts) -> Usage:
-        return Usage(
-            sampled=counts.sampled,
-            computed=counts.computed,
-            iterations=counts.iterations,
-            recomputed=counts.recomputed,
-            reused=counts.reused,
-            received=counts.received,
-            threads=counts.threads,
-            longest=counts.longest,
-            asked=counts.asked,
-            granted=counts.granted,
-            seconds=(perf_counter() if self.ended is None else self.ended) - self.started,
-        )
+    def _usage(self, tally: Tally) -> Usage:
+        return tally.usage((perf_counter() if self.ended is None else self.ended) - self.started)

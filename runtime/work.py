@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+Total = Annotated[int, Meta(ge=0, lt=2**53)]
+"""A count that every format holds exactly; what is more is refused where it is read."""
 
 
-class Work(msgspec.Struct, kw_only=True):
+class Work(msgspec.Struct, kw_only=True, array_like=True):
     """Running counts of a generate, a thread, a subtree or an engine. Mutable: its holder adds to it."""
 
-    generated: int = 0
+    generated: Total = 0
     """Tokens sampled, kept or not."""
-    computed: int = 0
+    computed: Total = 0
     """Tokens computed: received ones, and sampled ones fed back, recomputation after eviction included."""
-    iterations: int = 0
+    iterations: Total = 0
     """Token-iterations of the core block: the compute."""
-    recomputed: int = 0
+    recomputed: Total = 0
     """Of `computed`, tokens computed again because their pages had been evicted."""
-    prompt_tokens: int = 0
+    prompt_tokens: Total = 0
     """Received tokens that were needed: computed, again included, or taken from the cache."""
-    cached_tokens: int = 0
+    cached_tokens: Total = 0
     """Of `prompt_tokens`, those whose pages were shared instead of computed."""
 
     def add(self, other: Work) -> None:

@@ -166,8 +166,8 @@ async def test_a_model_searches_with_sub_searches(tmp_path: Path, budget: int | 
     async with Engine.open(tmp_path / "apr", trace=trace) as engine:
         answer = await engine.run(ROOT)
     assert (answer.reason, answer.text) == ("returned", ANSWER)
-    assert (answer.usage.threads, answer.usage.asked, answer.usage.granted) == (4, 3, 3)
-    assert (engine.load.pages_used, engine.load.open_threads) == (0, 0)
+    assert (answer.usage.threads, answer.usage.spawns_requested, answer.usage.spawns_granted) == (4, 3, 3)
+    assert (engine.statistics.pages_used, engine.statistics.open_threads) == (0, 0)
 
     events = list(read(trace).events)
     # The block is cut out of the parent's context, and what the children found takes its place.
@@ -190,7 +190,7 @@ async def test_a_policy_refuses_what_the_budget_would_not_have(tmp_path: Path) -
     async with Engine.open(tmp_path / "apr", policy=Policy(spawn=ChildBudget(2)), trace=trace) as engine:
         answer = await engine.run(ROOT)
     assert answer.text == ANSWER
-    assert (answer.usage.threads, answer.usage.asked, answer.usage.granted) == (3, 3, 2)
+    assert (answer.usage.threads, answer.usage.spawns_requested, answer.usage.spawns_granted) == (3, 3, 2)
     events = list(read(trace).events)
     assert [event.child for event in events if isinstance(event, Spawned)] == [(0, 0), (0, 1), None]
     assert RESULTS in tokenizer.decode(context_of(events, (0,)))
@@ -209,4 +209,4 @@ async def test_many_searches_share_an_engine(tmp_path: Path) -> None:
             for _ in range(4):
                 group.start_soon(search)
     assert answers == [ANSWER] * 4
-    assert (engine.load.pages_used, engine.load.open_threads) == (0, 0)
+    assert (engine.statistics.pages_used, engine.statistics.open_threads) == (0, 0)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from traces.accounting import Usage, imbalances, usage_of
+    from traces.accounting import TraceTotals, imbalances, totals_of
     from traces.context import ThreadContext, context_of, contexts_of
     from traces.events import FORMAT, AnyEvent, Event, Header
     from traces.playback import Playback
@@ -25,20 +25,20 @@ __all__ = [
     "ThreadStory",
     "Trace",
     "TraceReader",
+    "TraceTotals",
     "TraceWriter",
-    "Usage",
     "context_of",
     "contexts_of",
     "imbalances",
     "path_name",
     "read",
+    "totals_of",
     "tree_of",
-    "usage_of",
     "walk",
 ]
 
 _MODULES = {
-    "accounting": ("Usage", "imbalances", "usage_of"),
+    "accounting": ("TraceTotals", "imbalances", "totals_of"),
     "context": ("ThreadContext", "context_of", "contexts_of"),
     "events": ("FORMAT", "AnyEvent", "Event", "Header"),
     "playback": ("Playback",),

@@ -19,7 +19,7 @@ class ThreadDifference(msgspec.Struct, frozen=True, kw_only=True):
     only_in: Literal["first", "second"] | None
     position: int | None
     """Where its context first differs, in tokens; None where one's is the whole of the other's."""
-    sampled: tuple[int, int]
+    generated: tuple[int, int]
     iterations: tuple[int, int]
     outcome: tuple[str | None, str | None]
 
@@ -36,19 +36,19 @@ def diff(first: Trace, second: Trace) -> list[ThreadDifference]:
 
 
 def _difference(path: ThreadPath, a: ThreadStory | None, b: ThreadStory | None) -> ThreadDifference | None:
-    sampled = (a.sampled if a else 0, b.sampled if b else 0)
+    generated = (a.generated if a else 0, b.generated if b else 0)
     iterations = (a.iterations if a else 0, b.iterations if b else 0)
     outcome = (a.outcome if a else None, b.outcome if b else None)
     if a is None or b is None:
         only_in: Literal["first", "second"] = "second" if a is None else "first"
         return ThreadDifference(
-            path=path, only_in=only_in, position=None, sampled=sampled, iterations=iterations, outcome=outcome
+            path=path, only_in=only_in, position=None, generated=generated, iterations=iterations, outcome=outcome
         )
     ours, theirs = context_of(a), context_of(b)
     pairs = enumerate(zip(ours.tokens, theirs.tokens, strict=False))
     position = next((ours.start + at for at, (our, their) in pairs if our != their), None)
-    if ours.tokens == theirs.tokens and all(one == other for one, other in (sampled, iterations, outcome)):
+    if ours.tokens == theirs.tokens and all(one == other for one, other in (generated, iterations, outcome)):
         return None
     return ThreadDifference(
-        path=path, only_in=None, position=position, sampled=sampled, iterations=iterations, outcome=outcome
+        path=path, only_in=None, position=position, generated=generated, iterations=iterations, outcome=outcome
     )

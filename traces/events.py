@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from runtime.work import Work
+
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 """What readers accept: exact in every format that a trace is turned into."""
 
@@ -124,17 +126,12 @@ class GenerateFinished(Event, frozen=True, kw_only=True):
     thread: ThreadPath
     position: Count
     reason: str
-    sampled: Count
-    computed: Count
-    iterations: Count
-    recomputed: Count
-    reused: Count
+    work: Work
+    """What it cost."""
     drafted: Count = 0
     """Tokens that entered before it was sure that they would be said; their iterations count."""
     accepted: Count = 0
     """Those of them that were said."""
-    received: Count = 0
-    """Received tokens that were needed: computed, again included, or reused."""
 
 
 def encodable(text: str) -> str:

@@ -100,7 +100,7 @@ class _Track:
                 "outcome": story.outcome,
                 "error": story.error,
                 "received": story.received,
-                "sampled": story.sampled,
+                "generated": story.generated,
                 "iterations": story.iterations,
                 "prompt": story.prompt,
                 "text": story.text,
@@ -139,13 +139,8 @@ class _Track:
                 "position": call.position,
                 "reason": call.reason,
                 "error": call.error,
-                "sampled": len(call.samples),
                 "mean depth": sum(depths) / len(depths) if depths else None,
-                "computed": call.computed,
-                "recomputed": call.recomputed,
-                "reused": call.reused,
-                "received": call.received,
-                "iterations": call.iterations,
+                **({"generated": len(call.samples)} if call.work is None else msgspec.structs.asdict(call.work)),
             },
         )
         yield self.slice("prefill", "prefill", start, first, {})

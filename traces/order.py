@@ -28,16 +28,16 @@ from runtime.commands import (
     Failed,
     Generate,
     Interrupt,
-    Load,
     OpenThread,
     Record,
     Report,
     Signalled,
+    Statistics,
     ThreadPath,
 )
 from runtime.errors import BraidError, TraceError
 from traces import events as ev
-from traces.accounting import load_after
+from traces.accounting import statistics_after
 from traces.reader import Trace
 from traces.recorded import ADVICE, PendingCall, RecordedThread
 from traces.steps import NO_CALL, Step, steps_of
@@ -67,7 +67,7 @@ class RecordedOrder:
         """Late threads that have had a command, so that some of their steps may be due."""
         self._unknown: dict[ThreadPath, TraceError] = {}
         pages = trace.header.engine.get("pages")
-        self.load = Load(pages=pages if isinstance(pages, int) else 0)
+        self.statistics = Statistics(num_pages=pages if isinstance(pages, int) else 0)
         """As it was when the last event played was recorded."""
         self._heard = 0.0
         self._open: set[ThreadPath] = set()
@@ -221,7 +221,7 @@ class RecordedOrder:
             else:
                 return False
         if self._cursor < len(self._events):
-            self.load = load_after(self.load, self._events[self._cursor])
+            self.statistics = statistics_after(self.statistics, self._events[self._cursor])
         self._cursor += 1
         return True
 

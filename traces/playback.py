@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from runtime.commands import Answered, Command, Deliver, DeviceFailed, Load, Report, Request
+from runtime.commands import Answered, Command, Deliver, DeviceFailed, Report, Request, Statistics
 from runtime.errors import TraceError
 from traces.events import TickDone
 from traces.order import RecordedOrder
@@ -18,8 +18,8 @@ class Playback:
     """A `Device` that plays a trace back on a thread of its own; events sent to be recorded are dropped.
 
     A program that sends the commands it sent before gets the same reports in the same order; its trees are numbered
-    from the first recorded one on. Requests are refused. `load` counts what of the recording has been played. Raises
-    `TraceError` for a trace whose events do not fit together.
+    from the first recorded one on. Requests are refused. `statistics` counts what of the recording has been played.
+    Raises `TraceError` for a trace whose events do not fit together.
     """
 
     def __init__(self, trace: Trace, *, patience: float = 2.0) -> None:
@@ -56,8 +56,8 @@ class Playback:
         return self._first_tree
 
     @property
-    def load(self) -> Load:
-        return self._order.load
+    def statistics(self) -> Statistics:
+        return self._order.statistics
 
     def _run(self, deliver: Deliver) -> None:
         try:

@@ -11,6 +11,7 @@ import msgspec
 from runtime import errors
 from runtime.commands import Finished, FinishReason, Generate, OpenThread
 from runtime.errors import BraidError, TraceError
+from runtime.work import Work
 from traces import events as ev
 from traces.events import AnyEvent
 from traces.tree import Call, Receipt, ThreadStory, path_name
@@ -154,12 +155,7 @@ class RecordedThread:
             top_logprobs=tuple(sample.top_logprobs or {} for sample in kept),
             depths=tuple(sample.depth for sample in kept),
             reason="interrupted" if interrupted else cast(FinishReason, call.reason),
-            sampled=len(call.samples) if call.sampled is None else call.sampled,
-            computed=call.computed or 0,
-            iterations=call.iterations or 0,
-            recomputed=call.recomputed or 0,
-            reused=call.reused or 0,
-            received=call.received or 0,
+            work=Work(generated=len(call.samples)) if call.work is None else call.work,
         )
 
     def has_come(self, index: int, event: AnyEvent) -> bool:

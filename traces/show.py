@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from runtime.errors import TraceError
 from runtime.model.directories import TOKENIZER, tokenizer_file
-from traces.accounting import usage_of
+from traces.accounting import totals_of
 from traces.reader import Trace
 from traces.tree import Receipt, ThreadStory, path_name, tree_of
 from traces.visible import visible
@@ -35,15 +35,15 @@ OUTCOME_STYLES = {"returned": "green", "nothing": "yellow", "cancelled": "yellow
 def show(trace: Trace, console: Console, decode: Decode | None = None) -> None:
     """Prints a trace to `console`, in its width. `decode` turns tokens into text; without it only the texts that the
     trace holds itself (prompts and answers) are shown. Control characters in texts are spelled out."""
-    usage = usage_of(trace.events)
+    totals = totals_of(trace.events)
     header = trace.header
     title = f"{header.checkpoint}, seed {header.seed}, policy {_policy_text(header.policy)}"
     console.print(Text(visible(title), style="bold"))
     console.print(
-        f"{usage.threads} threads, {usage.sampled} tokens sampled, {usage.computed} computed "
-        f"({usage.recomputed} again), {usage.reused} of {usage.received} prompt and message tokens reused "
-        f"({usage.hit_rate:.0%}), {usage.iterations} iterations in {usage.ticks} ticks, "
-        f"{usage.seconds:.3f} s",
+        f"{totals.threads} threads, {totals.generated} tokens sampled, {totals.computed} computed "
+        f"({totals.recomputed} again), {totals.cached_tokens} of {totals.prompt_tokens} prompt and message tokens "
+        f"from the cache ({totals.hit_rate:.0%}), {totals.iterations} iterations in {totals.ticks} ticks, "
+        f"{totals.seconds:.3f} s",
         highlight=False,
     )
     lines = _lines(tree_of(trace.events), console, decode)
@@ -110,7 +110,7 @@ def _assembled(parts: list[Part]) -> Text:
 
 
 def _label(story: ThreadStory) -> list[Part]:
-    counts = f"  received {story.received}, sampled {story.sampled}"
+    counts = f"  received {story.received}, sampled {story.generated}"
     if not math.isnan(story.mean_depth):
         counts += f", depth {story.mean_depth:.2f}"
     parts = [(path_name(story.path), "bold cyan"), (f"{counts}, iterations {story.iterations}", "")]

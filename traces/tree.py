@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from runtime.errors import TraceError
+from runtime.work import Work
 from traces import events as ev
 from traces.events import AnyEvent, ThreadPath
 
@@ -46,12 +47,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     error: str | None = None
     """Why it failed, if it did."""
-    sampled: int | None = None
-    computed: int | None = None
-    iterations: int | None = None
-    recomputed: int | None = None
-    reused: int | None = None
-    received: int | None = None
+    work: Work | None = None
+    """What it cost."""
 
     @property
     def kept(self) -> tuple[ev.Sampled, ...]:
@@ -114,15 +111,16 @@ class ThreadStory(msgspec.Struct, frozen=True, kw_only=True):
         return sum(len(receipt.tokens) for receipt in self.receipts)
 
     @property
-    def sampled(self) -> int:
+    def generated(self) -> int:
         """Tokens sampled, kept or not."""
         return sum(len(call.samples) for call in self.calls)
 
     @property
     def iterations(self) -> int:
         """Token-iterations that its calls report; of calls without an end, those of tokens that were computed."""
-        if all(call.iterations is not None for call in self.calls):
-            return sum(call.iterations or 0 for call in self.calls)
+        spent = [call.work.iterations for call in self.calls if call.work is not None]
+        if len(spent) == len(self.calls):
+            return sum(spent)
         return sum(done.count * done.depth for done in self.computed)
 
     @property
@@ -256,7 +254,7 @@ class _Gathering:
             case ev.GenerateFinished():
                 if current is not None:
                     self._calls.append(current.finished(index, event))
-                elif self._calls and self._calls[-1].error is not None and self._calls[-1].sampled is None:
+                elif self._calls and self._calls[-1].error is not None and self._calls[-1].work is None:
                     self._calls[-1] = _with_counts(self._calls[-1], event)
                 else:
                     raise self._does_not_fit(index, "ends a generate that never began")
@@ -343,10 +341,5 @@ def _with_counts(call: Call, end: ev.GenerateFinished) -> Call:
         call,
         end_position=end.position,
         reason=end.reason,
-        sampled=end.sampled,
-        computed=end.computed,
-        iterations=end.iterations,
-        recomputed=end.recomputed,
-        reused=end.reused,
-        received=end.received,
+        work=end.work,
     )

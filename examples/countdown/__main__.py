@@ -129,8 +129,8 @@ async def solve_one(given: argparse.Namespace, problem: Problem) -> bool:
     else:
         console.print(f"\n[bold red]no solution found[/] (the model answered: {solution.expression})")
     console.print(
-        f"{usage.threads} threads, {usage.sampled} tokens sampled, {usage.computed} computed, "
-        f"{usage.iterations} token-iterations, longest context {usage.longest}, {usage.seconds:.2f} s"
+        f"{usage.threads} threads, {usage.generated} tokens sampled, {usage.computed} computed, "
+        f"{usage.iterations} token-iterations, longest context {usage.max_context}, {usage.seconds:.2f} s"
     )
     return solution.is_right
 

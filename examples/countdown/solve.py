@@ -107,11 +107,11 @@ def summary(solutions: list[Solution], seconds: float) -> Evaluation:
         problems=count,
         accuracy=sum(solution.is_right for solution in solutions) / count,
         answered=sum(solution.expression is not None for solution in solutions) / count,
-        tokens=sum(usage.sampled for usage in usages) / count,
+        tokens=sum(usage.generated for usage in usages) / count,
         computed=computed / count,
         iterations=iterations / count,
         depth=iterations / computed,
         children=sum(usage.threads - 1 for usage in usages) / count,
-        longest_thread=max(usage.longest for usage in usages),
+        longest_thread=max(usage.max_context for usage in usages),
         seconds_per_problem=seconds / count,
     )

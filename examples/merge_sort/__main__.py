@@ -56,7 +56,7 @@ async def evaluate(engine: Engine, count: int, shortest: int, longest: int) -> E
         longest=longest,
         lists=count,
         sorted_exactly=sum(right) / count,
-        tokens=sum(answer.usage.sampled for answer in answers) / count,
+        tokens=sum(answer.usage.generated for answer in answers) / count,
         threads=sum(answer.usage.threads for answer in answers) / count,
     )
 
@@ -96,7 +96,7 @@ async def main() -> int:
     print(answer.text)
     right = is_sorted(given.numbers, answer.text)
     print(
-        f"{'sorted' if right else 'NOT sorted'}, by {answer.usage.threads} threads in {answer.usage.sampled} tokens",
+        f"{'sorted' if right else 'NOT sorted'}, by {answer.usage.threads} threads in {answer.usage.generated} tokens",
         file=sys.stderr,
     )
     return 0 if right else 1

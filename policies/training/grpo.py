@@ -267,7 +267,7 @@ def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {
         "reward": mean(rollout.reward for rollout in rollouts),
         "score": mean(rollout.score for rollout in rollouts),
-        "tokens": mean(rollout.answer.usage.sampled for rollout in rollouts),
+        "tokens": mean(rollout.answer.usage.generated for rollout in rollouts),
         "iterations": mean(rollout.answer.usage.iterations for rollout in rollouts),
         "children": mean(rollout.answer.usage.threads - 1 for rollout in rollouts),
         "critical_path": mean(rollout.critical_path for rollout in rollouts),
@@ -280,5 +280,5 @@ async def _evaluate(engine: Engine, questions: Sequence[Question]) -> dict[str, 
     return {
         "held_out_score": statistics.fmean(scores),
         "held_out_iterations": statistics.fmean(answer.usage.iterations for answer in answers),
-        "held_out_tokens": statistics.fmean(answer.usage.sampled for answer in answers),
+        "held_out_tokens": statistics.fmean(answer.usage.generated for answer in answers),
     }

@@ -188,7 +188,7 @@ class Backend(Protocol):
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Replaces the model's weights, and what was made of them, in place; see `runtime.model.replacing`.
+        """Replaces the model's weights, and what was made of them, in place; see `runtime.model.replacement`.
 
         No token may be in flight that takes part in another tick. What pages hold is of the old weights. Raises
         `ValueError` and `torch.OutOfMemoryError` before anything has changed, and anything else if the device is

@@ -17,7 +17,7 @@ from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.ticking import LaneBackend
 from runtime.model.architecture import Model
 from runtime.model.raven import Attend
-from runtime.model.replacing import replace_weights
+from runtime.model.replacement import replace_weights
 
 TILE = 32
 """Rows of a matrix product in deterministic mode: every product then has one shape, whatever the batch is."""

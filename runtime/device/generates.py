@@ -127,7 +127,7 @@ class Generates:
                 top_logprobs=tuple(generate.top_logprobs),
                 depths=tuple(generate.depths),
                 reason=reason,
-                **counts_of(generate.work),
+                work=generate.work,
             )
         )
         self._close(sequence, generate, reason)
@@ -137,7 +137,7 @@ class Generates:
         generate = sequence.generate
         self._speculation.drop(sequence)
         work = Work() if generate is None else generate.work
-        self._journal.reports.append(Failed(sequence.path, error, **counts_of(work)))
+        self._journal.reports.append(Failed(sequence.path, error, work))
         self._journal.record(events.ThreadFailed, thread=sequence.path, error=described(error))
         if generate is not None:
             self._close(sequence, generate, "failed")
@@ -185,7 +185,7 @@ class Generates:
             thread=sequence.path,
             position=len(sequence.tokens),
             reason=reason,
-            **counts_of(generate.work),
+            work=generate.work,
             drafted=generate.drafted,
             accepted=generate.accepted,
         )
@@ -217,17 +217,6 @@ def watcher_error(watcher: Watcher, token: int, cause: Exception) -> ProtocolErr
     error = ProtocolError(f"watcher {type(watcher).__name__} raised at token {token}: {described(cause)}.")
     error.__cause__ = cause
     return error
-
-
-def counts_of(work: Work) -> dict[str, int]:
-    return {
-        "sampled": work.generated,
-        "computed": work.computed,
-        "iterations": work.iterations,
-        "recomputed": work.recomputed,
-        "reused": work.cached_tokens,
-        "received": work.prompt_tokens,
-    }
 
 
 def numerical_error(sequence: Sequence, position: int) -> NumericalError:

@@ -28,13 +28,12 @@ from runtime.commands import (
     Failed,
     Generate,
     Interrupt,
-    Load,
     OpenThread,
     Record,
     Request,
+    Statistics,
     ThreadPath,
 )
-from runtime.device.generates import counts_of
 from runtime.device.journal import Journal
 from runtime.device.recordings import Recordings
 from runtime.device.requests import Requests
@@ -164,17 +163,17 @@ class DeviceLoop:
                 pages_used=self.scheduler.memory.pool.used,
             )
 
-    def load(self) -> Load:
+    def statistics(self) -> Statistics:
         """What the device is doing right now, and has done."""
         journal, pool = self.journal, self.scheduler.memory.pool
-        return Load(
+        return Statistics(
             ticks=journal.ticks,
             in_flight=self.scheduler.tokens_in_flight,
             open_threads=len(self.threads),
             waiting=self.scheduler.waiting,
             pages_used=pool.used,
-            pages=pool.size,
-            **counts_of(journal.work),
+            num_pages=pool.size,
+            **msgspec.structs.asdict(journal.work),
         )
 
     def check_integrity(self) -> None:
@@ -199,7 +198,7 @@ class ModelDevice:
         self._callers_threads = torch.get_num_threads()
         self._commands: SimpleQueue[Command | Request | None] = SimpleQueue()
         self._stopped = threading.Event()
-        self._load = Load()
+        self._statistics = Statistics()
         self._thread: threading.Thread | None = None
         self._opened: Future[None] = Future()
 
@@ -227,8 +226,8 @@ class ModelDevice:
         return 0
 
     @property
-    def load(self) -> Load:
-        return self._load
+    def statistics(self) -> Statistics:
+        return self._statistics
 
     def _run(self, deliver: Deliver) -> None:
         try:
@@ -251,7 +250,9 @@ class ModelDevice:
                     torch.set_num_threads(self._callers_threads)
         except BaseException as error:
             self._stopped.set()
-            self._load = msgspec.structs.replace(self._load, in_flight=0, open_threads=0, waiting=0, pages_used=0)
+            self._statistics = msgspec.structs.replace(
+                self._statistics, in_flight=0, open_threads=0, waiting=0, pages_used=0
+            )
             if not self._opened.done():
                 self._opened.set_exception(error)
             _log.error("device_failed", error=repr(error))
@@ -268,12 +269,12 @@ class ModelDevice:
             if loop.failure is not None and not loop.has_work:
                 raise loop.failure
         loop.flush()
-        self._load = loop.load()
+        self._statistics = loop.statistics()
 
     def _hand_over(self, loop: DeviceLoop, deliver: Deliver) -> None:
         """Reports follow what the trace has of them."""
         loop.flush()
-        self._load = loop.load()
+        self._statistics = loop.statistics()
         reports = loop.journal.take_reports()
         if reports:
             deliver(reports)

@@ -2,8 +2,8 @@
 
 A page may be shared if computing it again would give the same content: same leading tokens, same depth of each.
 Where the depth policy is constant, that is all the key holds. Where tokens exit by a test, all tokens of a flight
-exit together, so the key holds the policy's number and every token up to the end of the page's flight. Whether sampled tokens
-carry their predecessor's latent state is of no matter: a prompt's tokens do not.
+exit together, so the key holds the policy's number and every token up to the end of the page's flight. Whether sampled
+tokens carry their predecessor's latent state is of no matter: a prompt's tokens do not.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ class PrefixRules:
         self._next = count()
 
     def rule_of(self, policy: DepthPolicy, bound: int | None) -> PrefixRule | None:
-        """The rule of a policy that bounds every token by `bound`; None where it looks at each token, at load or budget:
-        its pages are not shared."""
+        """The rule of a policy that bounds every token by `bound`.
+
+        None where it looks at each token, at load or at a budget: its pages are not shared.
+        """
         if bound is None:
             return None
         if policy.reads == "nothing" or not policy.exit_received:

@@ -85,8 +85,8 @@ class Scheduler:
 
     def plan(self) -> list[Flight]:
         """Chooses what enters the next tick and puts it into flight."""
-        chosen = self._choose()
         tokens_in_flight = self.tokens_in_flight
+        chosen = self._choose()
         pressure = Pressure(tokens_in_flight, self.waiting, self.in_flight.lanes, self._model.mean_recurrence)
         bounds, failed = bounds_of(chosen, pressure, self._model.most_iterations)
         entering = []

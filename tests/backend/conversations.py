@@ -211,16 +211,16 @@ def _converse(core: DeviceLoop, talks: dict[ThreadPath, Talk], said: Said) -> No
             else:
                 open_children(talk.path)
     assert all(len(said.finished[path]) == len(talk.turns) for path, talk in talks.items())
-    load = core.load()
-    for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
-        reported = sum(getattr(report, name) for reports in said.finished.values() for report in reports)
+    load = core.statistics()
+    for name in ("generated", "computed", "iterations", "recomputed", "cached_tokens"):
+        reported = sum(getattr(report.work, name) for reports in said.finished.values() for report in reports)
         assert getattr(load, name) == reported, name
     for path in talks:
         core.handle(CloseThread(path))
     if core.has_work:
         core.step()
     core.check_integrity()
-    assert core.load().pages_used == 0
+    assert core.statistics().pages_used == 0
     assert not any(isinstance(report, Failed) for report in core.journal.take_reports())
 
 

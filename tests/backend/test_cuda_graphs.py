@@ -131,7 +131,11 @@ def test_captured_ticks_say_what_eager_ones_say(name: str, data: st.DataObject) 
     captured, reference = solo(model, backend), solo(model, eager(model, cache, noise))
     for program in data.draw(st.lists(programs(), min_size=1, max_size=2)):
         for ours, theirs in zip(run(captured, program), run(reference, program), strict=True):
-            assert (ours.tokens, ours.depths, ours.iterations) == (theirs.tokens, theirs.depths, theirs.iterations)
+            assert (ours.tokens, ours.depths, ours.work.iterations) == (
+                theirs.tokens,
+                theirs.depths,
+                theirs.work.iterations,
+            )
             np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
     assert captured.core.scheduler.memory.pool.used == reference.core.scheduler.memory.pool.used
 

@@ -60,8 +60,8 @@ def test_the_shipped_checkpoint_solves_most_problems() -> None:
     async def run() -> None:
         async with Engine.open("countdown") as engine:
             evaluation, solutions = await evaluate(engine, drawn)
-            assert engine.load.open_threads <= 1
-        assert engine.load.pages_used == 0
+            assert engine.statistics.open_threads <= 1
+        assert engine.statistics.pages_used == 0
         assert evaluation.accuracy >= 0.75
         assert evaluation.longest_thread <= 512
         assert all(is_solution(s.problem, s.expression) == s.is_right for s in solutions if s.expression)

@@ -123,7 +123,7 @@ class Bench:
 
     @property
     def pages_used(self) -> int:
-        return self.core.load().pages_used
+        return self.core.statistics().pages_used
 
 
 def both(model: Raven, ask: Callable[[Bench], None], **changes: Any) -> tuple[Finished, Finished]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies import DepthPolicy, Fixed, LatentDiff, Limits, Policy, SpawnDecision, SpawnPolicy
+from policies import DepthPolicy, Fixed, LatentDiff, Limits, Policy, SelfConsistency, SpawnDecision, SpawnPolicy
 from policies.depth.base import Role
 from policies.spawn.base import SpawnRequest, TreeView
 from runtime import Engine, EngineSettings, Sampling
@@ -343,22 +343,10 @@ class Decides(SpawnPolicy, frozen=True):
         return SpawnDecision(**self.answer) if isinstance(self.answer, dict) else self.answer
 
 
-class Samples(SpawnPolicy, frozen=True):
-    count: Any
-
-    @property
-    def samples(self) -> int:
-        number: int = self.count
-        return number
-
-
 @pytest.mark.parametrize("count", [0, -1, None, "2", 2.5])
-async def test_a_policy_about_roots_that_answers_nonsense_ends_its_run(
-    engine: Engine, count: object, anyio_backend: str
-) -> None:
-    with pytest.raises(PolicyError, match="cannot say how many roots"):
-        await engine.run([1, 2], policy=Policy(spawn=Samples(count)))
-    assert await works(engine)
+def test_how_many_roots_answer_is_checked_where_it_is_said(count: Any) -> None:
+    with pytest.raises(ValueError, match="SelfConsistency: samples"):
+        SelfConsistency(count)
 
 
 @pytest.mark.parametrize("answer", [{"run": "yes"}, {"run": True, "depth": Fixed}, {"run": True, "reason": None}])

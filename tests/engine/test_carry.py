@@ -123,8 +123,8 @@ def test_a_prompt_taken_over_leaves_the_state_after_it_to_be_computed(
     by_itself = alone(model, RAW, prompt, 31, backend, chunk=4, slots=slots)
     assert found.tokens == by_itself.tokens
     assert found.logprobs == by_itself.logprobs
-    assert found.recomputed > 0
-    assert found.reused == 8, "all but the page of the token whose state the next one needs"
+    assert found.work.recomputed > 0
+    assert found.work.cached_tokens == 8, "all but the page of the token whose state the next one needs"
 
 
 @pytest.mark.parametrize("slots", [None, 1])
@@ -159,9 +159,9 @@ def test_a_fork_carries_on_from_its_parents_last_token(model: Raven) -> None:
     after = finished(solo)
     assert after[0,].tokens == after[0, 0].tokens
     assert before + after[0,].tokens == alone(model, RAW, prompt_for(5), 12).tokens
-    assert after[0,].recomputed == 0, "the parent kept its state"
+    assert after[0,].work.recomputed == 0, "the parent kept its state"
     solo.send(CloseThread((0, 0)), CloseThread((0,)))
-    assert solo.core.load().pages_used == 0
+    assert solo.core.statistics().pages_used == 0
 
 
 def test_prompts_are_shared_whatever_is_carried(model: Raven) -> None:

@@ -52,7 +52,9 @@ def test_exited_tokens_are_replaced_without_waiting(model: Raven) -> None:
     for number in range(8):
         start(solo, (number,), prompt_for(number), 12)
     longest = max(sum(report.depths) for report in finished(solo).values())
-    assert solo.core.load().ticks == longest, "nobody waits: the longest chain of iterations is all that takes ticks"
+    assert solo.core.statistics().ticks == longest, (
+        "nobody waits: the longest chain of iterations is all that takes ticks"
+    )
 
 
 def test_depth_first_order_under_pressure(model: Raven) -> None:
@@ -84,9 +86,9 @@ def test_equal_prompts_share_pages(model: Raven) -> None:
     second = finished(solo)[1,]
     assert second.tokens == first.tokens
     assert second.depths == first.depths
-    assert (first.reused, second.reused) == (0, 32)
-    assert second.iterations < first.iterations / 2
-    used = solo.core.load().pages_used
+    assert (first.work.cached_tokens, second.work.cached_tokens) == (0, 32)
+    assert second.work.iterations < first.work.iterations / 2
+    used = solo.core.statistics().pages_used
     assert used <= 8 + 2 * 2, "the eight full pages of the prompt are held once"
 
 
@@ -96,7 +98,7 @@ def test_different_policies_do_not_share_pages(model: Raven) -> None:
     start(solo, (0,), prompt, 1)
     start(solo, (1,), prompt, 1, policy=LatentDiff(0.6, most=6))
     start(solo, (2,), prompt, 1, policy=Fixed(6))
-    assert all(report.reused == 0 for report in finished(solo).values())
+    assert all(report.work.cached_tokens == 0 for report in finished(solo).values())
 
 
 def test_noise_forbids_sharing_but_not_reproduction() -> None:
@@ -107,7 +109,7 @@ def test_noise_forbids_sharing_but_not_reproduction() -> None:
         for number in range(3):
             start(solo, (number,), prompt_for(9, 33), 4)
         runs.append(finished(solo))
-    assert all(report.reused == 0 for report in runs[0].values())
+    assert all(report.work.cached_tokens == 0 for report in runs[0].values())
     assert [report.logprobs for report in runs[0].values()] == [report.logprobs for report in runs[1].values()]
     assert len({report.logprobs for report in runs[0].values()}) == 3, "each thread has noise of its own"
 
@@ -146,8 +148,8 @@ def test_eviction_recomputes_at_the_depths_there_were(model: Raven) -> None:
     assert {path: report.tokens for path, report in found.items()} == {
         path: report.tokens for path, report in expected.items()
     }
-    assert sum(report.recomputed for report in found.values()) > 0
-    assert all(report.recomputed == 0 for report in expected.values())
+    assert sum(report.work.recomputed for report in found.values()) > 0
+    assert all(report.work.recomputed == 0 for report in expected.values())
 
 
 def test_a_thread_larger_than_the_pool_fails_alone(model: Raven) -> None:
@@ -178,8 +180,8 @@ def test_the_iteration_limit_ends_a_call(model: Raven) -> None:
     start(solo, (0,), prompt_for(0, 5), 50, policy=Fixed(4), max_iterations=37)
     report = finished(solo)[0,]
     assert report.reason == "iterations"
-    assert report.iterations == 37
-    assert report.sampled == 6  # 5 * 4 for the prompt, 4 * 4 for four tokens, and one at depth 1
+    assert report.work.iterations == 37
+    assert report.work.generated == 6  # 5 * 4 for the prompt, 4 * 4 for four tokens, and one at depth 1
 
 
 def test_a_bound_above_the_engine_s_most_is_refused(model: Raven) -> None:
@@ -203,7 +205,7 @@ def test_interrupting_keeps_what_was_asked_to_be_kept(model: Raven) -> None:
     (report,) = solo.run()
     assert isinstance(report, Finished)
     assert (report.reason, report.tokens) == ("interrupted", expected[:2])
-    assert report.sampled > 2
+    assert report.work.generated > 2
     solo.send(Generate(thread=(0,), max_tokens=8, sampling=Sampling()))
     (report,) = solo.run()
     assert isinstance(report, Finished)
@@ -261,8 +263,8 @@ def test_closing_everything_empties_the_pool_at_any_tick(model: Raven) -> None:
         for number in range(4):
             solo.send(CloseThread((number,)))
         solo.run()
-        assert solo.core.load().pages_used == 0
-        assert solo.core.load().open_threads == 0
+        assert solo.core.statistics().pages_used == 0
+        assert solo.core.statistics().open_threads == 0
 
 
 def test_forks_draw_for_themselves(model: Raven) -> None:

@@ -16,7 +16,7 @@ import torch
 from policies import ChildBudget, DepthPolicy, DepthView, Fixed, Limits, Policy
 from runtime import Engine, EngineFailed, LimitExceeded, PolicyError, Sampling
 from runtime.backend.torch_backend import TorchBackend
-from traces import read, usage_of
+from traces import read, totals_of
 from traces.__main__ import main as traces_command
 from traces.events import ThreadEnded
 
@@ -49,13 +49,13 @@ async def test_any_tokens_a_model_emits_are_survived(tiny_checkpoint: Path, tmp_
                 await anyio.lowlevel.checkpoint()
         usage = engine.usage
     assert len(outcomes) == 20
-    load = engine.load
+    load = engine.statistics
     assert (load.pages_used, load.open_threads) == (0, 0)
-    recorded = usage_of(read(trace).events)
-    for name in ("sampled", "computed", "iterations", "recomputed", "reused", "received"):
+    recorded = totals_of(read(trace).events)
+    for name in ("generated", "computed", "iterations", "recomputed", "cached_tokens", "prompt_tokens"):
         assert getattr(usage, name) == getattr(load, name) == getattr(recorded, name), name
-    assert usage.granted > 0, "the tokens of this model are to spawn sometimes"
-    assert usage.threads == recorded.threads == 20 + usage.granted
+    assert usage.spawns_granted > 0, "the tokens of this model are to spawn sometimes"
+    assert usage.threads == recorded.threads == 20 + usage.spawns_granted
 
 
 async def test_a_tree_says_the_same_in_company(tiny_checkpoint: Path) -> None:
@@ -79,7 +79,7 @@ async def test_a_tree_says_the_same_in_company(tiny_checkpoint: Path) -> None:
                         group.start_soon(work, number)
                     else:
                         await work(number)
-        assert engine.load.pages_used == 0
+        assert engine.statistics.pages_used == 0
         return found
 
     async def say_ten(thread: Any) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ async def cancelled_run(engine: Engine, number: int, ticks: int) -> None:
     done = anyio.Event()
 
     async def cancel(scope: anyio.CancelScope) -> None:
-        while engine.load.ticks < ticks and not done.is_set():
+        while engine.statistics.ticks < ticks and not done.is_set():
             await anyio.sleep(0)
         scope.cancel()
 
@@ -114,9 +114,9 @@ async def test_cancelled_at_any_moment_nothing_is_left(tiny_checkpoint: Path) ->
     chance = random.Random(4)
     async with Engine.open(tiny_checkpoint, sampling=WARM, limits=FEW, **SIZES) as engine:
         for number in range(15):
-            await cancelled_run(engine, number, engine.load.ticks + chance.randrange(1, 60))
-    assert (engine.load.pages_used, engine.load.open_threads) == (0, 0)
-    assert engine.usage.iterations == engine.load.iterations
+            await cancelled_run(engine, number, engine.statistics.ticks + chance.randrange(1, 60))
+    assert (engine.statistics.pages_used, engine.statistics.open_threads) == (0, 0)
+    assert engine.usage.iterations == engine.statistics.iterations
 
 
 async def test_a_deadline_ends_what_it_is_around(tiny_checkpoint: Path) -> None:
@@ -148,7 +148,7 @@ async def test_a_failing_policy_ends_its_thread_alone(tiny_checkpoint: Path) -> 
         with pytest.raises(PolicyError, match="no depth for you"):
             await bad.generate(max_tokens=3)
         assert len((await good.generate(max_tokens=3, stop=[38])).tokens) == 3
-    assert engine.load.pages_used == 0
+    assert engine.statistics.pages_used == 0
 
 
 async def test_a_dead_device_wakes_every_waiter(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ async def test_the_loop_stays_responsive_while_the_engine_is_saturated(tiny_chec
         async with anyio.create_task_group() as group:
             for number in range(60):
                 group.start_soon(generate, number)
-            while engine.load.sampled < 500:
+            while engine.statistics.generated < 500:
                 asleep = anyio.current_time()
                 await anyio.sleep(0.001)
                 late.append(anyio.current_time() - asleep - 0.001)

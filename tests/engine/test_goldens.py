@@ -116,7 +116,7 @@ def test_greedy(model: Raven, golden: dict[str, Tensor], backend: str, tag: str,
     finished = solo.generate(prompt, Fixed(depth), NEW_TOKENS, sampling=sampling)
     assert [*prompt, *finished.tokens] == golden[f"{tag}.tokens"].tolist()
     assert_logits(finished, golden[f"{tag}.logits"])
-    assert finished.iterations == depth * (len(prompt) + NEW_TOKENS - 1)
+    assert finished.work.iterations == depth * (len(prompt) + NEW_TOKENS - 1)
 
 
 @pytest.mark.parametrize("depth", [4, 8])
@@ -199,4 +199,4 @@ def test_batched_rows_equal_rows_alone(model: Raven, golden: dict[str, Tensor], 
         alone = Solo.over(model, settings(backend), policy).generate(row, policy, NEW_TOKENS)
         assert results[number,].tokens == alone.tokens
         assert results[number,].depths == alone.depths
-    assert together.core.load().pages_used == 0
+    assert together.core.statistics().pages_used == 0

@@ -121,12 +121,12 @@ async def test_an_engine_opens_what_transformers_saved(tmp_path: Path) -> None:
         async with anyio.create_task_group() as group:
             for number, prompt in enumerate(prompts()):
                 group.start_soon(ask, number, prompt)
-    assert (engine.load.pages_used, engine.load.open_threads) == (0, 0)
+    assert (engine.statistics.pages_used, engine.statistics.open_threads) == (0, 0)
     expected = [generated(reference, prompt) for prompt in prompts()]
     assert [found[number] for number in range(len(LENGTHS))] == expected
     assert any(tokens[-1] in (7, 9) for tokens in expected), "a stop token is to be met"
     # One iteration a token, and the trace knows it.
-    assert engine.load.iterations == engine.load.computed
+    assert engine.statistics.iterations == engine.statistics.computed
     header = read(trace).header
     assert (header.checkpoint, header.fingerprint) == (str(directory), fingerprint(load_checkpoint(directory).model))
     assert await anyio.to_thread.run_sync(traces_command, ["replay", str(trace), "--verify"]) == 0

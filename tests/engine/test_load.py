@@ -10,7 +10,7 @@ import pytest
 
 from policies import ByLoad, Fixed, Policy
 from runtime import Engine, EngineFailed
-from runtime.commands import Load
+from runtime.commands import Statistics
 from runtime.device.scheduler import Scheduler
 from traces import read
 
@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
 PROMPT = [5, 6, 7, 5, 6, 7, 5, 6]
 
 
-def doing(load: Load) -> tuple[int, int, int]:
+def doing(load: Statistics) -> tuple[int, int, int]:
     return load.in_flight, load.open_threads, load.waiting
 
 
@@ -40,7 +40,7 @@ async def test_who_is_alone_is_alone_every_time(tiny_checkpoint: Path, tokens: i
             async with engine.thread(PROMPT) as thread:
                 said.append((await thread.generate(tokens)).tokens)
                 assert thread.usage.iterations == 6 * thread.usage.computed
-                assert doing(engine.load) == (0, 1, 0)
+                assert doing(engine.statistics) == (0, 1, 0)
         assert said[0] == said[1]
 
 
@@ -51,14 +51,14 @@ async def test_what_was_cancelled_is_no_longer_counted(tiny_checkpoint: Path) ->
                 async for _ in root.stream():
                     scope.cancel()
             await root.context.account.settled()
-            assert doing(engine.load) == (0, 1, 0)
+            assert doing(engine.statistics) == (0, 1, 0)
             child = root.spawn(PROMPT)
             child.cancel()
             await root.join([child])
         await engine.run(PROMPT, max_tokens=2)
-        assert engine.load.in_flight == 0
-    assert doing(engine.load) == (0, 0, 0)
-    assert engine.load.sampled == engine.usage.sampled
+        assert engine.statistics.in_flight == 0
+    assert doing(engine.statistics) == (0, 0, 0)
+    assert engine.statistics.generated == engine.usage.generated
 
 
 async def test_a_failed_engine_does_nothing(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,12 +67,12 @@ async def test_a_failed_engine_does_nothing(tiny_checkpoint: Path, monkeypatch: 
 
     async with Engine.open(tiny_checkpoint, **SIZES) as engine, engine.thread(PROMPT) as root:
         await root.generate(2)
-        before = engine.load
+        before = engine.statistics
         monkeypatch.setattr(Scheduler, "commit", break_down)
         with pytest.raises(EngineFailed):
             await root.generate(2)
-        assert (*doing(engine.load), engine.load.pages_used) == (0, 0, 0, 0)
-        assert (engine.load.ticks, engine.load.sampled) == (before.ticks, before.sampled)
+        assert (*doing(engine.statistics), engine.statistics.pages_used) == (0, 0, 0, 0)
+        assert (engine.statistics.ticks, engine.statistics.generated) == (before.ticks, before.generated)
 
 
 async def test_what_was_played_back_is_over(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -81,4 +81,4 @@ async def test_what_was_played_back_is_over(tiny_checkpoint: Path, tmp_path: Pat
         await engine.run(PROMPT, max_tokens=3)
     async with Engine.playback(read(path)) as engine:
         await engine.run(PROMPT, max_tokens=3)
-        assert engine.load.in_flight == 0
+        assert engine.statistics.in_flight == 0

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from runtime import Engine, EngineSettings
-from runtime.commands import CloseThread, Extend, Finished, Generate, Interrupt, Load, OpenThread, ThreadPath
-from runtime.device.prefixes import MOST_KNOWN, PrefixRules
+from runtime.commands import CloseThread, Extend, Finished, Generate, Interrupt, OpenThread, Statistics, ThreadPath
+from runtime.device.prefix_rule import MOST_KNOWN, PrefixRules
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
-from traces import imbalances, read, usage_of
-from traces.accounting import load_after
+from traces import imbalances, read, totals_of
+from traces.accounting import statistics_after
 from traces.events import Computed
 
 MOST = 6
@@ -72,7 +72,7 @@ def test_threads_that_arrive_together_compute_a_prompt_once(model: Raven, policy
         (expected.tokens, expected.logprobs, expected.depths)
     }
     journal = solo.core.journal
-    prompts = journal.work.computed - sum(report.sampled - 1 for report in found.values())
+    prompts = journal.work.computed - sum(report.work.generated - 1 for report in found.values())
     assert prompts == len(PROMPT) + 11 * (len(PROMPT) - SHAREABLE)
     assert (journal.work.cached_tokens, journal.work.prompt_tokens) == (11 * SHAREABLE, 12 * len(PROMPT))
 
@@ -158,7 +158,7 @@ def test_nobody_waits_for_little(model: Raven, slots: int | None, shared: int, w
     solo.core.step()
     assert solo.flight_lanes((0,))
     assert bool(solo.flight_lanes((1,))) != waits
-    assert finished(solo)[1,].reused == (shared if waits else 0)
+    assert finished(solo)[1,].work.cached_tokens == (shared if waits else 0)
 
 
 def test_a_prompt_outlives_the_tree_that_brought_it(model: Raven) -> None:
@@ -166,11 +166,11 @@ def test_a_prompt_outlives_the_tree_that_brought_it(model: Raven) -> None:
     ask(solo, (0,), Fixed(3))
     first = finished(solo)[0,]
     solo.send(CloseThread((0,)))
-    assert solo.core.load().pages_used == 0
+    assert solo.core.statistics().pages_used == 0
     ask(solo, (1,), Fixed(3))
     second = finished(solo)[1,]
-    assert (first.reused, second.reused) == (0, SHAREABLE)
-    assert (first.received, second.received) == (len(PROMPT), len(PROMPT))
+    assert (first.work.cached_tokens, second.work.cached_tokens) == (0, SHAREABLE)
+    assert (first.work.prompt_tokens, second.work.prompt_tokens) == (len(PROMPT), len(PROMPT))
     assert second.logprobs == first.logprobs
 
 
@@ -181,7 +181,7 @@ def test_what_a_fork_inherits_is_not_received(model: Raven) -> None:
     solo.send(OpenThread(thread=(0, 0), seed=5, depth=Fixed(3), inherits=(0,)), Extend((0, 0), (1, 2, 3)))
     solo.send(Generate(thread=(0, 0), max_tokens=2, sampling=Sampling()))
     fork = finished(solo)[0, 0]
-    assert (fork.received, fork.reused) == (3, 0)
+    assert (fork.work.prompt_tokens, fork.work.cached_tokens) == (3, 0)
 
 
 @pytest.mark.anyio
@@ -201,21 +201,25 @@ async def test_the_hit_rate_is_the_same_in_usage_and_trace(tiny_checkpoint: Path
         async with anyio.create_task_group() as group:
             for number in range(trees):
                 group.start_soon(ask_one, number)
-        usage, load = engine.usage, engine.load
+        usage, load = engine.usage, engine.statistics
     events = read(trace).events
-    recorded = usage_of(events)
+    recorded = totals_of(events)
     assert imbalances(events) == []
     first = next(event for event in events if isinstance(event, Computed) and event.received)
     forged = [replace(event, received=event.received - 1) if event is first else event for event in events]
-    assert any("received tokens" in line for line in imbalances(forged))
-    counted = reduce(load_after, events, Load())
-    assert (counted.received, counted.reused) == (load.received, load.reused)
-    assert (usage.received, usage.reused) == (load.received, load.reused) == (recorded.received, recorded.reused)
-    assert usage.received == trees * (usage.received // trees)
-    assert usage.reused == (trees - 1) * 24
-    assert usage.hit_rate == recorded.hit_rate == usage.reused / usage.received > 0.7
+    assert any("prompt tokens" in line for line in imbalances(forged))
+    counted = reduce(statistics_after, events, Statistics())
+    assert (counted.prompt_tokens, counted.cached_tokens) == (load.prompt_tokens, load.cached_tokens)
+    assert (
+        (usage.prompt_tokens, usage.cached_tokens)
+        == (load.prompt_tokens, load.cached_tokens)
+        == (recorded.prompt_tokens, recorded.cached_tokens)
+    )
+    assert usage.prompt_tokens == trees * (usage.prompt_tokens // trees)
+    assert usage.cached_tokens == (trees - 1) * 24
+    assert usage.hit_rate == recorded.hit_rate == usage.cached_tokens / usage.prompt_tokens > 0.7
     assert sorted(shares)[0] == 0
-    assert sorted(shares)[1] == pytest.approx(24 / (usage.received / trees))
+    assert sorted(shares)[1] == pytest.approx(24 / (usage.prompt_tokens / trees))
 
 
 def test_policies_of_one_name_share_nothing(model: Raven) -> None:
@@ -234,7 +238,7 @@ def test_policies_of_one_name_share_nothing(model: Raven) -> None:
     for number, policy in enumerate((first, second, second)):
         ask(solo, (number,), policy)
         (report,) = finished(solo).values()
-        assert report.reused == (SHAREABLE if number == 2 else 0)
+        assert report.work.cached_tokens == (SHAREABLE if number == 2 else 0)
         expected = alone(model, policy)
         assert (report.tokens, report.logprobs, report.depths) == (
             expected.tokens,
@@ -244,10 +248,10 @@ def test_policies_of_one_name_share_nothing(model: Raven) -> None:
 
 
 def test_rules_of_policies_long_unused_are_forgotten() -> None:
-    rules = PrefixRules(MOST)
+    rules = PrefixRules()
     policies = [LatentDiff(0.1 + number / 10_000, most=MOST) for number in range(MOST_KNOWN + 1)]
-    tags = [rules.rule_of(policy) for policy in policies]
+    tags = [rules.rule_of(policy, MOST) for policy in policies]
     assert len(set(tags)) == len(policies)
-    assert rules.rule_of(policies[-1]) == tags[-1]
-    assert rules.rule_of(replace(policies[-1], carry="raw")) == tags[-1]
-    assert rules.rule_of(policies[0]) not in tags
+    assert rules.rule_of(policies[-1], MOST) == tags[-1]
+    assert rules.rule_of(replace(policies[-1], carry="raw"), MOST) == tags[-1]
+    assert rules.rule_of(policies[0], MOST) not in tags

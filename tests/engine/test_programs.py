@@ -276,11 +276,12 @@ def test_any_program_ends_leaks_nothing_and_threads_do_not_notice_each_other(
         program.close(said)
     program.take_reports()
     program.solo.core.check_integrity()
-    load = program.solo.core.load()
+    load = program.solo.core.statistics()
     assert load.pages_used == 0
     assert load.open_threads == 0
-    for name in ("sampled", "computed", "iterations", "recomputed", "reused", "received"):
-        reported = sum(getattr(report, name) for report in [*program.finished, *program.failed])
+    spent = [report.work for report in program.finished] + [report.work for report in program.failed]
+    for name in ("generated", "computed", "iterations", "recomputed", "cached_tokens", "prompt_tokens"):
+        reported = sum(getattr(work, name) for work in spent)
         assert getattr(load, name) == reported, name
 
 
@@ -306,4 +307,4 @@ def test_a_fork_goes_on_as_its_parent_would(
     assert np.allclose(parent.logprobs, child.logprobs, atol=1e-6)
     solo.send(CloseThread((0,)), CloseThread((0, 0)))
     solo.core.check_integrity()
-    assert solo.core.load().pages_used == 0
+    assert solo.core.statistics().pages_used == 0

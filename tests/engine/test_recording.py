@@ -25,7 +25,7 @@ from tests.engine.tiny import tiny_model
 from tests.runtime_loop.scripted import SteppedDevice, counting
 from tests.runtime_loop.turns import turn
 from tests.traces.toy_device import header
-from traces import imbalances, read, tree_of, usage_of, walk
+from traces import imbalances, read, totals_of, tree_of, walk
 from traces.__main__ import main as traces_command
 from traces.events import RunStarted, ThreadEnded
 from traces.writer import TraceWriter
@@ -34,7 +34,7 @@ SIZES: dict[str, Any] = {"page_size": 4, "pages": 128, "lanes": 64, "chunk": 16,
 WARM = Sampling(temperature=4.0)
 FEW = Limits(tokens=150, threads=12, tree_depth=3)
 POLICY = Policy(depth=Fixed(3), spawn=ChildBudget(2))
-COUNTED = ("sampled", "computed", "iterations", "recomputed", "reused", "received")
+COUNTED = ("generated", "computed", "iterations", "recomputed", "cached_tokens", "prompt_tokens")
 
 
 def opened(checkpoint: Path, **changes: Any) -> Engine:
@@ -99,7 +99,7 @@ async def test_a_block_is_recorded_and_nothing_else(tiny_checkpoint: Path, tmp_p
     assert [event.thread for event in trace.events if isinstance(event, RunStarted)] == [(2,), (3,), (4,)]
     texts = {event.thread: event.text for event in trace.events if isinstance(event, ThreadEnded)}
     assert [texts[answer.path] for answer in answers if answer] == [answer.text for answer in answers if answer]
-    recorded = usage_of(trace.events)
+    recorded = totals_of(trace.events)
     for name in COUNTED:
         assert getattr(recorded, name) == getattr(spent, name) - getattr(before, name), name
     assert recorded.threads >= 4
@@ -144,7 +144,7 @@ async def test_a_recording_begins_without_stored_prompts(tiny_checkpoint: Path, 
     async def reused(engine: Engine) -> int:
         async with engine.thread(prompt(3)) as thread:
             await thread.generate(max_tokens=2)
-        return thread.usage.reused
+        return thread.usage.cached_tokens
 
     async with opened(tiny_checkpoint) as engine:
         assert [await reused(engine) for _ in range(2)] == [0, 8]
@@ -184,7 +184,7 @@ def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert goes_on((2,)) == (True, True)
     core.close()
     (story,) = tree_of(read(tmp_path / "block.trace").events)
-    assert (story.path, story.sampled) == ((1,), 20)
+    assert (story.path, story.generated) == ((1,), 20)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ async def test_threads_that_outlive_the_recording(tiny_checkpoint: Path, tmp_pat
     trace = read(path)
     assert trace.lost is None
     (story,) = tree_of(trace.events)
-    assert (story.sampled, story.closed, story.outcome) == (4, None, None)
+    assert (story.generated, story.closed, story.outcome) == (4, None, None)
     assert await verified(path) == 0
     assert [story.path for story in tree_of(read(tmp_path / "next.trace").events)] == [(1,)]
 
@@ -328,7 +328,7 @@ async def test_a_device_that_fails_within(
     async with opened(tiny_checkpoint, backend="torch") as engine:
         with pytest.raises(EngineFailed, match="on fire"):
             await fail()
-    assert [story.sampled for story in tree_of(read(path).events)] == [3, 0]
+    assert [story.generated for story in tree_of(read(path).events)] == [3, 0]
 
 
 @pytest.mark.anyio

@@ -134,7 +134,7 @@ def test_a_bad_command_fails_its_thread_alone(
     assert isinstance(other, Finished)
     assert other.tokens == expected
     solo.send(CloseThread((0,)), CloseThread((9,)))
-    assert solo.core.load().pages_used == 0
+    assert solo.core.statistics().pages_used == 0
 
 
 def test_commands_for_threads_that_are_gone_are_harmless(model: Raven) -> None:
@@ -186,7 +186,7 @@ def test_a_watcher_that_raises_ends_its_thread_alone(model: Raven, watcher: type
     assert isinstance(failure.error, ProtocolError)
     assert watcher.__name__ in str(failure.error)
     assert failure.error.__cause__ is not None
-    assert failure.sampled == (2 if watcher is Raises else 1)
+    assert failure.work.generated == (2 if watcher is Raises else 1)
     (other,) = reports[9,]
     assert isinstance(other, Finished)
     assert other.tokens == expected
@@ -223,7 +223,7 @@ def test_a_command_that_fails_unforeseen_ends_its_thread_alone(
     model: Raven, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     solo, expected = bystander(model)
-    threads = solo.core.scheduler.threads
+    threads = solo.core.threads
     original: Any = getattr(threads, where)
 
     def fails(command: Any) -> None:
@@ -326,7 +326,7 @@ class AsksForAll(DepthPolicy, frozen=True):
 def test_a_limit_beyond_32_bits_is_no_limit_to_a_policy(model: Raven) -> None:
     solo = Solo.over(model, settings(), POLICY)
     solo.send(*beginning((0,), prompt_for(0), 3, policy=AsksForAll(), max_iterations=10**10))
-    assert said(solo).sampled == 3
+    assert said(solo).work.generated == 3
 
 
 def test_policies_of_threads_that_are_gone_are_forgotten(model: Raven) -> None:

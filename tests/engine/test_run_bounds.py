@@ -27,7 +27,7 @@ def model() -> Raven:
 def test_token_bounds_are_exact(model: Raven, page_size: int, tokens: int) -> None:
     found, expected = both(model, lambda bench: bench.generate((0,), tokens), page_size=page_size)
     assert found == expected
-    assert len(found.tokens) == found.sampled == tokens
+    assert len(found.tokens) == found.work.generated == tokens
     assert found.reason == "length"
 
 
@@ -42,7 +42,7 @@ def test_iteration_bounds_are_exact(model: Raven, most: int) -> None:
     found, expected = both(model, lambda bench: bench.generate((0,), 1000, max_iterations=max(most, 20)))
     assert found == expected
     assert found.reason == "iterations"
-    assert found.iterations <= max(most, 20)
+    assert found.work.iterations <= max(most, 20)
 
 
 def test_stop_tokens_stop_and_are_kept(model: Raven) -> None:
@@ -100,9 +100,9 @@ def test_signals_that_were_not_announced_end_the_thread_with_a_clear_error(model
     assert f"signals {kind!r}, which foresee() did not announce" in str(failed.error)
     assert "Surprising" in str(failed.error)
     assert (finished.thread, len(finished.tokens)) == ((1,), 40)
-    load = bench.core.load()
-    for name in ("sampled", "computed", "iterations"):
-        assert getattr(load, name) == getattr(failed, name) + getattr(finished, name)
+    load = bench.core.statistics()
+    for name in ("generated", "computed", "iterations"):
+        assert getattr(load, name) == getattr(failed.work, name) + getattr(finished.work, name)
 
 
 def test_a_watcher_that_raises_in_a_run_ends_its_thread(model: Raven) -> None:
@@ -162,7 +162,7 @@ def test_a_meter_of_one_thread_is_exact(model: Raven, most: int) -> None:
     bench.open((0,), Fixed(2), (1, 2, 3))
     bench.generate((0,), 60, watcher=MeteredWatcher(None, [meter]))
     finished = bench.finished()[0,]
-    assert (len(finished.tokens), finished.sampled, meter.fed) == (min(most, 60),) * 3
+    assert (len(finished.tokens), finished.work.generated, meter.fed) == (min(most, 60),) * 3
     assert finished.reason == ("stop" if most <= 60 else "length")
     assert (bench.longest > 1) == (most > 2)
 
@@ -200,7 +200,7 @@ def test_meters_that_threads_share_hold(
     for path, report in finished.items():
         wanted = threads[path[0]][1]
         assert len(report.logprobs) == len(report.depths) == len(report.tokens)
-        assert report.sampled >= len(report.tokens)
+        assert report.work.generated >= len(report.tokens)
         if watchers[path].exhausted:
             assert shared.fed >= most or (path[0] % 2 and of_some.fed >= less)
             assert report.reason == "stop"
@@ -209,9 +209,9 @@ def test_meters_that_threads_share_hold(
     limits = [report for report in reports if isinstance(report, Signalled)]
     assert {report.thread for report in limits} == {path for path in watchers if watchers[path].exhausted}
     assert all(report.signal == LIMIT_REACHED for report in limits)
-    load = bench.core.load()
-    for name in ("sampled", "computed", "iterations"):
-        assert getattr(load, name) == sum(getattr(report, name) for report in finished.values()), name
+    load = bench.core.statistics()
+    for name in ("generated", "computed", "iterations"):
+        assert getattr(load, name) == sum(getattr(report.work, name) for report in finished.values()), name
 
 
 # ---- interrupts and pages -------------------------------------------------------------------------------------------

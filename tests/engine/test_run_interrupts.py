@@ -41,12 +41,16 @@ def test_an_interrupted_run_keeps_what_it_is_told_to_keep(model: Raven, keep: in
     bench = in_a_run(model)
     bench.core.handle(Interrupt((0,), keep))
     cut = bench.finished()[0,]
-    assert 4 < cut.sampled < 40
-    kept = min(keep, cut.sampled)
+    assert 4 < cut.work.generated < 40
+    kept = min(keep, cut.work.generated)
     assert cut.reason == "interrupted"
     assert (cut.tokens, cut.logprobs, cut.depths) == (whole.tokens[:kept], whole.logprobs[:kept], whole.depths[:kept])
-    load = bench.core.load()
-    assert (load.sampled, load.computed, load.iterations) == (cut.sampled, cut.computed, cut.iterations)
+    load = bench.core.statistics()
+    assert (load.generated, load.computed, load.iterations) == (
+        cut.work.generated,
+        cut.work.computed,
+        cut.work.iterations,
+    )
     bench.generate((0,), 40 - kept)
     rest = bench.finished()[0,]
     assert cut.tokens + rest.tokens == whole.tokens
@@ -76,10 +80,10 @@ def interrupted(model: Raven, page_size: int) -> Bench:
 def test_pages_taken_ahead_are_given_back_when_the_call_ends(model: Raven, page_size: int) -> None:
     bench = in_a_run(model, page_size=page_size)
     bench.core.handle(Interrupt((0,), 100))
-    sampled = bench.finished()[0,].sampled
+    sampled = bench.finished()[0,].work.generated
     assert bench.pages_used == math.ceil((3 + sampled - 1) / page_size)
     bench = stopped(model, page_size)
-    assert bench.pages_used == math.ceil((3 + bench.core.load().sampled - 1) / page_size)
+    assert bench.pages_used == math.ceil((3 + bench.core.statistics().generated - 1) / page_size)
 
 
 @pytest.mark.parametrize("ended", [stopped, interrupted])
@@ -116,7 +120,7 @@ def test_without_pages_to_spare_a_run_ends_with_its_page(model: Raven) -> None:
     assert said[0] == said[1]
     assert spare.longest > 8
     assert 1 < min(len(run.token) for run in scarce.runs) <= 4
-    assert scarce.core.load().recomputed == 0
+    assert scarce.core.statistics().recomputed == 0
 
 
 @pytest.mark.parametrize("most_ticks", [1, 2, 5])
@@ -131,5 +135,5 @@ def test_eviction_in_the_middle_of_runs(model: Raven, most_ticks: int) -> None:
             for _ in range(30 // most_ticks):
                 assert not bench.step()
         said.append({path: (end.tokens, end.logprobs, end.depths) for path, end in bench.finished().items()})
-        assert (bench.core.load().recomputed > 0) == (pages == 24)
+        assert (bench.core.statistics().recomputed > 0) == (pages == 24)
     assert said[0] == said[1]

@@ -117,10 +117,10 @@ class Program:
         for told in self.threads:
             self.bench.core.handle(CloseThread(told.path))
         self.take(self.bench.step())
-        load = self.bench.core.load()
+        load = self.bench.core.statistics()
         assert (load.pages_used, load.open_threads) == (0, 0)
-        for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
-            assert getattr(load, name) == sum(getattr(report, name) for report in self.reports), name
+        for name in ("generated", "computed", "iterations", "recomputed", "cached_tokens"):
+            assert getattr(load, name) == sum(getattr(report.work, name) for report in self.reports), name
 
 
 def repeat(model: Raven, program: Program, engine: EngineSettings) -> None:
@@ -145,11 +145,11 @@ def _say_again(
     cut = report.reason == "interrupted"
     if cut and not report.tokens:
         return
-    before = bench.core.load().sampled
+    before = bench.core.statistics().generated
     bench.core.handle(msgspec.structs.replace(request, watcher=again(request)))
     reports: list[Report] = []
     if cut:
-        while bench.core.load().sampled < before + len(report.tokens):
+        while bench.core.statistics().generated < before + len(report.tokens):
             reports += bench.step()
         bench.core.handle(Interrupt(told.path, len(report.tokens)))
     reports += bench.run()
@@ -164,9 +164,9 @@ def _say_again(
         return
     assert signals == heard
     assert found.reason == report.reason
-    assert found.sampled == report.sampled
+    assert found.work.generated == report.work.generated
     if counts:
-        assert (found.computed, found.iterations) == (report.computed, report.iterations)
+        assert (found.work.computed, found.work.iterations) == (report.work.computed, report.work.iterations)
 
 
 ids = st.integers(0, 39)

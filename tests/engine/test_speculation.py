@@ -224,10 +224,11 @@ def test_threads_that_speculate_say_what_plain_ones_say(
     program.take_reports()
     journal = program.solo.core.journal
     program.solo.core.check_integrity()
-    load = program.solo.core.load()
+    load = program.solo.core.statistics()
     assert load.pages_used == 0
-    for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
-        reported = sum(getattr(report, name) for report in [*program.finished, *program.failed])
+    spent = [report.work for report in program.finished] + [report.work for report in program.failed]
+    for name in ("generated", "computed", "iterations", "recomputed", "cached_tokens"):
+        reported = sum(getattr(work, name) for work in spent)
         assert getattr(load, name) == reported, name
     event("drafts were thrown away" if journal.accepted < journal.drafted else "all drafts were right")
     event(f"drafted: {journal.drafted > 0}, recomputed: {journal.work.recomputed > 0}")
@@ -248,13 +249,13 @@ def test_fewer_ticks_and_only_what_was_thrown_away_more(
     assert finished.tokens == expected.tokens
     assert finished.logprobs == expected.logprobs
     assert finished.depths == expected.depths
-    assert (finished.sampled, finished.computed) == (expected.sampled, expected.computed)
+    assert (finished.work.generated, finished.work.computed) == (expected.work.generated, expected.work.computed)
     journal = speculating.core.journal
     assert journal.drafted > 0
     # A draft that was right saves the iterations that it had done by then.
     saved = plain.core.journal.ticks - journal.ticks
     assert journal.accepted <= saved <= journal.accepted * (6 - draft)
-    wasted = finished.iterations - expected.iterations
+    wasted = finished.work.iterations - expected.work.iterations
     assert journal.drafted - journal.accepted <= wasted <= (journal.drafted - journal.accepted) * (6 - draft)
 
 
@@ -327,7 +328,7 @@ def test_nothing_is_computed_beyond_the_last_token(tokens: int) -> None:
     assert finished.tokens == plain_tokens(tokens)
     assert finished.reason == "length"
     # The prompt, and all but the last token that is sampled.
-    assert finished.computed == len(PROMPT) + tokens - 1
+    assert finished.work.computed == len(PROMPT) + tokens - 1
     assert solo.core.journal.drafted <= sum(range(tokens - 1))
 
 
@@ -388,7 +389,7 @@ def test_closing_and_forking() -> None:
     assert parent.reason == "interrupted"
     assert child.tokens == everything[8:28]
     solo.send(CloseThread((0, 0)))
-    assert solo.core.load().pages_used == 0
+    assert solo.core.statistics().pages_used == 0
 
 
 def test_a_fork_speculates_with_noise_of_its_own() -> None:

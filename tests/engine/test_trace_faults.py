@@ -193,7 +193,7 @@ async def test_a_failed_tick_leaves_no_end_mark_and_all_that_was_noted(
     assert trace.lost is not None
     assert "its engine failed" in trace.lost
     first, second = tree_of(trace.events)
-    assert (first.outcome, first.sampled) == ("nothing", 3)
+    assert (first.outcome, first.generated) == ("nothing", 3)
     (call,) = second.calls
     assert (second.prompt, second.received, call.ended) == (prompt(1), len(prompt(1).split()), None)
 

@@ -23,7 +23,7 @@ from runtime.device.model_limits import ModelLimits
 from runtime.model.architecture import Model, build_model
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.model.raven import Raven
-from runtime.model.replacing import replace_weights
+from runtime.model.replacement import replace_weights
 from tests.backend import conversations
 from tests.backend.capturing import PlanlessAttention, TapeCapture
 from tests.engine.solo import Solo
@@ -59,7 +59,7 @@ async def say(engine: Engine) -> tuple[tuple[object, ...], ...]:
     for depth in (LatentDiff(0.7, most=6), Fixed(3)):
         async with engine.thread(PROMPT, policy=Policy(depth=depth)) as thread:
             generation = await thread.generate(max_tokens=8, stop=[-1])
-            said.append((generation.tokens, generation.logprobs, generation.depths, thread.usage.reused))
+            said.append((generation.tokens, generation.logprobs, generation.depths, thread.usage.cached_tokens))
     return tuple(said)
 
 
@@ -126,7 +126,7 @@ def test_any_model_becomes_another_of_its_shape(models: tuple[Model, Model], bac
     solo.core.scheduler.memory.forget_prefixes()
     solo.core.check_integrity()
     found = solo.generate(prompt, policy, 5)
-    assert (found.tokens, found.logprobs, found.reused) == (expected.tokens, expected.logprobs, 0)
+    assert (found.tokens, found.logprobs, found.work.cached_tokens) == (expected.tokens, expected.logprobs, 0)
     assert fingerprint(first) == fingerprint(second)
 
 

@@ -11,7 +11,7 @@ def test_a_window_ends_threads_that_reach_it() -> None:
     async def run(context: int | None) -> tuple[str, str, int]:
         async with Engine.open("countdown", context=context) as engine:
             answer = await engine.run("22 26 31 53 -> 27")
-            return answer.reason, answer.text, answer.usage.longest
+            return answer.reason, answer.text, answer.usage.max_context
 
     reason, text, longest = anyio.run(run, 64)
     assert (reason, text) == ("context", "")

@@ -54,7 +54,6 @@ class _Drawing:
             slots=chance.choice((None, None, 1, 2)),
             # Sums of PyTorch's depend on how many threads share them.
             threads=2 if backend == "fused" and self.likely(0.1) else 1,
-            lockstep=self.likely(0.1),
             deterministic=self.likely(0.9),
             reuse_prefixes=self.likely(0.8),
             queue_size=chance.choice((4096, 4096, 8, 2)),

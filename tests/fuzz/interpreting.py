@@ -23,7 +23,7 @@ from runtime.errors import (
 from tests.fuzz import program as p
 from tests.fuzz.alone import Said
 from tests.fuzz.faults import Injected
-from tests.fuzz.subjects import BY_LOAD, DEPTHS, SAMPLINGS, FailsAtRole, policy_of
+from tests.fuzz.subjects import BY_LOAD, DEPTHS, SAMPLINGS, FaultyAtRole, policy_of
 
 _PROBE = p.Root(prompt=(3, 1, 2), body=(p.Generate(tokens=2),), depth="shallow")
 
@@ -218,7 +218,7 @@ class _Body:
         if name in BY_LOAD:
             self._said.is_comparable = False
         policy = DEPTHS[name or self._depth]
-        return policy if isinstance(policy, FailsAtRole) else policy.for_thread(role, len(path) - 1)
+        return policy if isinstance(policy, FaultyAtRole) else policy.for_thread(role, len(path) - 1)
 
     async def _generate(self, action: p.Generate) -> None:
         depth, sampling = self._policy_now(action.depth), SAMPLINGS[action.sampling]

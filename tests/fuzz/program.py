@@ -130,7 +130,6 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chunk: int = 8
     slots: int | None = None
     threads: int = 1
-    lockstep: bool = False
     deterministic: bool = True
     reuse_prefixes: bool = True
     queue_size: int = 4096

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from runtime import Engine, EngineSettings, Limits, ThreadStateError
-from runtime.commands import Load
+from runtime.commands import Statistics
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
 from runtime.usage import Usage
@@ -29,12 +29,12 @@ from tests.fuzz.interpreting import Books, Interpreter
 from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MOST, checkpoint_of, model_of, policy_of
 from tests.fuzz.watchdog import watched
 from traces import Trace, read
-from traces.accounting import imbalances, usage_of
+from traces.accounting import imbalances, totals_of
 from traces.verify import verify
 
 PATIENCE = 60.0
 """Seconds that a program may take."""
-_COUNTED = ("sampled", "computed", "iterations", "recomputed", "reused", "received")
+_COUNTED = ("generated", "computed", "iterations", "recomputed", "cached_tokens", "prompt_tokens")
 
 
 @dataclass
@@ -108,7 +108,7 @@ class _Life:
         self.is_recorded_whole = True
         self.engine: Engine | None = None
         self.usage = Usage()
-        self.load = Load()
+        self.statistics = Statistics()
 
     async def run(self) -> None:
         """The whole life, cancelled from outside if the program says so."""
@@ -121,7 +121,7 @@ class _Life:
             self._books.judge(error)
         self._tasks_left = sorted(_tasks() - tasks)
         if self.engine is not None:
-            self.usage, self.load = self.engine.usage, self.engine.load
+            self.usage, self.statistics = self.engine.usage, self.engine.statistics
 
     async def _run(self) -> None:
         setup = self._program.setup
@@ -177,13 +177,15 @@ class _Life:
         """Pages and threads that the device still has, and counts that are not the same everywhere."""
         found = []
         for name in ("pages_used", "open_threads", "in_flight", "waiting"):
-            if getattr(self.load, name):
-                found.append(f"the device still has {name} = {getattr(self.load, name)}")
+            if getattr(self.statistics, name):
+                found.append(f"the device still has {name} = {getattr(self.statistics, name)}")
         for name in _COUNTED:
-            if getattr(self.load, name) != getattr(self.usage, name):
-                found.append(f"{name}: usage says {getattr(self.usage, name)}, the device {getattr(self.load, name)}")
+            if getattr(self.statistics, name) != getattr(self.usage, name):
+                found.append(
+                    f"{name}: usage says {getattr(self.usage, name)}, the device {getattr(self.statistics, name)}"
+                )
         is_complete = all(root.body is not None for root in self._program.roots)
-        for name in ("sampled", "computed", "iterations", "threads") if is_complete else ():
+        for name in ("generated", "computed", "iterations", "threads") if is_complete else ():
             trees = sum(getattr(root.usage, name) for root in self._books.roots)
             if trees != getattr(self.usage, name):
                 found.append(f"{name}: trees say {trees}, the engine {getattr(self.usage, name)}")
@@ -207,7 +209,6 @@ def _open(setup: p.Setup, trace: Path | None, observe: Any) -> Engine:
         most_iterations=MOST,
         threads=setup.threads,
         backend=setup.backend,
-        lockstep=setup.lockstep,
         deterministic=setup.deterministic,
         reuse_prefixes=setup.reuse_prefixes,
         queue_size=setup.queue_size,
@@ -228,7 +229,7 @@ def _trace_findings(trace: Trace, usage: Usage, has_failed: bool, is_whole: bool
         return []
     found = [f"the trace is not whole: {trace.lost}"] if trace.lost else []
     found += [f"trace: {imbalance}" for imbalance in imbalances(trace.events)]
-    recorded = usage_of(trace.events)
+    recorded = totals_of(trace.events)
     for name in (*_COUNTED, "threads"):
         if getattr(recorded, name) != getattr(usage, name):
             found.append(f"{name}: the trace says {getattr(recorded, name)}, usage {getattr(usage, name)}")
@@ -295,9 +296,9 @@ def _counted(setup: p.Setup, books: Books, usage: Usage, fired: bool) -> Counter
     counts["cancelled from outside"] += setup.cancelled_after is not None
     counts["faults that came to pass"] += fired
     counts["engines failed"] += bool(books.failed)
-    counts["tokens sampled"] += usage.sampled
+    counts["tokens sampled"] += usage.generated
     counts["tokens computed again"] += usage.recomputed
-    counts["tokens reused"] += usage.reused
+    counts["tokens reused"] += usage.cached_tokens
     return counts
 
 

@@ -43,7 +43,7 @@ MOST = 4
 VOCAB = 40
 
 
-class FailsAtTest(DepthPolicy, frozen=True):
+class FaultyAtTest(DepthPolicy, frozen=True):
     """Raises in its exit test."""
 
     reads: ClassVar[Literal["latent"]] = "latent"
@@ -52,14 +52,14 @@ class FailsAtTest(DepthPolicy, frozen=True):
         raise ArithmeticError("no measure")
 
 
-class FailsAtBound(DepthPolicy, frozen=True):
+class FaultyAtBound(DepthPolicy, frozen=True):
     """Raises when asked for a bound."""
 
     def bound(self, entering: EntryView) -> IntArray:
         raise ArithmeticError("no bound")
 
 
-class FailsAtRole(DepthPolicy, frozen=True):
+class FaultyAtRole(DepthPolicy, frozen=True):
     """Raises on the event loop."""
 
     def for_thread(self, role: str, tree_depth: int) -> DepthPolicy:
@@ -80,9 +80,9 @@ DEPTHS: dict[str, DepthPolicy] = {
     "roles": ByRole(root=Fixed(MOST), parent=Fixed(3), otherwise=LatentDiff(0.7, most=MOST)),
     "budget": EvenBudget(LatentDiff(0.8, most=MOST)),
     "load": ByLoad(Fixed(MOST)),
-    "fails at test": FailsAtTest(most=MOST),
-    "fails at bound": FailsAtBound(most=MOST),
-    "fails at role": FailsAtRole(most=MOST),
+    "fails at test": FaultyAtTest(most=MOST),
+    "fails at bound": FaultyAtBound(most=MOST),
+    "fails at role": FaultyAtRole(most=MOST),
 }
 FAILING = ("fails at test", "fails at bound", "fails at role")
 BY_LOAD = ("load",)

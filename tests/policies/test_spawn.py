@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -123,5 +124,6 @@ def test_best_of_without_a_verifier_says_what_to_do() -> None:
 def test_voting_is_no_spawn_policy() -> None:
     assert SelectPolicy(2).choose("prompt", ["a", "b"]) == 0
     assert Policy(select=SelfConsistency(3)).spawn == AsAsked()
+    wrong: Any = SelfConsistency(3)
     with pytest.raises(ValueError, match="spawn"):
-        Policy(spawn=SelfConsistency(3))
+        Policy(spawn=wrong)

@@ -29,7 +29,6 @@ from runtime.commands import (
     FlushRecording,
     Generate,
     Interrupt,
-    Load,
     LoadWeights,
     OpenThread,
     Record,
@@ -37,12 +36,14 @@ from runtime.commands import (
     Request,
     Signalled,
     StartRecording,
+    Statistics,
     StopRecording,
     ThreadPath,
 )
 from runtime.errors import BraidError
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol, TagProtocol
+from runtime.work import Work
 from traces.events import Event
 
 DEPTH = 3
@@ -116,7 +117,7 @@ class Misused(Exception):
 
 
 @dataclass
-class Work:
+class InProgress:
     """A generate in progress."""
 
     request: Generate
@@ -138,7 +139,7 @@ class Known:
     emitted: int = 0
     last_start: int = 0
     emitted_before: int = 0
-    work: Work | None = None
+    work: InProgress | None = None
 
 
 class ScriptedCore:
@@ -156,14 +157,14 @@ class ScriptedCore:
         self.sampled = self.computed = self.iterations = self.reused = 0
         self.most_open = 0
 
-    def load(self) -> Load:
-        return Load(
+    def statistics(self) -> Statistics:
+        return Statistics(
             ticks=self.ticks,
             open_threads=len(self.threads),
-            sampled=self.sampled,
+            generated=self.sampled,
             computed=self.computed,
             iterations=self.iterations,
-            reused=self.reused,
+            cached_tokens=self.reused,
         )
 
     @property
@@ -235,7 +236,7 @@ class ScriptedCore:
             raise Misused(f"{request.thread} cannot generate")
         thread.last_start = len(thread.tokens)
         thread.emitted_before = thread.emitted
-        thread.work = Work(request, len(thread.tokens), thread.emitted, reused=thread.reused)
+        thread.work = InProgress(request, len(thread.tokens), thread.emitted, reused=thread.reused)
         self.reused += thread.reused
         thread.reused = 0
         if len(thread.tokens) >= self.context:
@@ -250,7 +251,7 @@ class ScriptedCore:
         if thread.work is not None:
             self._finish(path, "interrupted")
 
-    def _say_one(self, path: ThreadPath, thread: Known, work: Work) -> None:
+    def _say_one(self, path: ThreadPath, thread: Known, work: InProgress) -> None:
         request = work.request
         pending = max(1, len(thread.tokens) - thread.computed)
         if request.max_iterations is not None and work.iterations + pending * DEPTH > request.max_iterations:
@@ -294,11 +295,12 @@ class ScriptedCore:
                 top_logprobs=(),
                 depths=(DEPTH,) * len(tokens),
                 reason=reason,
-                sampled=work.sampled,
-                computed=work.computed,
-                iterations=work.iterations,
-                recomputed=0,
-                reused=work.reused,
+                work=Work(
+                    generated=work.sampled,
+                    computed=work.computed,
+                    iterations=work.iterations,
+                    cached_tokens=work.reused,
+                ),
             )
         )
 
@@ -336,8 +338,8 @@ class SteppedDevice:
     first_tree = 0
 
     @property
-    def load(self) -> Load:
-        return self.core.load()
+    def statistics(self) -> Statistics:
+        return self.core.statistics()
 
     def take_commands(self) -> None:
         """Handles what was sent, without a tick."""
@@ -394,8 +396,8 @@ class ScriptedDevice:
     first_tree = 0
 
     @property
-    def load(self) -> Load:
-        return self.core.load()
+    def statistics(self) -> Statistics:
+        return self.core.statistics()
 
     def _run(self, deliver: Deliver) -> None:
         core = self.core

@@ -58,7 +58,7 @@ async def test_a_cancelled_generate_leaves_the_context_as_it_was() -> None:
             device.take_commands()
             device.core.threads[0,].emitted = 2 * ticks + 2
         await turn()
-        assert root.usage.sampled == device.load.sampled == 3 + 6
+        assert root.usage.generated == device.statistics.generated == 3 + 6
     assert_all_closed(device.core)
 
 
@@ -73,7 +73,7 @@ async def test_a_result_that_came_with_the_cancellation_is_rolled_back() -> None
                 scope.cancel()
         device.take_commands()
         assert tuple(device.core.threads[0,].tokens) == root.tokens
-        assert root.usage.sampled == 2
+        assert root.usage.generated == 2
 
 
 async def test_cancelled_in_the_queue_it_never_started() -> None:
@@ -113,7 +113,7 @@ async def test_deadlines_just_work() -> None:
             child.cancel()
         assert {answer.reason for answer in await root.join(children)} == {"cancelled"}
         assert (await root.generate(2)).tokens == (0, 1)
-        assert engine.usage.sampled == device.load.sampled
+        assert engine.usage.generated == device.statistics.generated
     assert_all_closed(device.core)
 
 
@@ -205,8 +205,8 @@ async def test_cancellation_at_every_await(step_first: bool) -> None:
                 await done.wait()
                 assert engine._frontend is not None
                 await engine._frontend.account.settled()
-                assert engine.usage.sampled == device.load.sampled
-                assert engine.usage.iterations == device.load.iterations
+                assert engine.usage.generated == device.statistics.generated
+                assert engine.usage.iterations == device.statistics.iterations
                 device.take_commands()
                 assert engine._frontend.inbox.failure is None
                 assert device.core.threads == {}
@@ -263,8 +263,8 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
             assert engine._frontend is not None
             await engine._frontend.account.settled()
             assert engine._frontend.inbox.failure is None
-            for name in ("sampled", "computed", "iterations", "reused"):
-                assert getattr(engine.usage, name) == getattr(device.load, name)
+            for name in ("generated", "computed", "iterations", "cached_tokens"):
+                assert getattr(engine.usage, name) == getattr(device.statistics, name)
         assert_all_closed(device.core)
 
     anyio.run(main, backend="asyncio" if seed % 2 else "trio")

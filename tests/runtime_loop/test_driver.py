@@ -68,8 +68,8 @@ async def test_a_model_spawns_joins_and_answers() -> None:
         answer = await engine.run("1")
         assert (answer.text, answer.tokens, answer.reason, answer.path) == ("9 9", (9, 9), "returned", (0,))
         assert answer.usage.threads == 5
-        assert (answer.usage.asked, answer.usage.granted) == (4, 4)
-        assert answer.usage.sampled == engine.usage.sampled == device.load.sampled
+        assert (answer.usage.spawns_requested, answer.usage.spawns_granted) == (4, 4)
+        assert answer.usage.generated == engine.usage.generated == device.statistics.generated
     received = [c.tokens for c in device.core.commands if isinstance(c, Extend) and c.thread == (0,)]
     assert received == [ids("1"), ids("<message> 7 </message> <message> 8 </message>"), ids("<message> 7 </message>")]
     events = device.core.events
@@ -176,7 +176,7 @@ async def test_shipped_policies_decide(policy: SpawnPolicy, granted: int, entrop
     async with engine_over(device, policy=Policy(spawn=policy)) as engine:
         answer = await engine.run("1")
         assert answer.text == "9 9"
-        assert answer.usage.granted == granted
+        assert answer.usage.spawns_granted == granted
     assert {c.entropies for c in device.core.commands if isinstance(c, Generate)} == {entropies}
 
 
@@ -207,7 +207,7 @@ async def test_a_policy_that_raises_ends_its_thread_only() -> None:
         with pytest.raises(PolicyError, match=r"RaisingDepth\.for_thread raised"):
             await engine.run("1", policy=Policy(depth=RaisingDepth()))
         assert (await engine.run("2")).text == "7"
-        assert engine.usage.sampled == device.load.sampled
+        assert engine.usage.generated == device.statistics.generated
     assert_all_closed(device.core)
 
 
@@ -248,7 +248,7 @@ async def test_the_context_ends_a_thread_without_a_message() -> None:
         assert (await engine.run("2")).reason == "context"
         answer = await engine.run("1")
         assert answer.text == "9"
-        assert answer.usage.longest == 8
+        assert answer.usage.max_context == 8
     # Five messages do not fit behind the join.
     device = ScriptedDevice(scripts({"1": "<spawn> 2 </spawn> <join> <end>", "2": "<return> 7 7 7 <end>"}), context=8)
     async with engine_over(device, context_size=8) as engine:
@@ -263,9 +263,9 @@ async def test_max_tokens_bounds_a_thread_over_all_its_generates() -> None:
     )
     async with engine_over(device) as engine:
         answer = await engine.run("1", max_tokens=6)
-        assert (answer.text, answer.reason, answer.usage.sampled) == ("", "length", 9)
+        assert (answer.text, answer.reason, answer.usage.generated) == ("", "length", 9)
         answer = await engine.run("1", max_tokens=4)
-        assert (answer.reason, answer.usage.sampled) == ("length", 7)
+        assert (answer.reason, answer.usage.generated) == ("length", 7)
         assert (await engine.run("1", max_tokens=12)).text == "9"
         with pytest.raises(ValueError, match="max_tokens"):
             await engine.run("1", max_tokens=0)
@@ -336,7 +336,7 @@ async def test_several_samples_and_a_choice() -> None:
         answer = await engine.run("1", policy=Policy(select=SelfConsistency(4)))
         assert (answer.text, answer.path) == ("5", (1,))
         assert answer.usage.threads == 4
-        assert answer.usage.sampled == 12
+        assert answer.usage.generated == 12
     device = ScriptedDevice(by_tree(["4", "5", "5", "6"]))
     async with engine_over(device) as engine:
 
@@ -412,8 +412,8 @@ def test_no_stream_of_tokens_hangs_or_breaks_the_engine(seed: int, context: int,
                     assert answer.usage.threads <= 20
                 except (BraidError, ExceptionGroup):
                     pass
-            assert engine.usage.sampled == device.load.sampled
-            assert engine.usage.iterations == device.load.iterations
+            assert engine.usage.generated == device.statistics.generated
+            assert engine.usage.iterations == device.statistics.iterations
         assert_all_closed(device.core)
 
     anyio.run(main, backend="asyncio" if seed % 2 else "trio")

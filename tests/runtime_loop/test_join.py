@@ -82,8 +82,8 @@ async def test_all_are_appended_in_spawn_order(device: ScriptedDevice, engine: E
         assert [answer.path for answer in answers] == [(0, 2), (0, 0), (0, 1)]
         assert root.text == "a x x y"
         assert root.usage.threads == 4
-        assert root.own_usage.sampled == 0
-        assert root.usage.sampled == 3
+        assert root.own_usage.generated == 0
+        assert root.usage.generated == 3
         assert await root.join() == []
     extended = [c.tokens for c in device.core.commands if isinstance(c, Extend) and c.thread == (0,)]
     assert extended == [ids("a"), ids("x x y")]
@@ -121,7 +121,7 @@ async def test_first_success_cancels_the_others(device: ScriptedDevice, engine: 
         assert children[0].answer.reason == "cancelled"
         # What was cancelled is closed before the join returns, and its work is counted.
         assert {c.thread for c in device.sent if isinstance(c, CloseThread)} == {(0, k) for k in range(5)}
-        assert root.usage.sampled == device.load.sampled
+        assert root.usage.generated == device.statistics.generated
     joined = [event for event in device.core.events if isinstance(event, Joined)]
     assert joined == [
         Joined(
@@ -281,7 +281,7 @@ async def test_fork_inherits_the_context(device: ScriptedDevice, engine: Engine)
         answers = await root.join([child, bare])
         assert answers[0].text == " 0 1"
         assert answers[1].reason == "length"
-        assert child.usage.reused > 0
+        assert child.usage.cached_tokens > 0
     opened = {c.thread: c.inherits for c in device.core.commands if isinstance(c, OpenThread)}
     assert opened == {(0,): None, (0, 0): (0,), (0, 1): (0,)}
     forks = [e.fork for e in device.core.events if isinstance(e, Spawned)]

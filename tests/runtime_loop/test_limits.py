@@ -62,7 +62,7 @@ async def test_what_children_spend_counts_for_their_parents() -> None:
 
         child = root.spawn("b", run=run, limits=Limits(tokens=7))
         await root.join([child])
-        assert child.usage.sampled == 7
+        assert child.usage.generated == 7
         assert (await root.generate()).tokens == (0, 1, 2)
 
 
@@ -74,7 +74,7 @@ async def test_threads_that_run_together_share_a_token_limit() -> None:
         device.step(50)
         await root.join(children, append=False)
         # They stop at the tick in which the limit is reached; each may have sampled one token beside the last one.
-        assert 20 <= root.usage.sampled <= 23
+        assert 20 <= root.usage.generated <= 23
         with pytest.raises(LimitExceeded):
             await root.generate(1)
 
@@ -150,7 +150,7 @@ async def test_seconds_end_a_thread_with_everything_below_it() -> None:
             assert (answer.text, answer.reason) == ("", "limit")
         async with engine.thread("a", limits=Limits(seconds=60)) as root:
             assert (await root.generate(2)).tokens == (0, 1)
-        assert engine.usage.sampled == device.load.sampled
+        assert engine.usage.generated == device.statistics.generated
     assert_all_closed(device.core)
 
 
@@ -180,9 +180,9 @@ async def test_a_model_is_refused_what_limits_forbid() -> None:
     async with engine_over(device, protocol=bound_protocol()) as engine:
         answer = await engine.run("1", limits=Limits(threads=2))
         assert answer.text == "9"
-        assert (answer.usage.asked, answer.usage.granted, answer.usage.threads) == (3, 1, 2)
+        assert (answer.usage.spawns_requested, answer.usage.spawns_granted, answer.usage.threads) == (3, 1, 2)
         answer = await engine.run("1", limits=Limits(tree_depth=1))
-        assert (answer.usage.asked, answer.usage.granted) == (4, 2)
+        assert (answer.usage.spawns_requested, answer.usage.spawns_granted) == (4, 2)
     reasons = {e.reason for e in device.core.events if isinstance(e, Spawned) and e.child is None}
     assert reasons == {
         "its own limit is 2 threads, and all were opened",
@@ -210,7 +210,7 @@ async def test_a_model_that_runs_out_returns_nothing_to_its_parent() -> None:
         with pytest.raises(LimitExceeded, match="stopped by a limit on tokens"):
             await engine.run("2", limits=Limits(tokens=4))
         answer = await engine.run("2", max_tokens=4)
-        assert (answer.text, answer.reason, answer.usage.sampled) == ("", "length", 4)
+        assert (answer.text, answer.reason, answer.usage.generated) == ("", "length", 4)
     assert_all_closed(device.core)
 
 
@@ -219,9 +219,9 @@ async def test_samples_share_the_limits_of_their_run() -> None:
     async with engine_over(device, protocol=bound_protocol(), policy=Policy(select=SelfConsistency(3))) as engine:
         with pytest.raises(LimitExceeded, match="limit"):
             await engine.run("1", limits=Limits(tokens=15))
-        assert engine.usage.sampled <= 18
+        assert engine.usage.generated <= 18
         answer = await engine.run("1", limits=Limits(tokens=100, seconds=60, tree_depth=0))
         assert answer.text == "9"
-        assert answer.usage.sampled == 36
+        assert answer.usage.generated == 36
         assert answer.usage.threads == 3
     assert_all_closed(device.core)

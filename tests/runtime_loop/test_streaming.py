@@ -71,7 +71,7 @@ async def test_leaving_keeps_what_was_delivered() -> None:
         assert (await root.generate(1)).tokens == (9,)
         assert engine._frontend is not None
         await engine._frontend.account.settled()
-        assert engine.usage.sampled == device.load.sampled
+        assert engine.usage.generated == device.statistics.generated
     assert_all_closed(device.core)
 
 
@@ -89,7 +89,7 @@ async def test_what_arrived_and_was_not_taken_is_cut() -> None:
         device.take_commands()
         assert device.core.threads[0,].tokens == [*ids("a"), 0]
         await turn()
-        assert root.usage.sampled == 3
+        assert root.usage.generated == 3
 
 
 async def test_a_cancelled_stream_keeps_what_was_delivered() -> None:

@@ -49,8 +49,8 @@ async def test_generate_appends_what_was_sampled() -> None:
         assert root.tokens == (*ids("a b"), 0, 1, 2, *ids("c"), 7, 3)
         assert root.text == "a b 0 1 2 c 7 3"
         assert root.path == (0,)
-        assert root.usage.sampled == 4
-        assert root.usage.longest == 8
+        assert root.usage.generated == 4
+        assert root.usage.max_context == 8
         # The first token of each call needs the tokens before it; the last sampled one is not computed.
         assert root.usage.computed == 7
         assert root.usage.iterations == 7 * DEPTH
@@ -260,10 +260,10 @@ async def test_closing_the_engine_ends_what_runs() -> None:
             device.take_commands()
             device.core.tick()
             group.start_soon(tick)
-        assert engine.usage.sampled >= 1
+        assert engine.usage.generated >= 1
     assert ended == [True]
     assert_all_closed(device.core)
-    assert engine.usage.sampled == device.load.sampled
+    assert engine.usage.generated == device.statistics.generated
     with pytest.raises(EngineClosed):
         await engine.run("a")
     with pytest.raises(EngineClosed, match="entered once"):
@@ -309,8 +309,8 @@ async def test_usage_adds_up_to_what_the_device_counted() -> None:
         async with anyio.create_task_group() as group:
             for index in range(20):
                 group.start_soon(one, index)
-        usage, load = engine.usage, engine.load
-        for name in ("sampled", "computed", "iterations", "recomputed", "reused"):
+        usage, load = engine.usage, engine.statistics
+        for name in ("generated", "computed", "iterations", "recomputed", "cached_tokens"):
             assert getattr(usage, name) == getattr(load, name)
         assert usage.threads == 20 * 5
     assert_all_closed(device.core)

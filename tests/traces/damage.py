@@ -22,7 +22,7 @@ from rich.console import Console
 from runtime.errors import BraidError
 from tests.damage import damaged_bytes
 from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
-from traces import Playback, Trace, imbalances, read, usage_of
+from traces import Playback, Trace, imbalances, read, totals_of
 from traces.diff import diff
 from traces.export import exported
 from traces.show import show
@@ -115,7 +115,7 @@ def _export(trace: Trace) -> None:
 
 
 def _account(trace: Trace) -> None:
-    usage_of(trace.events)
+    totals_of(trace.events)
     imbalances(trace.events)
     diff(trace, trace)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runtime.work import Work
 from traces import events as ev
 from traces import tree_of
 from traces.critical_path import critical_path
@@ -25,11 +26,7 @@ class Recording:
             thread=thread,
             position=position + len(tokens),
             reason="stop",
-            sampled=len(tokens),
-            computed=0,
-            iterations=0,
-            recomputed=0,
-            reused=0,
+            work=Work(generated=len(tokens)),
         )
 
     def spawn(self, thread: tuple[int, ...], child: tuple[int, ...] | None, tokens: tuple[int, ...]) -> None:

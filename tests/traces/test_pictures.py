@@ -17,6 +17,7 @@ from tokenizers.models import WordLevel
 
 from policies import Fixed
 from runtime.sampling import Sampling
+from runtime.work import Work
 from tests.traces.strategies import operations
 from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
 from traces import Trace, TraceWriter, read
@@ -40,11 +41,7 @@ def story() -> list[ev.AnyEvent]:
             thread=thread,
             position=position,
             reason="stop",
-            sampled=count,
-            computed=count,
-            iterations=iterations,
-            recomputed=0,
-            reused=0,
+            work=Work(generated=count, computed=count, iterations=iterations, recomputed=0, cached_tokens=0),
         )
 
     def sampled(time: float, thread: tuple[int, ...], position: int, token: int, depth: int) -> ev.AnyEvent:
@@ -108,7 +105,8 @@ def shown(trace: Trace, width: int = 200, decode: Any = None) -> str:
 def test_show_prints_the_numbers_of_every_thread() -> None:
     text = shown(Trace(header=header(), events=story(), lost="truncated at byte 9"))
     assert "toy, seed 7, policy null" in text
-    assert "2 threads, 3 tokens sampled, 0 computed (0 again), 0 of 0 prompt and message tokens reused (0%), " in text
+    assert "2 threads, 3 tokens sampled, 0 computed (0 again), " in text
+    assert "0 of 0 prompt and message tokens from the cache (0%), " in text
     assert "11 iterations in 1 ticks, 0.040 s" in text
     root, prompt, child, answer = [line.lstrip("│├└─ ").rstrip() for line in text.splitlines()[2:6]]
     assert root == (

@@ -32,7 +32,7 @@ from runtime.errors import PolicyError, TraceError
 from runtime.sampling import Sampling
 from tests.traces.strategies import operations
 from tests.traces.toy_device import DEPTH, Log, ToyCore, again, header, run_program, through_builtins
-from traces import Playback, Trace, usage_of
+from traces import Playback, Trace, totals_of
 from traces.events import ThreadFailed
 from traces.order import RecordedOrder
 
@@ -79,9 +79,9 @@ def test_the_same_commands_get_the_same_reports(drawn: list[tuple[int, int]]) ->
             due += 1
             assert len(got) >= due
     assert as_text(got) == as_text(expected)
-    usage = usage_of(core.events)
-    load = order.load
-    assert (load.sampled, load.computed, load.iterations) == (usage.sampled, usage.computed, usage.iterations)
+    usage = totals_of(core.events)
+    load = order.statistics
+    assert (load.generated, load.computed, load.iterations) == (usage.generated, usage.computed, usage.iterations)
     assert load.ticks == usage.ticks
 
 
@@ -145,7 +145,7 @@ def test_a_device_thread_delivers_them(drawn: list[tuple[int, int]]) -> None:
             waiting = delivered.get(timeout=20)
         assert repr(waiting.pop(0)) == repr(entry)
     device.stop()
-    assert device.load.sampled == usage_of(core.events).sampled
+    assert device.statistics.generated == totals_of(core.events).generated
     assert delivered.empty()
     device.send(CloseThread(ROOT))
 
@@ -305,7 +305,7 @@ def test_an_interrupted_generate_stays_open_until_the_interrupt() -> None:
     assert as_text(replay(trace, *commands, Interrupt(ROOT, keep=2))) == as_text(log)
     (other,) = replay(trace, *commands, Interrupt(ROOT, keep=4))
     assert isinstance(other, Finished)
-    assert (len(other.tokens), other.sampled, other.reason) == (4, 5, "interrupted")
+    assert (len(other.tokens), other.work.generated, other.reason) == (4, 5, "interrupted")
     (closed,) = replay(trace, *commands, CloseThread(ROOT))
     assert isinstance(closed, Finished)
     assert (len(closed.tokens), closed.reason) == (5, "interrupted")

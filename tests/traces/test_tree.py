@@ -10,7 +10,7 @@ from runtime.errors import TraceError
 from tests.traces.strategies import operations
 from tests.traces.toy_device import ToyCore, run_program
 from traces import events as ev
-from traces import imbalances, tree_of, usage_of, walk
+from traces import imbalances, totals_of, tree_of, walk
 from traces.diff import diff
 
 
@@ -32,8 +32,7 @@ def test_stories_hold_what_devices_reported(drawn: list[tuple[int, int]]) -> Non
         calls = [call for call in story.calls if call.error is None]
         for call, report in zip(calls, finished, strict=True):
             assert (call.tokens, call.depths, call.reason) == (report.tokens, report.depths, report.reason)
-            assert (call.sampled, call.computed) == (report.sampled, report.computed)
-            assert call.iterations == report.iterations
+            assert call.work == report.work
         failed = [call for call in story.calls if call.error is not None]
         assert len(failed) == (story.outcome == "failed")
         if path in core.threads and story.segments:
@@ -45,9 +44,9 @@ def test_toy_traces_are_balanced_and_what_is_missing_shows(drawn: list[tuple[int
     core = ToyCore(fails=fails)
     log = run_program(core, drawn)
     assert imbalances(core.events) == []
-    usage = usage_of(core.events)
+    usage = totals_of(core.events)
     finished = [entry for entry in log if isinstance(entry, Finished)]
-    assert usage.sampled >= sum(report.sampled for report in finished)
+    assert usage.generated >= sum(report.work.generated for report in finished)
     assert usage.threads == len({story.path for story in walk(tree_of(core.events))})
     for kind in (ev.Sampled, ev.Computed, ev.TickDone):
         first = next((event for event in core.events if isinstance(event, kind)), None)
@@ -61,8 +60,8 @@ def test_every_prefix_has_a_tree(drawn: list[tuple[int, int]]) -> None:
     run_program(core, drawn)
     for end in range(0, len(core.events), 7):
         events = core.events[:end]
-        sampled = sum(story.sampled for story in walk(tree_of(events)))
-        assert sampled == usage_of(events).sampled
+        sampled = sum(story.generated for story in walk(tree_of(events)))
+        assert sampled == totals_of(events).generated
         if events and isinstance(events[-1], ev.TickDone):
             assert imbalances(events) == []
 
@@ -145,6 +144,6 @@ def test_threads_in_one_trace_only() -> None:
     run_program(small, [(0, 0), (2, 1), (3, 32)])
     run_program(large, [(0, 0), (2, 1), (3, 32), (0, 1)])
     (only,) = diff(small.trace(), large.trace())
-    assert (only.path, only.only_in, only.sampled) == ((0, 0), "second", (0, 0))
+    assert (only.path, only.only_in, only.generated) == ((0, 0), "second", (0, 0))
     (only,) = diff(large.trace(), small.trace())
     assert only.only_in == "first"

@@ -9,7 +9,7 @@ from runtime.commands import Deliver, DeviceFailed, OpenThread, ThreadPath
 from runtime.errors import EngineFailed, TraceError
 from tests.traces.strategies import operations
 from tests.traces.toy_device import DEPTH, ToyCore, ToyDevice, header, run_program, through_builtins
-from traces import Trace, tree_of, usage_of, walk
+from traces import Trace, totals_of, tree_of, walk
 from traces import events as ev
 from traces.verify import Verification, verify
 
@@ -34,7 +34,7 @@ def test_the_same_device_does_the_same(drawn: list[tuple[int, int]]) -> None:
     trace = recorded(drawn)
     result = verify(trace, ToyDevice(ToyCore()))
     assert result == Verification(
-        threads=usage_of(trace.events).threads,
+        threads=totals_of(trace.events).threads,
         calls=sum(bool(call.samples) for story in walk(tree_of(trace.events)) for call in story.calls),
         tokens=len(sampled(trace)),
         divergence=None,

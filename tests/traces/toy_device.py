@@ -24,17 +24,18 @@ from runtime.commands import (
     FinishReason,
     Generate,
     Interrupt,
-    Load,
     OpenThread,
     Record,
     Report,
     Request,
     Signal,
     Signalled,
+    Statistics,
     ThreadPath,
 )
 from runtime.errors import PolicyError
 from runtime.sampling import Sampling
+from runtime.work import Work
 from traces import events as ev
 from traces.events import AnyEvent, Header
 from traces.reader import Trace
@@ -246,11 +247,13 @@ class ToyCore:
                 top_logprobs=tuple(sample.top_logprobs or {} for sample in kept),
                 depths=tuple(sample.depth for sample in kept),
                 reason=reason,
-                sampled=len(thread.samples),
-                computed=thread.spent[0],
-                iterations=thread.spent[1],
-                recomputed=0,
-                reused=0,
+                work=Work(
+                    generated=len(thread.samples),
+                    computed=thread.spent[0],
+                    iterations=thread.spent[1],
+                    recomputed=0,
+                    cached_tokens=0,
+                ),
             )
         )
         self._close_call(path, reason)
@@ -262,11 +265,7 @@ class ToyCore:
             thread=path,
             position=len(thread.context),
             reason=reason,
-            sampled=len(thread.samples),
-            computed=thread.spent[0],
-            iterations=thread.spent[1],
-            recomputed=0,
-            reused=0,
+            work=Work(generated=len(thread.samples), computed=thread.spent[0], iterations=thread.spent[1]),
         )
         thread.call = None
 
@@ -295,8 +294,8 @@ class ToyDevice:
     first_tree = 0
 
     @property
-    def load(self) -> Load:
-        return Load()
+    def statistics(self) -> Statistics:
+        return Statistics()
 
     def _run(self, deliver: Deliver) -> None:
         try:

@@ -181,7 +181,7 @@ def test_prices_are_paid_for_right_answers_only(tiny_checkpoint: Path, tmp_path:
     dear = anyio.run(roll, Prices(iterations=2.0, critical_path=3.0), 1.0)
     usage = dear.answer.usage
     assert dear.reward == pytest.approx(1.0 - 2.0 * usage.iterations / 1000 - 3.0 * dear.critical_path / 1000)
-    assert 0 < dear.critical_path <= usage.sampled
+    assert 0 < dear.critical_path <= usage.generated
     wrong = anyio.run(roll, Prices(iterations=2.0, critical_path=3.0), 0.0)
     assert wrong.reward == 0.0
 
@@ -239,7 +239,7 @@ def draw(chance: random.Random) -> Question:
 
 def even_tokens(answer: Answer) -> float:
     """Something that sampling can be drawn towards: few threads, that is, few spawns."""
-    return 1.0 if answer.usage.sampled < 6 else 0.0
+    return 1.0 if answer.usage.generated < 6 else 0.0
 
 
 async def train(checkpoint: Path, directory: Path, *steps: int) -> None:
@@ -326,7 +326,7 @@ def test_a_tree_over_its_limits_is_worth_nothing(tiny_checkpoint: Path, tmp_path
     assert cut
     for found in cut:
         assert (found.score, found.reward) == (0.0, 0.0)
-        assert found.answer.usage.sampled == sum(sum(thread.is_sampled) for thread in found.threads)
+        assert found.answer.usage.generated == sum(sum(thread.is_sampled) for thread in found.threads)
 
 
 def wrong_groups(**changes: float) -> list[list[Rollout]]:

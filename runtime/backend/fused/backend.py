@@ -30,7 +30,7 @@ from runtime.backend.interface import Bool, CacheShape, Int32, Int64, Run, Tick,
 from runtime.backend.sampler import Sampled, divisor
 from runtime.backend.ticking import LaneBackend
 from runtime.model.architecture import Model, ModelConfig
-from runtime.model.replacing import replace_weights
+from runtime.model.replacement import replace_weights
 from runtime.sampling import Sampling
 
 _CRITERIA: dict[type[DepthPolicy], int] = {LatentDiff: 1, Cosine: 2}
