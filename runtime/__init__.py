@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from runtime.settings import EngineSettings
     from runtime.stream import Stream
     from runtime.thread import ReasoningThread
-    from runtime.usage import Usage
+    from runtime.answer import Usage
 
 _HOMES = {
     "policies.limits": ("Limits",),
@@ -62,7 +62,7 @@ _HOMES = {
     "runtime.settings": ("EngineSettings",),
     "runtime.stream": ("Stream",),
     "runtime.thread": ("ReasoningThread",),
-    "runtime.usage": ("Usage",),
+    "runtime.answer": ("Usage",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

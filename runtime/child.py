@@ -12,7 +12,7 @@ from runtime.commands import ThreadPath
 from runtime.driver import drive
 from runtime.errors import LimitExceeded
 from runtime.logs import logger
-from runtime.usage import Usage
+from runtime.answer import Usage
 
 if TYPE_CHECKING:
     from runtime.children import Arrivals

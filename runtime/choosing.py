@@ -13,7 +13,7 @@ from runtime.answer import Answer, Outcome
 from runtime.driver import drive
 from runtime.errors import LimitExceeded, PolicyError, described
 from runtime.thread import ReasoningThread
-from runtime.usage import add
+from runtime.answer import add
 
 
 async def answer_of(root: ReasoningThread) -> Answer:

@@ -34,7 +34,7 @@ from runtime.recording import recording
 from runtime.sampling import Sampling
 from runtime.settings import read_settings
 from runtime.thread import ReasoningThread
-from runtime.usage import Usage
+from runtime.answer import Usage
 from traces.events import Event
 from traces.plain import check_recordable
 from traces.reader import Trace

@@ -17,7 +17,7 @@ from policies.limits import Limits
 from runtime.commands import Failed, Finished, ThreadPath
 from runtime.errors import LimitExceeded
 from runtime.metering import Meter
-from runtime.usage import Tally, Usage
+from runtime.answer import Tally, Usage
 
 NO_LIMITS = Limits(tree_depth=None)
 

@@ -22,7 +22,7 @@ from runtime.lifetime import Lifetime
 from runtime.limits import NO_LIMITS, Account
 from runtime.sampling import Sampling
 from runtime.stream import Stream
-from runtime.usage import Usage
+from runtime.answer import Usage
 from traces.events import RunStarted, Spawned, ThreadEnded
 
 

@@ -20,7 +20,7 @@ from runtime import Engine, EngineSettings, Limits, ThreadStateError
 from runtime.commands import Statistics
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
-from runtime.usage import Usage
+from runtime.answer import Usage
 from tests.fuzz import program as p
 from tests.fuzz.alone import Roomy
 from tests.fuzz.faults import Planted, planted
