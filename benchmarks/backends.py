@@ -10,9 +10,9 @@ from benchmarks import driving, models
 from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from policies.depth.fixed import Fixed
-from runtime.commands import Finished, ThreadPath
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
+from runtime.link.commands import Finished, ThreadPath
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings

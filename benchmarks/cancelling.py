@@ -18,7 +18,7 @@ from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
 from runtime.engine import Engine
 from runtime.settings import EngineSettings
-from runtime.thread import ReasoningThread
+from runtime.threads.thread import ReasoningThread
 
 Shape = Callable[[ReasoningThread, int], None]
 """Starts so many threads below one, which all wait."""

@@ -20,10 +20,10 @@ from examples.countdown.solve import LIMITS, Evaluation, evaluate
 from examples.countdown.vocabulary import END, ID_OF, JOIN
 from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from policies.depth.base import Carry
-from runtime.commands import Generate, ThreadPath
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.engine import Engine
+from runtime.link.commands import Generate, ThreadPath
 from runtime.model.checkpoint import load_checkpoint, resolve
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings

@@ -21,10 +21,10 @@ from benchmarks.timing import in_turn, ratios
 from policies.depth.base import DepthPolicy, DepthView
 from policies.depth.latent_diff import LatentDiff
 from runtime.backend.interface import TickResult
-from runtime.commands import Finished, ThreadPath
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
+from runtime.link.commands import Finished, ThreadPath
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings

@@ -10,8 +10,8 @@ from multiprocessing import get_context
 import numpy as np
 
 from policies.depth.base import DepthPolicy
-from runtime.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
 from runtime.device.loop import DeviceLoop
+from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
 from runtime.sampling import Sampling
 
 

@@ -29,7 +29,7 @@ from runtime.device.loop import DeviceLoop, ModelDevice
 from runtime.engine import Engine
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
-from runtime.thread import ReasoningThread
+from runtime.threads.thread import ReasoningThread
 
 DEPTH = Fixed(1)
 PAGE_SIZE = 16

@@ -12,8 +12,8 @@ import torch
 from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
 from policies.depth.fixed import Fixed
-from runtime.backend.fused.backend import FusedBackend
-from runtime.backend.fused.entries import HEAD
+from runtime.backend.native.backend import FusedBackend
+from runtime.backend.native.compiled import HEAD
 from runtime.device.build import build_loop
 from runtime.model.llama import Llama
 from runtime.model.llama_config import LlamaConfig

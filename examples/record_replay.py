@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 
 from runtime import Engine
-from runtime.command_line import Printer, output_file, status_of
+from runtime.console.command_line import Printer, output_file, status_of
 from traces import read
 from traces.show import show
 

@@ -21,10 +21,10 @@ from policies.registry import from_builtins, from_json, to_builtins, to_json
 from policies.select.base import SelectPolicy
 from policies.select.best_of import BestOf
 from policies.select.self_consistency import SelfConsistency
-from policies.spawn.as_asked import AsAsked
+from policies.spawn.all_children import AsAsked
 from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeView
 from policies.spawn.by_entropy import ByEntropy
-from policies.spawn.child_budget import ChildBudget
+from policies.spawn.max_children import ChildBudget
 from policies.spawn.no_children import NoChildren
 
 __all__ = [

@@ -8,7 +8,7 @@ from policies.depth.base import DepthPolicy
 from policies.depth.fixed import Fixed
 from policies.printing import as_written
 from policies.select.base import SelectPolicy
-from policies.spawn.as_asked import AsAsked
+from policies.spawn.all_children import AsAsked
 from policies.spawn.base import SpawnPolicy
 from policies.validation import check_policy
 

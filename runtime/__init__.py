@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from policies.limits import Limits
-    from runtime.answer import Answer, Chunk, Generation
-    from runtime.child import Child
-    from runtime.commands import Device, Statistics
     from runtime.engine import Engine
     from runtime.errors import (
         BraidError,
@@ -29,18 +26,20 @@ if TYPE_CHECKING:
         ThreadStateError,
         TraceError,
     )
+    from runtime.link.commands import Device, Statistics
     from runtime.protocol import BoundProtocol, TagProtocol, apr_protocol
+    from runtime.results import Answer, Chunk, Generation, Usage
     from runtime.sampling import Sampling
     from runtime.settings import EngineSettings
-    from runtime.stream import Stream
-    from runtime.thread import ReasoningThread
-    from runtime.answer import Usage
+    from runtime.threads.child import Child
+    from runtime.threads.stream import Stream
+    from runtime.threads.thread import ReasoningThread
 
 _HOMES = {
     "policies.limits": ("Limits",),
-    "runtime.answer": ("Answer", "Chunk", "Generation"),
-    "runtime.child": ("Child",),
-    "runtime.commands": ("Device", "Statistics"),
+    "runtime.results": ("Answer", "Chunk", "Generation", "Usage"),
+    "runtime.threads.child": ("Child",),
+    "runtime.link.commands": ("Device", "Statistics"),
     "runtime.engine": ("Engine",),
     "runtime.errors": (
         "BraidError",
@@ -60,9 +59,8 @@ _HOMES = {
     "runtime.protocol": ("BoundProtocol", "TagProtocol", "apr_protocol"),
     "runtime.sampling": ("Sampling",),
     "runtime.settings": ("EngineSettings",),
-    "runtime.stream": ("Stream",),
-    "runtime.thread": ("ReasoningThread",),
-    "runtime.answer": ("Usage",),
+    "runtime.threads.stream": ("Stream",),
+    "runtime.threads.thread": ("ReasoningThread",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -18,25 +18,24 @@ from policies import Policy
 from policies.conversion import Count, converted, shown
 from policies.limits import Limits
 from policies.select.base import SelectPolicy
-from runtime.answer import Answer
-from runtime.arguments import EngineArguments, ThreadArguments, checkpoint_of, path_of, token_ids, weights_of
-from runtime.choosing import answer_of, best_answer
-from runtime.commands import Device, LoadWeights, OnTraceError, Statistics
-from runtime.context import Context
+from runtime.console.logs import logger
 from runtime.errors import EngineClosed, PromptError
-from runtime.frontend import Frontend, ThreadSettings
-from runtime.limits import Account
-from runtime.logs import logger
+from runtime.link.commands import Device, LoadWeights, OnTraceError, Statistics
+from runtime.link.event_values import check_recordable
+from runtime.link.events import Event
+from runtime.link.recording import recording
+from runtime.link.session import Frontend, ThreadSettings
+from runtime.loading import Opened, open_device, open_in_thread, open_playback
 from runtime.model.tokenizer import Tokenizer
-from runtime.opening import Opened, open_device, open_in_thread, open_playback
 from runtime.protocol import BoundProtocol
-from runtime.recording import recording
+from runtime.results import Answer, Usage
 from runtime.sampling import Sampling
 from runtime.settings import read_settings
-from runtime.thread import ReasoningThread
-from runtime.answer import Usage
-from traces.events import Event
-from traces.plain import check_recordable
+from runtime.threads.accounts import Account
+from runtime.threads.arguments import EngineArguments, ThreadArguments, checkpoint_of, path_of, token_ids, weights_of
+from runtime.threads.context import Context
+from runtime.threads.selection import answer_of, best_answer
+from runtime.threads.thread import ReasoningThread
 from traces.reader import Trace
 
 if TYPE_CHECKING:

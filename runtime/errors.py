@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runtime.answer import Answer
+    from runtime.results import Answer
 
 
 class BraidError(Exception):

@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from policies import ChildBudget, Policy
 from runtime import Engine
+from runtime.link.events import AnyEvent, GenerateFinished, Received, Sampled, Spawned, ThreadOpened
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import apr_protocol
 from traces import read
 from traces.__main__ import main as traces_command
-from traces.events import AnyEvent, GenerateFinished, Received, Sampled, Spawned, ThreadOpened
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.command_line import INTERRUPTED, status_of
+from runtime.console.command_line import INTERRUPTED, status_of
 from runtime.errors import CheckpointError
 from runtime.model import checkpoint
 
@@ -287,7 +287,7 @@ def test_faults_of_the_program_are_raised() -> None:
 
 TALKING = """
 import sys
-from runtime.command_line import Printer, status_of
+from runtime.console.command_line import Printer, status_of
 
 def main():
     say = Printer().print if sys.argv[1] == "rich" else print

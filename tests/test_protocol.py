@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Library
 
-from runtime.commands import ForeseeingWatcher, Foresight, Signal, Watcher
 from runtime.errors import PromptError, ProtocolError
+from runtime.link.commands import ForeseeingWatcher, Foresight, Signal, Watcher
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import APR, Both, BoundProtocol, Definition, StopStrings, TagProtocol, apr_protocol
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.randomness import NOISE_STREAM, SAMPLING_STREAM, initial_noise, thread_key, uniforms
+from runtime.backend.randomness import NOISE_STREAM, SAMPLING_STREAM, initial_noise, thread_key, uniforms
 
 WORD = 2**64
 
@@ -63,7 +63,7 @@ def test_pinned_values() -> None:
 
 
 def test_thread_keys_are_the_same_in_another_process() -> None:
-    code = "from runtime.randomness import thread_key; print(thread_key(-3, (1, 2)))"
+    code = "from runtime.backend.randomness import thread_key; print(thread_key(-3, (1, 2)))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(other.stdout) == thread_key(-3, (1, 2))
 

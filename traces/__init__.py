@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from traces.accounting import TraceTotals, imbalances, totals_of
+    from runtime.link.events import FORMAT, AnyEvent, Event, Header
     from traces.context import ThreadContext, context_of, contexts_of
-    from traces.events import FORMAT, AnyEvent, Event, Header
     from traces.playback import Playback
     from traces.reader import Trace, TraceReader, read
+    from traces.totals import TraceTotals, imbalances, totals_of
     from traces.tree import ThreadStory, path_name, tree_of, walk
     from traces.writer import TraceWriter
 
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "accounting": ("TraceTotals", "imbalances", "totals_of"),
+    "totals": ("TraceTotals", "imbalances", "totals_of"),
     "context": ("ThreadContext", "context_of", "contexts_of"),
     "events": ("FORMAT", "AnyEvent", "Event", "Header"),
     "playback": ("Playback",),
@@ -49,7 +49,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    # Imported when first used: the runtime itself imports traces.events, and playback imports the runtime's commands.
+    # Imported when first used: what reads a trace does without what executes one.
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"traces.{module}"), name)

@@ -12,16 +12,16 @@ from pathlib import Path
 import msgspec
 
 from policies import Policy, from_builtins
-from runtime.command_line import FAILED, Printer, input_directory, output_file, status_of
-from runtime.commands import Device
+from runtime.console.command_line import FAILED, Printer, input_directory, output_file, status_of
+from runtime.console.visible import visible
 from runtime.errors import TraceError
+from runtime.link.commands import Device
+from runtime.link.events import Header
 from runtime.model.directories import tokenizer_file
-from traces.events import Header
 from traces.export import exported
 from traces.reader import Trace, TraceReader, read
 from traces.show import Decode, load_decode, show
 from traces.verify import verify
-from traces.visible import visible
 
 OpenDevice = Callable[[Header], Device]
 
@@ -162,7 +162,7 @@ def _decode(tokenizer: Path | None, header: Header) -> Decode | None:
 
 def _open_recorded(header: Header) -> Device:
     """The device that the trace was made with, on this machine."""
-    from runtime.opening import open_device  # only here, since loading a model takes seconds
+    from runtime.loading import open_device  # only here, since loading a model takes seconds
     from runtime.settings import EngineSettings
 
     try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from runtime.errors import TraceError
-from traces import events as ev
+from runtime.link import events as ev
 from traces.tree import Call, Receipt, ThreadStory, path_name
 
 

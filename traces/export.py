@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from traces import events as ev
+from runtime.console.visible import escaped_json
+from runtime.link import events as ev
 from traces.reader import Trace
 from traces.tree import Call, ThreadStory, path_name, tree_of, walk
-from traces.visible import escaped_json
 
 ENGINE = 1
 """Process number of the counters; trees follow. Viewers take 0 for the system's idle process."""

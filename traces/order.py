@@ -20,7 +20,9 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from runtime.commands import (
+from runtime.errors import BraidError, TraceError
+from runtime.link import events as ev
+from runtime.link.commands import (
     CloseThread,
     Command,
     Emitted,
@@ -35,12 +37,10 @@ from runtime.commands import (
     Statistics,
     ThreadPath,
 )
-from runtime.errors import BraidError, TraceError
-from traces import events as ev
-from traces.accounting import statistics_after
 from traces.reader import Trace
 from traces.recorded import ADVICE, PendingCall, RecordedThread
 from traces.steps import NO_CALL, Step, steps_of
+from traces.totals import statistics_after
 from traces.tree import path_name, tree_of, walk
 
 KEEP_ALL = 2**31 - 1

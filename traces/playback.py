@@ -7,9 +7,9 @@ import threading
 import time
 from collections import deque
 
-from runtime.commands import Answered, Command, Deliver, DeviceFailed, Report, Request, Statistics
 from runtime.errors import TraceError
-from traces.events import TickDone
+from runtime.link.commands import Answered, Command, Deliver, DeviceFailed, Report, Request, Statistics
+from runtime.link.events import TickDone
 from traces.order import RecordedOrder
 from traces.reader import Trace
 

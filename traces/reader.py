@@ -15,9 +15,9 @@ from typing import BinaryIO, Self
 import msgspec
 
 from runtime.errors import TraceError
-from traces.events import FORMAT, LARGEST_RECORD, AnyEvent, Header
+from runtime.link.event_values import check_plain
+from runtime.link.events import FORMAT, LARGEST_RECORD, AnyEvent, Header
 from traces.file import reason_of
-from traces.plain import check_plain
 from traces.writer import FRAME, MAGIC
 
 NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TraceError)

@@ -9,11 +9,11 @@ from typing import Any, cast
 import msgspec
 
 from runtime import errors
-from runtime.commands import Finished, FinishReason, Generate, OpenThread
 from runtime.errors import BraidError, TraceError
-from runtime.work import Work
-from traces import events as ev
-from traces.events import AnyEvent
+from runtime.link import events as ev
+from runtime.link.commands import Finished, FinishReason, Generate, OpenThread
+from runtime.link.events import AnyEvent
+from runtime.link.work import Work
 from traces.tree import Call, Receipt, ThreadStory, path_name
 
 ADVICE = "Play a trace back with the program, the policy and the settings that made it."

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.text import Span, Text
 from tokenizers import Tokenizer
 
+from runtime.console.visible import visible
 from runtime.errors import TraceError
 from runtime.model.directories import TOKENIZER, tokenizer_file
-from traces.accounting import totals_of
 from traces.reader import Trace
+from traces.totals import totals_of
 from traces.tree import Receipt, ThreadStory, path_name, tree_of
-from traces.visible import visible
 
 Decode = Callable[[Sequence[int]], str]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from traces import events as ev
-from traces.events import ThreadPath
+from runtime.link import events as ev
+from runtime.link.events import ThreadPath
 from traces.tree import ThreadStory
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from runtime.errors import TraceError
-from runtime.work import Work
-from traces import events as ev
-from traces.events import AnyEvent, ThreadPath
+from runtime.link import events as ev
+from runtime.link.events import AnyEvent, ThreadPath
+from runtime.link.work import Work
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,9 @@ import msgspec
 
 from policies.depth.base import DepthPolicy
 from policies.registry import from_builtins
-from runtime.commands import (
+from runtime.errors import EngineFailed, TraceError
+from runtime.link import events as ev
+from runtime.link.commands import (
     CloseThread,
     Device,
     DeviceFailed,
@@ -23,9 +25,7 @@ from runtime.commands import (
     Signal,
     ThreadPath,
 )
-from runtime.errors import EngineFailed, TraceError
 from runtime.sampling import Sampling
-from traces import events as ev
 from traces.reader import Trace
 from traces.recorded import builtins
 from traces.tree import Call, path_name, tree_of, walk

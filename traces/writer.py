@@ -22,7 +22,7 @@ from typing import Self
 import msgspec
 
 from runtime.errors import TraceError
-from traces.events import FORMAT, LARGEST_RECORD, Event, Header
+from runtime.link.events import FORMAT, LARGEST_RECORD, Event, Header
 from traces.file import TraceFile, reason_of
 
 MAGIC = b"braid-trace %04d" % FORMAT

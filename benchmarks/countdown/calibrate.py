@@ -30,7 +30,7 @@ from policies import DepthPolicy, Fixed, Policy, to_builtins
 from policies.training import ThreadTokens, threads_in
 from policies.training.calibration import CRITERIA, Calibration, CalibrationSet, best, save_default_policy
 from runtime import Engine
-from runtime.command_line import Printer, number, status_of, whole
+from runtime.console.command_line import Printer, number, status_of, whole
 from runtime.model.checkpoint import load_checkpoint, resolve
 from runtime.model.raven import Raven
 from traces import read

@@ -12,7 +12,7 @@ from benchmarks.countdown.train import MODEL
 from examples.countdown.vocabulary import build_tokenizer
 from policies import AsAsked, Fixed, Policy
 from policies.training import export_checkpoint, restore
-from runtime.command_line import input_directory, output_directory, status_of, whole
+from runtime.console.command_line import input_directory, output_directory, status_of, whole
 from runtime.model.raven import Raven
 from runtime.model.tokenizer import Tokenizer
 

@@ -27,7 +27,7 @@ from policies.training.grpo import GrpoConfig, train_grpo
 from policies.training.processes import MOST_PROCESSES, run_processes
 from policies.training.questions import Question
 from runtime import Limits
-from runtime.command_line import input_directory, number, output_directory, status_of, whole
+from runtime.console.command_line import input_directory, number, output_directory, status_of, whole
 from runtime.model.checkpoint import describe
 
 BUDGETS = (1, 2, 2, 3, 3, 4, 6)

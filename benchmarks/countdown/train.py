@@ -23,7 +23,7 @@ from examples.countdown.problems import LARGEST_VALUE, Key, draw_problems, probl
 from examples.countdown.vocabulary import WORDS, build_tokenizer
 from policies.training import Example, SupervisedConfig, initialise_from, run_processes, train
 from policies.training.processes import MOST_PROCESSES
-from runtime.command_line import input_directory, number, output_directory, status_of, whole
+from runtime.console.command_line import input_directory, number, output_directory, status_of, whole
 from runtime.model.checkpoint import describe
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven

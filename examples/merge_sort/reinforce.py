@@ -23,7 +23,7 @@ from policies.training import export_checkpoint, restore, run_processes
 from policies.training.grpo import GrpoConfig, train_grpo
 from policies.training.processes import MOST_PROCESSES
 from policies.training.questions import Question
-from runtime.command_line import input_directory, output_directory, status_of, whole
+from runtime.console.command_line import input_directory, output_directory, status_of, whole
 from runtime.model.checkpoint import describe
 from runtime.model.raven import Raven
 

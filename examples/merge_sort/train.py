@@ -17,7 +17,7 @@ from examples.merge_sort.demonstrations import PROTOCOL, WORDS, build_tokenizer,
 from policies import AsAsked, Policy
 from policies.training import SupervisedConfig, export_checkpoint, run_processes, train
 from policies.training.processes import MOST_PROCESSES
-from runtime.command_line import output_directory, status_of, whole
+from runtime.console.command_line import output_directory, status_of, whole
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven
 

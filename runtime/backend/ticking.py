@@ -17,9 +17,9 @@ from policies.depth.base import DepthPolicy
 from runtime.backend.exits import ExitTests, TickExits
 from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.lanes import Lanes
+from runtime.backend.randomness import SAMPLING_STREAM, initial_noise, uniforms
 from runtime.backend.sampler import Sampled, sample
 from runtime.model.architecture import ModelConfig
-from runtime.randomness import SAMPLING_STREAM, initial_noise, uniforms
 from runtime.sampling import Sampling
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from runtime.commands import Generate
-from runtime.work import Work
+from runtime.link.commands import Generate
+from runtime.link.work import Work
 
 
 @dataclass(slots=True)

@@ -16,12 +16,12 @@ import torch
 from policies.conversion import Count, converted
 from policies.depth.base import DepthPolicy
 from runtime.backend.attention import PagedAttention
-from runtime.backend.cuda_graphs import CudaCapture, GraphedBackend, batch_buckets
 from runtime.backend.interface import Backend, CacheShape, TickResult
-from runtime.backend.torch_attention import TorchAttention
-from runtime.backend.torch_backend import TorchBackend
-from runtime.backend.triton_attention import triton_attention
-from runtime.commands import OnTraceError
+from runtime.backend.torch.attention import TorchAttention
+from runtime.backend.torch.backend import TorchBackend
+from runtime.backend.torch.cuda_graphs import CudaCapture, GraphedBackend, batch_buckets
+from runtime.backend.torch.triton_attention import triton_attention
+from runtime.console.logs import logger
 from runtime.device.capacity import check_memory
 from runtime.device.generates import Generates
 from runtime.device.grouping import Grouping
@@ -37,7 +37,7 @@ from runtime.device.scheduler import Scheduler
 from runtime.device.speculation import Speculation
 from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError, PolicyError, described
-from runtime.logs import logger
+from runtime.link.commands import OnTraceError
 from runtime.model.architecture import Model
 from runtime.settings import DEEPEST, EngineSettings
 
@@ -189,7 +189,7 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
             state_std=state_std,
             deterministic=settings.deterministic,
         )
-    from runtime.backend.fused.backend import FusedBackend
+    from runtime.backend.native.backend import FusedBackend
 
     threads = settings.threads or worthwhile_threads(model)
     return FusedBackend(model, cache, state_std=state_std, threads=threads)
@@ -201,7 +201,7 @@ def load_native_code(model: Model, settings: EngineSettings) -> None:
     Raises `ValueError` where native code is asked for and does not run.
     """
     if is_fused(model, settings):
-        from runtime.backend.fused.entries import load_entries
+        from runtime.backend.native.compiled import load_entries
 
         load_entries(model.lm_head.weight.dtype is torch.bfloat16)
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 from runtime.backend.interface import Run
-from runtime.commands import Failed, Finished, FinishReason, Signalled, ThreadPath, Watcher
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
@@ -15,9 +14,10 @@ from runtime.device.queues import Queues
 from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import NumericalError, ProtocolError, described, device_error
-from runtime.metering import LIMIT_REACHED
-from runtime.work import Work
-from traces import events
+from runtime.link import events
+from runtime.link.commands import Failed, Finished, FinishReason, Signalled, ThreadPath, Watcher
+from runtime.link.metering import LIMIT_REACHED
+from runtime.link.work import Work
 
 
 class Generates:

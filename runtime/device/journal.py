@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from runtime.commands import Report
-from runtime.work import Work
-from traces.events import Event
+from runtime.link.commands import Report
+from runtime.link.events import Event
+from runtime.link.work import Work
 
 
 class Recorder(Protocol):

@@ -19,7 +19,14 @@ import msgspec
 import torch
 
 from runtime.backend.interface import Backend, TickResult
-from runtime.commands import (
+from runtime.console.logs import logger
+from runtime.device.journal import Journal
+from runtime.device.recordings import Recordings
+from runtime.device.requests import Requests
+from runtime.device.scheduler import Scheduler
+from runtime.device.threads import OpenThreads
+from runtime.errors import EngineFailed
+from runtime.link.commands import (
     CloseThread,
     Command,
     Deliver,
@@ -34,14 +41,7 @@ from runtime.commands import (
     Statistics,
     ThreadPath,
 )
-from runtime.device.journal import Journal
-from runtime.device.recordings import Recordings
-from runtime.device.requests import Requests
-from runtime.device.scheduler import Scheduler
-from runtime.device.threads import OpenThreads
-from runtime.errors import EngineFailed
-from runtime.logs import logger
-from traces.events import TickDone
+from runtime.link.events import TickDone
 
 _log = logger("runtime.device")
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from itertools import islice, takewhile
 
 from runtime.backend.interface import CacheShape, Int32
-from runtime.commands import ThreadPath
 from runtime.device.grouping import Grouping
 from runtime.device.pages import PagePool, StoredPage
 from runtime.device.prefixes import page_keys
 from runtime.device.sequence import Sequence
+from runtime.link.commands import ThreadPath
 
 AMPLE = 4
 """Pages are taken ahead while one in so many is free."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from operator import attrgetter
 
-from runtime.commands import ThreadPath
 from runtime.device.sequence import Sequence, Status
+from runtime.link.commands import ThreadPath
 
 _by_order = attrgetter("order")
 

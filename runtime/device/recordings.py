@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.commands import OnTraceError, StartRecording, ThreadPath
+from runtime.console.logs import logger
 from runtime.device.journal import Journal
 from runtime.errors import ThreadStateError, TraceError
-from runtime.logs import logger
+from runtime.link.commands import OnTraceError, StartRecording, ThreadPath
 
 if TYPE_CHECKING:
     from traces.writer import TraceWriter

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from runtime.backend.interface import Backend
-from runtime.commands import Answered, FlushRecording, LoadWeights, Request, StartRecording, StopRecording
 from runtime.device.journal import Journal
 from runtime.device.memory import ThreadMemory
 from runtime.device.recordings import Recordings, refuse_open_threads
 from runtime.device.threads import OpenThreads
 from runtime.errors import TraceError
+from runtime.link.commands import Answered, FlushRecording, LoadWeights, Request, StartRecording, StopRecording
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from runtime.commands import Foresight, Generate
 from runtime.device.memory import ThreadMemory
 from runtime.device.sequence import Flight
+from runtime.link.commands import Foresight, Generate
 
 LONGEST = 63
 """Most tokens that a lane goes on with by itself."""

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 import numpy as np
 
 from runtime.backend.interface import Tick, TickResult
-from runtime.commands import Emitted, Signalled, Watcher
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.bounds import Pressure, bounds_of, policy_error
 from runtime.device.flight import arrays_of
@@ -29,7 +28,8 @@ from runtime.device.run_ahead import run_ahead_of
 from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import CapacityError
-from traces import events
+from runtime.link import events
+from runtime.link.commands import Emitted, Signalled, Watcher
 
 
 class Scheduler:

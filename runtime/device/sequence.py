@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from policies.depth.base import Carry, DepthPolicy
-from runtime.commands import ThreadPath
+from runtime.backend.randomness import thread_key
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.prefix_rule import PrefixRule
-from runtime.randomness import thread_key
+from runtime.link.commands import ThreadPath
 
 Order = tuple[int, ThreadPath]
 """Sorts sequences by who is served first: higher priority, then depth-first over trees."""

@@ -20,12 +20,12 @@ from operator import attrgetter
 from policies.depth.base import DepthPolicy
 from policies.depth.bounding import Bounding
 from policies.depth.speculative import Speculative
-from runtime.commands import ThreadPath
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
 from runtime.device.memory import ThreadMemory
 from runtime.device.sequence import Chain, Flight, Sequence
+from runtime.link.commands import ThreadPath
 
 REMEMBERED = 8
 """About as many of the last drafts count for how often they are right."""

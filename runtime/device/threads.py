@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 from policies.depth.base import DepthPolicy
 from runtime.backend.interface import Backend
-from runtime.commands import CloseThread, Extend, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.bounds import policy_error
 from runtime.device.generates import Generates
@@ -21,7 +20,8 @@ from runtime.device.queues import Queues
 from runtime.device.sequence import Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import PolicyError, PromptError, ThreadStateError, device_error
-from traces import events
+from runtime.link import events
+from runtime.link.commands import CloseThread, Extend, Generate, Interrupt, OpenThread, ThreadPath
 
 
 class OpenThreads:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from runtime.commands import Watcher
 from runtime.errors import PromptError, ProtocolError
+from runtime.link.commands import Watcher
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol.declaration import TagProtocol
 from runtime.protocol.grammar import grammar_of, tags_by_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from runtime.commands import Signal, Watcher
+from runtime.link.commands import Signal, Watcher
 from runtime.model.incremental import IncrementalDecoder
 from runtime.model.tokenizer import Tokenizer
 

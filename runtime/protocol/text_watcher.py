@@ -7,8 +7,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from runtime.commands import Signal
 from runtime.errors import PromptError, ProtocolError
+from runtime.link.commands import Signal
 from runtime.model.incremental import IncrementalDecoder
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol.declaration import Definition, TagProtocol

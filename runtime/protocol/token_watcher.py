@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from runtime.commands import Foresight, Signal
+from runtime.link.commands import Foresight, Signal
 from runtime.protocol.declaration import TagProtocol
 from runtime.protocol.grammar import State, Table, Tag
 from runtime.protocol.templates import IdTemplate, fill

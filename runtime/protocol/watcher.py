@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-from runtime.commands import Signal
+from runtime.link.commands import Signal
 from runtime.protocol.declaration import TagProtocol
 from runtime.protocol.grammar import Event, State, Table, Tag
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from runtime.backend.attention import PagedMemory, Queries
-from runtime.backend.cuda_graphs import Step
+from runtime.backend.torch.cuda_graphs import Step
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default}

@@ -13,9 +13,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from runtime.backend import triton_kernel
 from runtime.backend.attention import PagedMemory
-from runtime.backend.triton_attention import MOST_SPLITS, STAGES, WARPS, constants
+from runtime.backend.torch import triton_kernel
+from runtime.backend.torch.triton_attention import MOST_SPLITS, STAGES, WARPS, constants
 
 AMPERE, HOPPER = 80, 90
 POINTERS = {

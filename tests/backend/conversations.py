@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from policies import KL, Cosine, DepthPolicy, EvenBudget, Fixed, LatentDiff
 from runtime.backend.interface import Run, Tick, TickResult
-from runtime.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
+from runtime.backend.randomness import SAMPLING_STREAM, thread_key, uniforms
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
+from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
 from runtime.model.architecture import Model
 from runtime.model.config import RavenConfig
 from runtime.model.llama import Llama
 from runtime.model.llama_config import LlamaConfig
 from runtime.model.raven import Raven
-from runtime.randomness import SAMPLING_STREAM, thread_key, uniforms
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from runtime.backend.fused.crew import JOB, atomic_add, claim, finish, publish, rest, wait_for
-from runtime.backend.fused.numbers import longs, octets
+from runtime.backend.native.crew import JOB, atomic_add, claim, finish, publish, rest, wait_for
+from runtime.backend.native.number_formats import longs, octets
 
 
 @njit(nogil=True)

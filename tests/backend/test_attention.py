@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.backend.attention import PagedAttention, PagedMemory, Queries
-from runtime.backend.torch_attention import TorchAttention
+from runtime.backend.torch.attention import TorchAttention
 
 FIRST_COLUMN = 1
 """Every case has a column before and one after the layer's own, which must stay as they were."""

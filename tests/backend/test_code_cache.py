@@ -15,7 +15,7 @@ from numba import types
 from numba.core import config
 from numba.core.caching import IndexDataCacheFile
 
-from runtime.backend.fused.entries import compile_callback, compile_entry
+from runtime.backend.native.compiled import compile_callback, compile_entry
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Fixed, LatentDiff
-from runtime.backend.fused.crew import MOST_TASKS, SLEEPING, Crew, can_help
+from runtime.backend.native.crew import MOST_TASKS, SLEEPING, Crew, can_help
 from runtime.device.build import build_loop
 from runtime.model.config import RavenConfig
 from runtime.model.raven import Raven

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import KL, DepthPolicy, Fixed, LatentDiff
-from runtime.backend.cuda_graphs import LARGEST, CudaCapture, GraphedBackend, batch_buckets
 from runtime.backend.interface import CacheShape
-from runtime.backend.torch_attention import TorchAttention
-from runtime.backend.torch_backend import TorchBackend
-from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread
+from runtime.backend.torch.attention import TorchAttention
+from runtime.backend.torch.backend import TorchBackend
+from runtime.backend.torch.cuda_graphs import LARGEST, CudaCapture, GraphedBackend, batch_buckets
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
+from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
 from runtime.model.architecture import Model, build_model
 from runtime.model.llama_config import LlamaConfig
 from runtime.sampling import Sampling

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime.backend.triton_attention import TritonAttention, triton_attention
+from runtime.backend.torch.triton_attention import TritonAttention, triton_attention
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
@@ -55,7 +55,9 @@ def test_the_kernels_compile_for_devices_that_are_not_here(tmp_path: Path) -> No
 
 @needs_triton
 def test_importing_the_runtime_does_not_import_triton() -> None:
-    command = "import sys, runtime, runtime.device.build, runtime.backend.cuda_graphs; print('triton' in sys.modules)"
+    command = (
+        "import sys, runtime, runtime.device.build, runtime.backend.torch.cuda_graphs; print('triton' in sys.modules)"
+    )
     assert run("-c", command).strip() == "False"
 
 

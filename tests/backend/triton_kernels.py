@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policies import Fixed
-from runtime.backend import triton_attention
 from runtime.backend.attention import PagedAttention, PagedMemory, Queries
-from runtime.backend.cuda_graphs import CudaCapture, GraphedBackend, Step
 from runtime.backend.interface import CacheShape
-from runtime.backend.torch_attention import TorchAttention
-from runtime.backend.torch_backend import TorchBackend
-from runtime.backend.triton_attention import TritonAttention
-from runtime.commands import Extend, Finished, Generate, OpenThread
+from runtime.backend.torch import triton_attention
+from runtime.backend.torch.attention import TorchAttention
+from runtime.backend.torch.backend import TorchBackend
+from runtime.backend.torch.cuda_graphs import CudaCapture, GraphedBackend, Step
+from runtime.backend.torch.triton_attention import TritonAttention
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
+from runtime.link.commands import Extend, Finished, Generate, OpenThread
 from runtime.sampling import Sampling
 from tests.backend.test_attention import TOLERANCE, Case, check, make_case
 from tests.engine.solo import Solo

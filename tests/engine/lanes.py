@@ -11,9 +11,9 @@ import numpy as np
 from policies import KL, Cosine, DepthPolicy, EntryView, EvenBudget, Fixed, LatentDiff
 from policies.depth.base import IntArray
 from runtime.backend.interface import Run
-from runtime.commands import Extend, Failed, Finished, Foresight, Generate, OpenThread, Report, Signal, ThreadPath
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
+from runtime.link.commands import Extend, Failed, Finished, Foresight, Generate, OpenThread, Report, Signal, ThreadPath
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from policies.depth.base import DepthPolicy
 from runtime.backend.interface import TickResult
 from runtime.backend.ticking import LaneBackend
-from runtime.commands import (
+from runtime.device.build import build_loop
+from runtime.device.loop import DeviceLoop
+from runtime.device.scheduler import Scheduler
+from runtime.link.commands import (
     CloseThread,
     Command,
     Extend,
@@ -19,9 +22,6 @@ from runtime.commands import (
     Request,
     ThreadPath,
 )
-from runtime.device.build import build_loop
-from runtime.device.loop import DeviceLoop
-from runtime.device.scheduler import Scheduler
 from runtime.model.architecture import Model
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings

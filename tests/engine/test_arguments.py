@@ -17,7 +17,7 @@ from policies.depth.base import Role
 from policies.spawn.base import SpawnRequest, TreeView
 from runtime import Engine, EngineSettings, Sampling
 from runtime.errors import BraidError, CapacityError, PolicyError, PromptError
-from runtime.thread import ReasoningThread
+from runtime.threads.thread import ReasoningThread
 from traces import read
 
 pytestmark = pytest.mark.anyio

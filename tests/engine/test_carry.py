@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from policies import DepthPolicy, EvenBudget, Fixed, LatentDiff
-from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
 from runtime.device.build import build_loop
+from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings

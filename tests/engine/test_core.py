@@ -9,8 +9,8 @@ import torch
 
 from policies import Fixed, LatentDiff
 from runtime.backend.interface import Tick, TickResult
-from runtime.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.errors import CapacityError, PolicyError, PromptError
+from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings

@@ -15,10 +15,10 @@ import torch
 
 from policies import ChildBudget, DepthPolicy, DepthView, Fixed, Limits, Policy
 from runtime import Engine, EngineFailed, LimitExceeded, PolicyError, Sampling
-from runtime.backend.torch_backend import TorchBackend
+from runtime.backend.torch.backend import TorchBackend
+from runtime.link.events import ThreadEnded
 from traces import read, totals_of
 from traces.__main__ import main as traces_command
-from traces.events import ThreadEnded
 
 pytestmark = pytest.mark.anyio
 SIZES: dict[str, Any] = {"page_size": 4, "pages": 128, "lanes": 64, "chunk": 16, "deterministic": True}

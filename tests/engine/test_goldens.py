@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from policies import KL, ArgmaxStability, Cosine, DepthPolicy, EntropyDiff, Fixed, LatentDiff, MinPKL
-from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread
+from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
 from runtime.model.checkpoint import load_checkpoint
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling

@@ -12,7 +12,7 @@ import torch
 
 from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from runtime import Engine, EngineSettings, Sampling
-from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread
+from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
 from runtime.model.architecture import Model
 from runtime.model.checkpoint import fingerprint, load_checkpoint
 from tests.engine.solo import Solo

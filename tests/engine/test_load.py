@@ -10,8 +10,8 @@ import pytest
 
 from policies import ByLoad, Fixed, Policy
 from runtime import Engine, EngineFailed
-from runtime.commands import Statistics
 from runtime.device.scheduler import Scheduler
+from runtime.link.commands import Statistics
 from traces import read
 
 pytestmark = pytest.mark.anyio

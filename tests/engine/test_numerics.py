@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from policies import Fixed
 from runtime import Engine, EngineSettings, NumericalError, Sampling
-from runtime.commands import Extend, Finished, Generate, OpenThread
+from runtime.link.commands import Extend, Finished, Generate, OpenThread
 from runtime.model.architecture import Model
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from runtime import Engine, EngineSettings
-from runtime.commands import CloseThread, Extend, Finished, Generate, Interrupt, OpenThread, Statistics, ThreadPath
 from runtime.device.prefix_rule import MOST_KNOWN, PrefixRules
+from runtime.link.commands import CloseThread, Extend, Finished, Generate, Interrupt, OpenThread, Statistics, ThreadPath
+from runtime.link.events import Computed
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 from traces import imbalances, read, totals_of
-from traces.accounting import statistics_after
-from traces.events import Computed
+from traces.totals import statistics_after
 
 MOST = 6
 PROMPT = tuple((5 * position + position * position) % 40 for position in range(43))

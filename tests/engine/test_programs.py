@@ -13,8 +13,8 @@ from torch import Tensor
 
 from policies import DepthPolicy, DepthView, EntryView, Fixed, LatentDiff
 from policies.depth.base import IntArray
-from runtime.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.errors import PolicyError
+from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings

@@ -15,9 +15,10 @@ from anyio.abc import TaskGroup, TaskStatus
 from policies import ChildBudget, Fixed, Limits, Policy
 from runtime import Answer, Engine, EngineFailed, LimitExceeded, ReasoningThread, Sampling, ThreadStateError, TraceError
 from runtime.backend.interface import Tick, TickResult
-from runtime.backend.torch_backend import TorchBackend
-from runtime.commands import StartRecording, StopRecording
+from runtime.backend.torch.backend import TorchBackend
 from runtime.device.build import build_loop
+from runtime.link.commands import StartRecording, StopRecording
+from runtime.link.events import RunStarted, ThreadEnded
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
@@ -27,7 +28,6 @@ from tests.runtime_loop.turns import turn
 from tests.traces.toy_device import header
 from traces import imbalances, read, totals_of, tree_of, walk
 from traces.__main__ import main as traces_command
-from traces.events import RunStarted, ThreadEnded
 from traces.writer import TraceWriter
 
 SIZES: dict[str, Any] = {"page_size": 4, "pages": 128, "lanes": 64, "chunk": 16, "most_iterations": 4}

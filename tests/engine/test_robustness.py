@@ -15,7 +15,10 @@ from policies import DepthPolicy, EntryView, Fixed, LatentDiff, Policy
 from policies.depth.base import IntArray
 from runtime import Engine
 from runtime.backend.interface import Tick, TickResult
-from runtime.commands import (
+from runtime.device.build import build_loop
+from runtime.device.loop import ModelDevice
+from runtime.errors import BraidError, PolicyError, PromptError, ProtocolError, ThreadStateError
+from runtime.link.commands import (
     CloseThread,
     Command,
     Extend,
@@ -28,15 +31,12 @@ from runtime.commands import (
     Signal,
     ThreadPath,
 )
-from runtime.device.build import build_loop
-from runtime.device.loop import ModelDevice
-from runtime.errors import BraidError, PolicyError, PromptError, ProtocolError, ThreadStateError
+from runtime.link.events import Event
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
-from traces.events import Event
 
 POLICY = LatentDiff(0.7, most=6)
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Fixed
-from runtime.commands import Emitted, Failed, Finished, Foresight, Report, Signal, Signalled, ThreadPath
 from runtime.errors import ProtocolError
-from runtime.metering import LIMIT_REACHED, Meter, MeteredWatcher
+from runtime.link.commands import Emitted, Failed, Finished, Foresight, Report, Signal, Signalled, ThreadPath
+from runtime.link.metering import LIMIT_REACHED, Meter, MeteredWatcher
 from runtime.model.raven import Raven
 from tests.engine.lanes import CONTEXT, MOST, Bench, ByPosition, Spotter, both, core_settings
 from tests.engine.tiny import tiny_model

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from policies import Fixed, LatentDiff
-from runtime.commands import Interrupt, OpenThread
+from runtime.link.commands import Interrupt, OpenThread
 from runtime.model.raven import Raven
 from runtime.sampling import Sampling
 from tests.engine.lanes import MOST, SEED, Bench, both, core_settings

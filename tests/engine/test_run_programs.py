@@ -11,7 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from policies import DepthPolicy
-from runtime.commands import (
+from runtime.link.commands import (
     CloseThread,
     Extend,
     Finished,

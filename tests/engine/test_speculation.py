@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from policies import ByLoad, DepthPolicy, EvenBudget, Fixed, LatentDiff, Policy, Speculative
 from runtime import Engine
 from runtime.backend.interface import Tick, TickResult
-from runtime.commands import (
+from runtime.device.speculation import reach
+from runtime.errors import PolicyError
+from runtime.link.commands import (
     CloseThread,
     Emitted,
     Extend,
@@ -30,8 +32,7 @@ from runtime.commands import (
     Signal,
     ThreadPath,
 )
-from runtime.device.speculation import reach
-from runtime.errors import PolicyError
+from runtime.link.events import GenerateFinished, Sampled
 from runtime.model.checkpoint import load_checkpoint
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -42,7 +43,6 @@ from tests.engine.test_programs import CONTEXT, MOST, PAGE, PAGES_FOR_ONE, SAMPL
 from tests.engine.tiny import tiny_model
 from traces import imbalances, read
 from traces.__main__ import main as traces_command
-from traces.events import GenerateFinished, Sampled
 
 ROOMY = EngineSettings(pages=128, page_size=4, lanes=64, chunk=16, most_iterations=6, deterministic=True)
 PROMPT = (3, 17, 5, 30, 11, 8)

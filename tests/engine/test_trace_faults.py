@@ -17,8 +17,8 @@ import traces.writer
 from policies import ChildBudget, Fixed, Policy
 from runtime import Engine, EngineFailed, TraceError
 from runtime.backend.interface import Tick
-from runtime.backend.torch_backend import TorchBackend
-from runtime.opening import Opened
+from runtime.backend.torch.backend import TorchBackend
+from runtime.loading import Opened
 from tests.engine.test_recording import prompt
 from tests.runtime_loop.scripted import SteppedDevice, counting
 from traces import read, tree_of

@@ -9,9 +9,9 @@ import pytest
 
 from policies import Fixed, Policy
 from runtime import Engine, PromptError, ReasoningThread
+from runtime.link.events import AnyEvent, Joined, RunStarted, Spawned, ThreadEnded, ThreadOpened
 from tests.engine.test_recording import FEW, POLICY, SIZES, WARM, prompt, work
 from traces import read
-from traces.events import AnyEvent, Joined, RunStarted, Spawned, ThreadEnded, ThreadOpened
 
 OPTIONS: dict[str, Any] = {"sampling": WARM, "limits": FEW, "seed": 7, **SIZES}
 

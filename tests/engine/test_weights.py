@@ -16,8 +16,8 @@ from torch import Tensor
 
 from policies import Fixed, LatentDiff, Policy
 from runtime import Engine, EngineClosed, EngineFailed, ThreadStateError, TraceError
-from runtime.backend.cuda_graphs import GraphedBackend
 from runtime.backend.interface import CacheShape
+from runtime.backend.torch.cuda_graphs import GraphedBackend
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
 from runtime.model.architecture import Model, build_model

@@ -10,7 +10,7 @@ import msgspec
 
 from policies import DepthPolicy
 from runtime import EngineSettings, Sampling
-from runtime.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
+from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
 from tests.engine.solo import Solo
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.program import Setup

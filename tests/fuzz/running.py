@@ -17,10 +17,10 @@ import msgspec
 import trio
 
 from runtime import Engine, EngineSettings, Limits, ThreadStateError
-from runtime.commands import Statistics
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
-from runtime.answer import Usage
+from runtime.link.commands import Statistics
+from runtime.results import Usage
 from tests.fuzz import program as p
 from tests.fuzz.alone import Roomy
 from tests.fuzz.faults import Planted, planted
@@ -29,7 +29,7 @@ from tests.fuzz.interpreting import Books, Interpreter
 from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MOST, checkpoint_of, model_of, policy_of
 from tests.fuzz.watchdog import watched
 from traces import Trace, read
-from traces.accounting import imbalances, totals_of
+from traces.totals import imbalances, totals_of
 from traces.verify import verify
 
 PATIENCE = 60.0

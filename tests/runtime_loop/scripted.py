@@ -1,7 +1,7 @@
 """A device without a model: its tokens come from a function, so that tests decide what every thread says.
 
 `ScriptedDevice` runs on a thread of its own; `SteppedDevice` has none and ticks when the test says so. Both check
-that they are used as `runtime.commands` documents: what breaks the contract ends the device.
+that they are used as `runtime.link.commands` documents: what breaks the contract ends the device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from queue import SimpleQueue
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from runtime.commands import (
+from runtime.errors import BraidError
+from runtime.link.commands import (
     Answered,
     CloseThread,
     Command,
@@ -40,11 +41,10 @@ from runtime.commands import (
     StopRecording,
     ThreadPath,
 )
-from runtime.errors import BraidError
+from runtime.link.events import Event
+from runtime.link.work import Work
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol, TagProtocol
-from runtime.work import Work
-from traces.events import Event
 
 DEPTH = 3
 """Iterations of every token."""
@@ -113,7 +113,7 @@ def counting(speaker: Speaker) -> int:
 
 
 class Misused(Exception):
-    """A command that `runtime.commands` forbids in this state."""
+    """A command that `runtime.link.commands` forbids in this state."""
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Known:
 
 
 class ScriptedCore:
-    """The contract of `runtime.commands`, one tick at a time; every thread that generates says one token a tick."""
+    """The contract of `runtime.link`, one tick at a time; every thread that generates says one token a tick."""
 
     def __init__(self, say: Say, context: int = 10**9) -> None:
         self.say = say

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import Engine, Limits, ReasoningThread
-from runtime.answer import Generation
-from runtime.commands import CloseThread, Generate, Interrupt
+from runtime.link.commands import CloseThread, Generate, Interrupt
+from runtime.results import Generation
 
 from .scripted import (
     ScriptedDevice,

@@ -27,9 +27,9 @@ from policies import (
 )
 from policies.depth.base import Role
 from runtime import BraidError, CapacityError, Engine, Limits, PolicyError, PromptError, ProtocolError
-from runtime.commands import Extend, Generate, OpenThread
+from runtime.link.commands import Extend, Generate, OpenThread
+from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded
 from runtime.protocol import BoundProtocol
-from traces.events import Event, Joined, RunStarted, Spawned, ThreadEnded
 
 from .scripted import (
     WORDS,

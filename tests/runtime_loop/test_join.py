@@ -9,9 +9,9 @@ import anyio.lowlevel
 import pytest
 
 from runtime import Answer, Child, Engine, ReasoningThread, ThreadStateError
-from runtime.child import Program
-from runtime.commands import CloseThread, Extend, OpenThread
-from traces.events import Joined, Spawned, ThreadEnded
+from runtime.link.commands import CloseThread, Extend, OpenThread
+from runtime.link.events import Joined, Spawned, ThreadEnded
+from runtime.threads.child import Program
 
 from .scripted import (
     ScriptedDevice,

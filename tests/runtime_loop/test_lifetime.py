@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from runtime import Engine, LimitExceeded, Limits, ReasoningThread
-from runtime.limits import Account
+from runtime.threads.accounts import Account
 
 from .scripted import ScriptedDevice, assert_all_closed, counting, word_tokenizer
 from .turns import turn

@@ -9,7 +9,7 @@ import pytest
 
 from policies import AsAsked, Policy, SelfConsistency, SpawnDecision, SpawnRequest, TreeView
 from runtime import Engine, LimitExceeded, Limits, ReasoningThread
-from traces.events import Spawned, ThreadEnded
+from runtime.link.events import Spawned, ThreadEnded
 
 from .scripted import (
     DEPTH,

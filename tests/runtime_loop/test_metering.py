@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.commands import Foresight, Signal
-from runtime.metering import LIMIT_REACHED, Meter, MeteredWatcher
+from runtime.link.commands import Foresight, Signal
+from runtime.link.metering import LIMIT_REACHED, Meter, MeteredWatcher
 
 
 class Plain:

@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from runtime import Engine, LimitExceeded, Limits, ThreadStateError
-from runtime.commands import Interrupt
+from runtime.link.commands import Interrupt
 
 from .scripted import ScriptedDevice, SteppedDevice, assert_all_closed, counting, ids, scripts, word_tokenizer
 from .turns import turn

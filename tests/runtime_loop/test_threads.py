@@ -21,7 +21,7 @@ from runtime import (
     Sampling,
     ThreadStateError,
 )
-from runtime.commands import Generate, OpenThread
+from runtime.link.commands import Generate, OpenThread
 
 from .scripted import DEPTH, ScriptedDevice, Speaker, SteppedDevice, assert_all_closed, counting, ids, word_tokenizer
 from .turns import turn

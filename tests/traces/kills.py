@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 import anyio
 
 from runtime import Engine, ReasoningThread, Sampling
+from runtime.link.events import Joined
 from traces import read, tree_of, walk
-from traces.events import Joined
 
 ROOT = Path(__file__).parents[2]
 

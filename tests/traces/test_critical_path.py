@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runtime.work import Work
-from traces import events as ev
+from runtime.link import events as ev
+from runtime.link.work import Work
 from traces import tree_of
 from traces.critical_path import critical_path
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from runtime.link.events import ThreadClosed
 from tests.traces.damage import damage, framed, recorded, use
 from traces import read
-from traces.events import ThreadClosed
 
 
 def test_a_trace_that_is_framed_again_is_whole(tmp_path: Path) -> None:

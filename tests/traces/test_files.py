@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 
 from runtime.errors import TraceError
+from runtime.link import events as ev
 from tests.traces.strategies import operations
 from tests.traces.toy_device import ToyCore, header, run_program, through_builtins
 from traces import Trace, TraceReader, TraceWriter, read
-from traces import events as ev
 from traces.writer import FRAME, MAGIC
 
 CLOSED: list[ev.AnyEvent] = [ev.ThreadClosed(time=number / 10, thread=(0, number)) for number in range(6)]

@@ -16,12 +16,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from policies import Fixed
+from runtime.link import events as ev
+from runtime.link.work import Work
 from runtime.sampling import Sampling
-from runtime.work import Work
 from tests.traces.strategies import operations
 from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
 from traces import Trace, TraceWriter, read
-from traces import events as ev
 from traces.__main__ import main
 from traces.export import export, trace_events
 from traces.show import load_decode, show

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Fixed
-from runtime.commands import (
+from runtime.errors import PolicyError, TraceError
+from runtime.link.commands import (
     Answered,
     CloseThread,
     Command,
@@ -28,12 +29,11 @@ from runtime.commands import (
     Report,
     Signal,
 )
-from runtime.errors import PolicyError, TraceError
+from runtime.link.events import ThreadFailed
 from runtime.sampling import Sampling
 from tests.traces.strategies import operations
 from tests.traces.toy_device import DEPTH, Log, ToyCore, again, header, run_program, through_builtins
 from traces import Playback, Trace, totals_of
-from traces.events import ThreadFailed
 from traces.order import RecordedOrder
 
 ROOT = (0,)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from runtime.commands import Finished
 from runtime.errors import TraceError
+from runtime.link import events as ev
+from runtime.link.commands import Finished
 from tests.traces.strategies import operations
 from tests.traces.toy_device import ToyCore, run_program
-from traces import events as ev
 from traces import imbalances, totals_of, tree_of, walk
 from traces.diff import diff
 

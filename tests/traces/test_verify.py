@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from runtime.commands import Deliver, DeviceFailed, OpenThread, ThreadPath
 from runtime.errors import EngineFailed, TraceError
+from runtime.link import events as ev
+from runtime.link.commands import Deliver, DeviceFailed, OpenThread, ThreadPath
 from tests.traces.strategies import operations
 from tests.traces.toy_device import DEPTH, ToyCore, ToyDevice, header, run_program, through_builtins
 from traces import Trace, totals_of, tree_of, walk
-from traces import events as ev
 from traces.verify import Verification, verify
 
 

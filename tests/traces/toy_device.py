@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 
 from policies import Fixed
-from runtime.commands import (
+from runtime.errors import PolicyError
+from runtime.link import events as ev
+from runtime.link.commands import (
     CloseThread,
     Command,
     Deliver,
@@ -33,11 +35,9 @@ from runtime.commands import (
     Statistics,
     ThreadPath,
 )
-from runtime.errors import PolicyError
+from runtime.link.events import AnyEvent, Header
+from runtime.link.work import Work
 from runtime.sampling import Sampling
-from runtime.work import Work
-from traces import events as ev
-from traces.events import AnyEvent, Header
 from traces.reader import Trace
 
 VOCAB = 97

@@ -1,0 +1,235 @@
+"""Everything a trace can hold. One file is a header and then events in the order in which they happened.
+
+Events of the device (`Computed`, `Sampled`, `TickDone`, ...) come from the device thread, events of the tree
+(`Spawned`, `Joined`, ...) from the coroutines; both pass through the device thread, which owns the writer, so that
+their order is total. `thread` is a thread's path: (tree, child, grandchild, ...).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from runtime.link.work import Work
+
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
+"""What readers accept: exact in every format that a trace is turned into."""
+
+Token = Annotated[int, Meta(ge=0, lt=2**31)]
+
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+ThreadPath = Annotated[tuple[Count, ...], Meta(min_length=1)]
+
+FORMAT = 1
+"""The format this vocabulary belongs to, as in `Header.format`. A field added at the end of an event, with a default,
+keeps it: older readers skip the field and newer readers fill it in."""
+
+LARGEST_RECORD = 2**24
+"""Bytes of a record: some millions of tokens."""
+
+DEEPEST_VALUE = 64
+"""Lists and objects within each other, in the values that have no type here: settings and policies."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
+    """Base of all events. `time` is seconds since the header's `started`, from a monotonic clock."""
+
+    time: Seconds
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The first record of a trace."""
+
+    format: int
+    started: float
+    """Unix time."""
+    checkpoint: str
+    """Name or path the engine was opened with."""
+    fingerprint: str
+    """Hex digest of the model's configuration and weights."""
+    policy: Any
+    """The default policy, as msgspec builtins."""
+    seed: int
+    engine: dict[str, Any]
+    """Engine settings (slots, lanes, pages, dtype, ...), as builtins."""
+    versions: dict[str, str]
+    """Versions of Python and of the libraries that matter."""
+
+
+class ThreadOpened(Event, frozen=True, kw_only=True):
+    thread: ThreadPath
+    inherits: ThreadPath | None
+    """The thread whose context it began with (a fork), or None."""
+    seed: int
+    depth: Any
+    """Its depth policy, as builtins."""
+
+
+class Received(Event, frozen=True, kw_only=True):
+    """A prompt or message was appended to a thread's context; `position` is where it begins."""
+
+    thread: ThreadPath
+    position: Count
+    tokens: tuple[Token, ...]
+
+
+class GenerateStarted(Event, frozen=True, kw_only=True):
+    thread: ThreadPath
+    position: Count
+    max_tokens: Count
+    sampling: Any
+    """As builtins."""
+    depth: Any
+    """The depth policy of this call, as builtins."""
+    max_iterations: int | None = None
+    """As the command had it; a policy that spends a budget needs it to decide the same again."""
+
+
+class Computed(Event, frozen=True, kw_only=True):
+    """Tokens `position .. position + count` of a thread left the device, all at the same depth.
+
+    Received tokens, and sampled tokens that were fed back; in order of position within a thread.
+    """
+
+    tick: Count
+    thread: ThreadPath
+    position: Count
+    count: Count
+    depth: Count
+    recomputed: bool
+    """Whether they had been computed before and were evicted."""
+    received: Count = 0
+    """How many of them were received rather than sampled."""
+
+
+class Sampled(Event, frozen=True, kw_only=True):
+    """A thread sampled the token at `position`; its logits came from the token before, at `depth` iterations."""
+
+    tick: Count
+    thread: ThreadPath
+    position: Count
+    token: Token
+    depth: Count
+    logprob: float
+    entropy: float | None = None
+    """Nats, of the distribution it was sampled from, where the call keeps entropies: playback hands it to policies."""
+    top_logprobs: dict[int, float] | None = None
+    """The likeliest tokens, where the sampling asks for them."""
+
+
+class GenerateFinished(Event, frozen=True, kw_only=True):
+    """A generate ended; tokens from `position` on, if any were sampled, are no longer in the context."""
+
+    thread: ThreadPath
+    position: Count
+    reason: str
+    work: Work
+    """What it cost."""
+    drafted: Count = 0
+    """Tokens that entered before it was sure that they would be said; their iterations count."""
+    accepted: Count = 0
+    """Those of them that were said."""
+
+
+def encodable(text: str) -> str:
+    """A text that UTF-8 can hold: lone surrogates, as in file names of other encodings, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+class Worded(Event, frozen=True, kw_only=True):
+    """Base of events with texts that come from outside; every one of them is made encodable."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            text = getattr(self, name)
+            if isinstance(text, str) and not text.isascii():
+                msgspec.structs.force_setattr(self, name, encodable(text))
+
+
+class ThreadFailed(Worded, frozen=True, kw_only=True):
+    thread: ThreadPath
+    error: str
+
+
+class Evicted(Event, frozen=True, kw_only=True):
+    """A thread lost its pages under pressure; its tokens are recomputed when it goes on."""
+
+    thread: ThreadPath
+    pages: Count
+
+
+class ThreadClosed(Event, frozen=True, kw_only=True):
+    thread: ThreadPath
+
+
+class TickDone(Event, frozen=True, kw_only=True):
+    """One call of the device."""
+
+    tick: Count
+    seconds: Seconds
+    """Wall time of the call."""
+    entered: Count
+    in_flight: Count
+    """Tokens in the core iteration: this tick's token-iterations."""
+    left: Count
+    waiting: Count
+    pages_used: Count
+
+
+class RunStarted(Worded, frozen=True, kw_only=True):
+    """`Engine.run` or `Engine.thread` opened a tree."""
+
+    thread: ThreadPath
+    prompt: str
+
+
+class Spawned(Worded, frozen=True, kw_only=True):
+    """A child was asked for. `child` is None where the policy refused."""
+
+    thread: ThreadPath
+    child: ThreadPath | None
+    by_model: bool
+    fork: bool
+    tokens: tuple[Token, ...]
+    reason: str
+
+
+class Joined(Event, frozen=True, kw_only=True):
+    """A parent went on: messages of `delivered` were appended to its context, `cancelled` were stopped."""
+
+    thread: ThreadPath
+    children: tuple[ThreadPath, ...]
+    delivered: tuple[ThreadPath, ...]
+    cancelled: tuple[ThreadPath, ...]
+
+
+class ThreadEnded(Worded, frozen=True, kw_only=True):
+    """A thread's coroutine is over: `outcome` is "returned", "nothing", "cancelled" or "failed"."""
+
+    thread: ThreadPath
+    outcome: str
+    message: tuple[Token, ...]
+    """The token ids of what it returned to its parent, or to the user."""
+    text: str
+    error: str
+
+
+AnyEvent = (
+    ThreadOpened
+    | Received
+    | GenerateStarted
+    | Computed
+    | Sampled
+    | GenerateFinished
+    | ThreadFailed
+    | Evicted
+    | ThreadClosed
+    | TickDone
+    | RunStarted
+    | Spawned
+    | Joined
+    | ThreadEnded
+)

@@ -1,0 +1,49 @@
+"""A trace of what happens inside a block, in a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio.lowlevel
+
+from runtime.errors import TraceError
+from runtime.link.commands import OnTraceError, StartRecording, StopRecording
+from runtime.link.session import Frontend
+
+
+@asynccontextmanager
+async def recording(
+    frontend: Frontend, path: Path, overwrite: bool, on_trace_error: OnTraceError
+) -> AsyncIterator[None]:
+    """See `Engine.recording`. The device thread opens the file, writes and closes it, in order with its commands."""
+    await anyio.lowlevel.checkpoint()
+    if frontend.records:
+        raise TraceError("The engine records already, and what happens goes into one trace. Let that end first.")
+    # At once, so that trees which begin before the device has answered are recorded from their beginning.
+    frontend.records = True
+    try:
+        await frontend.request(lambda number: StartRecording(number, path, overwrite, on_trace_error))
+    except Exception:
+        frontend.records = False
+        raise
+    except BaseException:
+        # A cancellation of asyncio's own, which goes through shields: nobody hears the answer to this one.
+        frontend.records = False
+        frontend.send(StopRecording(number=0))
+        raise
+    try:
+        yield
+    except BaseException as error:
+        try:
+            await _stop(frontend)
+        except Exception as other:
+            error.add_note(f"The trace {path} is not whole: {other}")
+        raise
+    await _stop(frontend)
+
+
+async def _stop(frontend: Frontend) -> None:
+    frontend.records = False
+    await frontend.request(StopRecording)

@@ -1,0 +1,196 @@
+"""From a checkpoint on disk to a device that runs it."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+import msgspec
+
+from policies import Policy, from_builtins, to_builtins
+from runtime.errors import CheckpointError, ProtocolError
+from runtime.link.commands import Device, OnTraceError
+from runtime.link.events import FORMAT, Header, encodable
+from runtime.model.braid_file import parse_braid
+from runtime.model.directories import BRAID
+from runtime.model.tokenizer import Tokenizer
+from runtime.protocol import BoundProtocol, TagProtocol
+from runtime.settings import EngineSettings
+from traces.writer import TraceWriter
+
+if TYPE_CHECKING:
+    from runtime.device.loop import DeviceLoop
+    from runtime.model.checkpoint import Description
+    from traces.reader import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A device that has not been started, and what comes with it."""
+
+    device: Device
+    tokenizer: Tokenizer | None = None
+    """None: prompts are token ids, and texts are empty."""
+    protocol: BoundProtocol | None = None
+    """None: threads that the model drives generate to a stop token."""
+    policy: Policy | None = None
+    """The checkpoint's own."""
+    stop_tokens: frozenset[int] = frozenset()
+    context_size: int | None = None
+    """Most tokens of a context."""
+    vocab_size: int | None = None
+    """Token ids are below it."""
+    fingerprint: Callable[[], str] | None = None
+    """Of the model's weights as they are; for a device that has not been started, or has stopped."""
+    ready: Callable[[], None] | None = None
+    """Waits, on a worker thread, until the device that was started can serve, or raises what keeps it from that."""
+    close: Callable[[], None] | None = None
+    """Gives back what the device has not: called when it has stopped, or is never started."""
+
+
+def open_device(
+    checkpoint: str | Path,
+    settings: EngineSettings,
+    *,
+    policy: Policy | None,
+    trace: str | Path | None,
+    seed: int,
+    overwrite: bool = False,
+    on_trace_error: OnTraceError = "drop",
+) -> Opened:
+    """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
+    first time on a machine, native code is compiled, for about a quarter of a minute.
+
+    Raises `CheckpointError` for what cannot be loaded, `CapacityError` and `ValueError` for settings that the machine
+    cannot meet, and `TraceError` for a trace that cannot be written.
+    """
+    # An engine over another device does without the model and its kernels.
+    import torch
+
+    from runtime.device.build import build_loop, cache_shape, load_native_code, most_iterations, torch_threads
+    from runtime.device.capacity import choose_device
+    from runtime.device.loop import ModelDevice
+    from runtime.model.checkpoint import fingerprint, load_checkpoint
+
+    device = choose_device(settings)
+    dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
+    protocol, own_policy = read_braid(loaded)
+    default = policy or own_policy or Policy()
+    config = loaded.model.config
+    # What cannot be had is known before native code is compiled and a trace is begun.
+    cache_shape(loaded.model, settings, most_iterations(loaded.model, settings, default.depth))
+    load_native_code(loaded.model, settings)
+    context_size = settings.context_size(config.block_size)
+
+    def open_trace(path: Path, overwrite: bool) -> TraceWriter:
+        header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed)
+        return TraceWriter(path, header, overwrite=overwrite)
+
+    def open_loop() -> DeviceLoop:
+        return build_loop(
+            loaded.model, settings, default.depth, writer, open_trace=open_trace, on_trace_error=on_trace_error
+        )
+
+    running = ModelDevice(open_loop, torch_threads(loaded.model, settings))
+    # Last of what may raise: a file that is open is given to who closes it.
+    writer = None if trace is None else open_trace(Path(trace), overwrite)
+    return Opened(
+        device=running,
+        tokenizer=loaded.tokenizer,
+        protocol=protocol,
+        policy=own_policy,
+        stop_tokens=frozenset(loaded.stop_tokens),
+        context_size=context_size,
+        vocab_size=config.vocab_size,
+        fingerprint=partial(fingerprint, loaded.model),
+        ready=running.wait_until_open,
+        close=None if writer is None else writer.abandon,
+    )
+
+
+async def open_in_thread(make: Callable[[], Opened]) -> Opened:
+    """Runs `make` on a worker thread. Cancelled meanwhile, what it opens is closed as soon as it is there."""
+    loading: Future[Opened] = Future()
+
+    def run() -> None:
+        try:
+            loading.set_result(make())
+        except BaseException as error:
+            loading.set_exception(error)
+
+    try:
+        await anyio.to_thread.run_sync(run)
+    except BaseException:
+        loading.add_done_callback(_close_opened)
+        raise
+    return loading.result()
+
+
+def _close_opened(loading: Future[Opened]) -> None:
+    if loading.exception() is None and (close := loading.result().close) is not None:
+        close()
+
+
+def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
+    """A device that plays a trace back, with the tokenizer and protocol of the checkpoint it was recorded with.
+
+    `checkpoint` says where that is now, if not where the trace says. Its weights are not read.
+    """
+    from runtime.model.checkpoint import describe
+    from traces.playback import Playback
+
+    described = describe(trace.header.checkpoint if checkpoint is None else checkpoint)
+    protocol, _ = read_braid(described)
+    return Opened(
+        device=Playback(trace),
+        tokenizer=described.tokenizer,
+        protocol=protocol,
+        policy=from_builtins(trace.header.policy, Policy),
+        stop_tokens=frozenset(described.stop_tokens),
+        context_size=msgspec.convert(trace.header.engine, EngineSettings).context_size(described.config.block_size),
+        vocab_size=described.config.vocab_size,
+    )
+
+
+def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | None]:
+    """The protocol and the policy that a checkpoint's `braid.json` declares.
+
+    Raises `CheckpointError`, naming the file, for what is no declaration of either, or for a protocol that the
+    checkpoint's tokenizer cannot write.
+    """
+    where = checkpoint.path / BRAID
+    braid = parse_braid(where, checkpoint.braid)
+    try:
+        policy = braid.default_policy()
+        if braid.protocol is None:
+            return None, policy
+        protocol = msgspec.convert(braid.protocol, TagProtocol)
+        if checkpoint.tokenizer is None:
+            raise ProtocolError("the protocol needs a tokenizer.json beside it, or the name of a shipped one.")
+        return protocol.bind(checkpoint.tokenizer), policy
+    except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
+        raise CheckpointError(f"{where}: {str(error).removesuffix('.')}.") from error
+
+
+def _header(checkpoint: str | Path, model: str, settings: EngineSettings, policy: Policy, seed: int) -> Header:
+    """The header of a trace that begins now; `model` is the fingerprint of its weights."""
+    libraries = ("torch", "numpy", "numba", "tokenizers", "msgspec", "anyio")
+    return Header(
+        format=FORMAT,
+        started=time.time(),
+        checkpoint=encodable(str(checkpoint)),
+        fingerprint=model,
+        policy=to_builtins(policy),
+        seed=seed,
+        engine=msgspec.to_builtins(settings),
+        versions={"python": platform.python_version(), **{library: version(library) for library in libraries}},
+    )

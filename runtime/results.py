@@ -1,0 +1,117 @@
+"""What reasoning threads give back: generations, streamed chunks and answers, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from runtime.link.commands import FinishReason, ThreadPath
+from runtime.link.work import Work
+
+AnswerReason = Literal["returned", "nothing", "stop", "length", "context", "iterations", "limit", "cancelled"]
+"""How a thread came to its end: it returned a message, it ended without one, its text stopped or ran into a bound, a
+limit ended it, or it was cancelled."""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Work the device reported; cancelled work counts once its report has arrived, at the latest a tick later."""
+
+    generated: int = 0
+    """Tokens sampled, kept or not."""
+    computed: int = 0
+    """Tokens computed: received ones, and sampled ones fed back."""
+    iterations: int = 0
+    """Token-iterations of the core block: the compute."""
+    recomputed: int = 0
+    """Of `computed`, tokens computed again after eviction."""
+    prompt_tokens: int = 0
+    """Received tokens that were needed: computed, again after eviction included, or taken from the cache. What a fork
+    inherits is not counted."""
+    cached_tokens: int = 0
+    """Of `prompt_tokens`, those whose pages were shared with threads that had computed the same before, in any tree."""
+    threads: int = 0
+    max_context: int = 0
+    """Tokens in the longest context among these threads."""
+    spawns_requested: int = 0
+    """Children that models asked for; those a program spawned are not among them."""
+    spawns_granted: int = 0
+    """Of `spawns_requested`, those that ran."""
+    seconds: float = 0.0
+    """Wall time from the start to the end, or to now."""
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of prompt tokens that came from the cache, 0 to 1; 0 where there was none."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+class Tally(Work, kw_only=True):
+    """Running sums of one thread or of one subtree, which a `Usage` is a snapshot of."""
+
+    threads: int = 0
+    max_context: int = 0
+    spawns_requested: int = 0
+    spawns_granted: int = 0
+
+    def usage(self, seconds: float) -> Usage:
+        return Usage(**msgspec.structs.asdict(self), seconds=seconds)
+
+
+def add(*usages: Usage) -> Usage:
+    """The usage of several runs at the same time: counts are summed, `max_context` and `seconds` are the largest."""
+    largest = ("max_context", "seconds")
+    names = Usage.__struct_fields__
+    columns = {name: [getattr(usage, name) for usage in usages] for name in names}
+    return Usage(**{name: max(columns[name], default=0) if name in largest else sum(columns[name]) for name in names})
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A piece of a stream. `text` is what became final with `tokens`: a character of several tokens comes whole, and
+    nothing that may become a stop string comes before it is known not to be one."""
+
+    text: str
+    tokens: tuple[int, ...]
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """What one `generate` appended to its thread's context."""
+
+    text: str
+    """What the context's text grew by, without what stopped it."""
+    tokens: tuple[int, ...]
+    """What the context gained, a stop included."""
+    logprobs: tuple[float, ...]
+    """Natural-log probability of each token under the distribution it was sampled from."""
+    top_logprobs: tuple[Mapping[int, float], ...]
+    """The likeliest tokens at each step, as many as `Sampling.logprobs` asks for."""
+    depths: tuple[int, ...]
+    """Iterations that made each token's logits."""
+    reason: FinishReason
+    limit: Literal["tokens", "iterations"] | None = None
+    """The limit that cut it short; the next call raises `LimitExceeded`."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a thread returned to its parent, or a tree to its user."""
+
+    text: str
+    """Empty where nothing was returned."""
+    tokens: tuple[int, ...]
+    path: ThreadPath
+    """The thread that answered."""
+    usage: Usage
+    """Of the thread and everything below it."""
+    reason: AnswerReason
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a thread's work ended, before its usage is known."""
+
+    tokens: tuple[int, ...]
+    text: str
+    reason: AnswerReason
+
+    def answer(self, path: ThreadPath, usage: Usage) -> Answer:
+        return Answer(text=self.text, tokens=self.tokens, path=path, usage=usage, reason=self.reason)

@@ -1,0 +1,152 @@
+"""Arguments of calls: made plain, or refused by name with a `ValueError`, before anything is sent to the device.
+
+Each struct has the arguments of one kind of call and converts them when it is made; see `policies.conversion`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from policies import Policy
+from policies.conversion import Count, Whole, convert_fields, converted, shown
+from policies.depth.base import DepthPolicy
+from policies.limits import Limits
+from runtime.errors import PromptError
+from runtime.link.events import Event
+from runtime.results import Answer
+from runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+LARGEST_ID = 2**31 - 1
+"""Token ids travel as 32-bit integers."""
+
+
+class _Arguments(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all: fields are named as the arguments are."""
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
+
+
+class EngineArguments(_Arguments, frozen=True, kw_only=True):
+    """Of `Engine`."""
+
+    policy: Policy | None = None
+    limits: Limits | None = None
+    sampling: Sampling | None = None
+    seed: Whole = 0
+    queue_size: Count = 4096
+    records: bool = False
+    observer: Callable[[Event], None] | None = None
+
+
+class ThreadArguments(_Arguments, frozen=True, kw_only=True):
+    """Of `Engine.thread`, `Engine.run`, `ReasoningThread.spawn` and `fork`; None is what would hold anyway."""
+
+    policy: Policy | None = None
+    depth: DepthPolicy | None = None
+    limits: Limits | None = None
+    sampling: Sampling | None = None
+    max_tokens: Count | None = None
+    priority: Whole | None = None
+    run: Callable[[Any], Awaitable[Any]] | None = None
+
+
+class GenerateArguments(_Arguments, frozen=True, kw_only=True):
+    """Of `ReasoningThread.generate` and `stream`."""
+
+    max_tokens: Count | None = None
+    stop: tuple[str | Whole, ...] = ()
+    sampling: Sampling | None = None
+    depth: DepthPolicy | None = None
+    nowait: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop is the string {shown(self.stop)}; give a list of strings and token ids.")
+        convert_fields(self)
+        if "" in self.stop:
+            raise ValueError("stop has an empty string, which would stop at once; leave it out.")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return tuple(item for item in self.stop if isinstance(item, str))
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """What is in no vocabulary stops nothing."""
+        return frozenset(item for item in self.stop if isinstance(item, int))
+
+
+class JoinArguments(_Arguments, frozen=True, kw_only=True):
+    """Of `ReasoningThread.join`."""
+
+    until: Literal["all", "first success"] = "all"
+    append: bool = True
+    success: Callable[[Answer], bool] | None = None
+
+    def __post_init__(self) -> None:
+        convert_fields(self)
+        if self.until == "all" and self.success is not None:
+            raise ValueError('success belongs to until="first success".')
+
+
+@cache
+def _ids_below(vocab_size: int | None) -> Any:
+    return tuple[Annotated[int, Meta(ge=0, lt=LARGEST_ID if vocab_size is None else vocab_size)], ...]
+
+
+def token_ids(value: object, vocab_size: int | None, name: str) -> tuple[int, ...]:
+    """Token ids from a sequence, an array or a tensor [n] of integers. Raises `PromptError`, beginning with `name`,
+    for anything else, and for ids outside the vocabulary."""
+    try:
+        tokens: tuple[int, ...] = converted(value, _ids_below(vocab_size), name)
+    except ValueError as error:
+        most = LARGEST_ID if vocab_size is None else vocab_size - 1
+        raise PromptError(f"{str(error).rstrip('.')}: not a token id, of which there are 0 to {most}.") from None
+    return tokens
+
+
+def path_of(value: object, name: str) -> Path:
+    """A path from text or a path-like object, "~" expanded. Raises `ValueError` for what can be none."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else converted(value, str, name)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{name} is {shown(value)}; give the path of a file.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name} is {shown(value)}: {error}".rstrip(".") + ".") from None
+
+
+def checkpoint_of(value: object) -> str | Path:
+    """A checkpoint's name or path. Raises `ValueError` for what can be neither."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"checkpoint is {shown(value)}; give the name of one that comes along, or a directory.")
+    return text if text is value else Path(text)
+
+
+def weights_of(value: object) -> dict[str, Tensor]:
+    """The tensors of a mapping by name, which is copied and they are not."""
+    # An engine over another device does without.
+    import torch
+
+    if not isinstance(value, Mapping):
+        raise ValueError(f"weights is {shown(value)}; give a mapping from names to tensors.")
+    weights = dict(value)
+    for name, tensor in weights.items():
+        if not isinstance(name, str):
+            raise ValueError(f"weights has the key {shown(name)}; keys are parameters' published names.")
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} is {type(tensor).__name__} in the weights; give a floating-point tensor.")
+    return weights

@@ -1,0 +1,307 @@
+"""A thread's context as the event loop keeps it, in step with the device's by the commands it sends."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from policies.conversion import shown
+from policies.depth.base import DepthPolicy
+from runtime.errors import PolicyError, PromptError, ThreadStateError, described
+from runtime.link.commands import (
+    Extend,
+    Failed,
+    Finished,
+    FinishReason,
+    Generate,
+    Interrupt,
+    Signalled,
+    ThreadPath,
+    Watcher,
+)
+from runtime.link.event_values import check_recordable
+from runtime.link.inbox import Call
+from runtime.link.metering import MeteredWatcher
+from runtime.link.session import Frontend, ThreadSettings
+from runtime.protocol import StopStrings
+from runtime.results import Generation
+from runtime.sampling import Sampling
+from runtime.threads.accounts import Account
+
+UNBOUNDED = 2**31 - 1
+"""Tokens to sample where only the model's context is a bound."""
+
+
+class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What one generate is asked for; None is what the thread's settings say."""
+
+    max_tokens: int | None = None
+    stop_tokens: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+    watcher: Watcher | None = None
+    """Instead of stop strings."""
+    sampling: Sampling | None = None
+    depth: DepthPolicy | None = None
+    entropies: bool = False
+    stream: bool = False
+    nowait: bool = False
+
+
+class Borrower(Protocol):
+    """Has a context to itself from call to call; a stream is one."""
+
+    def give_way(self, wish: str) -> None:
+        """Gives the context back, unless somebody waits for it right now."""
+        ...
+
+
+def _nobody() -> Borrower | None:
+    return None
+
+
+class Context:
+    """Tokens of one thread, and the one generate at a time that adds to them."""
+
+    __slots__ = (
+        "_depth",
+        "_has_place",
+        "_metered",
+        "account",
+        "frontend",
+        "has_children",
+        "is_busy",
+        "lent_to",
+        "path",
+        "settings",
+        "state",
+        "tokens",
+    )
+
+    def __init__(self, path: ThreadPath, frontend: Frontend, account: Account, settings: ThreadSettings) -> None:
+        self.path = path
+        self.frontend = frontend
+        self.account = account
+        self.settings = settings
+        self.tokens = array("i")
+        self.state: Literal["new", "open", "closed"] = "new"
+        self.is_busy = False
+        """Whether a generate or a stream is queued or running."""
+        self.lent_to: Callable[[], Borrower | None] = _nobody
+        """The open stream, as long as something refers to it; one that is dropped is left."""
+        self.has_children = False
+        self._has_place = False
+        self._depth = settings.depth
+        self._metered: MeteredWatcher | None = None
+        """Of the call that is running, where limits are shared."""
+
+    def open(self, inherits: Context | None = None) -> None:
+        """Makes the thread known to the device; a fork begins with what it inherits."""
+        self._depth = self._policy_now(self.settings.depth)
+        self.frontend.open_thread(
+            self.path,
+            msgspec.structs.replace(self.settings, depth=self._depth),
+            None if inherits is None else inherits.path,
+        )
+        self.state = "open"
+        self.account.open_thread()
+        if inherits is not None:
+            self.tokens = inherits.tokens[:]
+            self.account.see_length(len(self.tokens))
+
+    def close(self) -> None:
+        """Lets the device forget the thread. More often than once does nothing."""
+        if self.state == "open":
+            self._reclaim("end")
+            self.account.end_thread()
+            self.frontend.close_thread(self.path)
+        self.state = "closed"
+
+    def check_open(self) -> None:
+        """Raises `ThreadStateError` outside the thread's `async with`, and what `Frontend.check` raises."""
+        self.frontend.check()
+        if self.state == "new":
+            raise ThreadStateError(f"Thread {self.path} is not open yet. Use it inside `async with`.")
+        if self.state == "closed":
+            raise ThreadStateError(f"Thread {self.path} has ended. Use it inside its `async with` block.")
+
+    def check_idle(self, wish: str) -> None:
+        """Raises `ThreadStateError` unless the thread is open and generates nothing."""
+        self.check_open()
+        self._reclaim(wish)
+        if self.is_busy:
+            raise ThreadStateError(
+                f"Thread {self.path} cannot {wish} while it is generating. Wait for its generate, finish or aclose() "
+                f"its stream, or use a fork."
+            )
+
+    def _reclaim(self, wish: str) -> None:
+        borrower = self.lent_to()
+        if borrower is not None:
+            borrower.give_way(wish)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Appends received tokens. Raises `PromptError` where the model's context has no room for them."""
+        self.check_idle("append")
+        if not tokens:
+            return
+        length = len(self.tokens) + len(tokens)
+        size = self.frontend.context_size
+        if size is not None and length > size:
+            raise PromptError(
+                f"Thread {self.path} would have {length} tokens; the model's context holds {size}. Shorten what is "
+                f"appended, or let children carry part of it."
+            )
+        self.tokens.extend(tokens)
+        self.account.see_length(length)
+        self.frontend.send(Extend(self.path, tuple(tokens)))
+
+    def cut(self, length: int, keep: int) -> None:
+        """Forgets tokens from `length` on; `keep` of the last generate's tokens remain."""
+        del self.tokens[length:]
+        self.frontend.send(Interrupt(self.path, keep=keep))
+
+    async def enter(self, nowait: bool) -> None:
+        """Takes the thread and a place in the queue; `leave` gives both back. Cancelled while waiting, has neither."""
+        self.check_idle("generate")
+        self.is_busy = True
+        try:
+            await self.frontend.acquire(nowait)
+        except BaseException:
+            self.is_busy = False
+            raise
+        self._has_place = True
+
+    def leave(self) -> None:
+        self.is_busy = False
+        self.lent_to = _nobody
+        if self._metered is not None:
+            self._metered.release()
+            self._metered = None
+        self.give_up_place()
+
+    def give_up_place(self) -> None:
+        """Gives the place in the queue back, once, before the end of the call or at it."""
+        if self._has_place:
+            self._has_place = False
+            self.frontend.release()
+
+    async def generate(self, options: GenerateOptions, hear: Callable[[Signalled], None] | None = None) -> Generation:
+        """One generate, from the queue to its end. `hear` gets every signal of a watcher, as soon as it arrives.
+
+        Cancelled, or where `hear` raises, the context is as it was before.
+        """
+        await self.enter(options.nowait)
+        try:
+            call = self.begin(options, hears=hear is not None)
+            try:
+                while not isinstance(report := await call.next(), Finished | Failed):
+                    if hear is not None and isinstance(report, Signalled):
+                        hear(report)
+                if isinstance(report, Failed):
+                    raise report.error
+            except BaseException:
+                self.frontend.send(Interrupt(self.path, keep=0))
+                raise
+            self.add_sampled(report.tokens)
+            return self.generation(call, report, options)
+        finally:
+            self.leave()
+
+    def begin(self, options: GenerateOptions, hears: bool) -> Call:
+        """Sends a generate, bounded by what the limits leave. Raises `LimitExceeded` where that is nothing."""
+        self.check_open()
+        stranded = self.frontend.inbox.stranded_error(self.path)
+        if stranded is not None:
+            raise stranded
+        if not self.tokens:
+            raise ThreadStateError(f"Thread {self.path} has an empty context. Append a prompt before it generates.")
+        left = self.account.tokens_left()
+        wanted = options.max_tokens or self.settings.max_tokens or UNBOUNDED
+        max_iterations = self.account.iterations_left()
+        watcher = options.watcher
+        if watcher is None and options.stop_strings:
+            if self.frontend.tokenizer is None:
+                raise PromptError("Stop strings need a tokenizer.json, which the checkpoint lacks. Stop at token ids.")
+            watcher = StopStrings(self.frontend.tokenizer, options.stop_strings, self.tokens)
+        meters = self.account.meters()
+        self._metered = metered = MeteredWatcher(watcher, meters) if meters else None
+        depth = self._policy_now(options.depth or self.settings.depth)
+        call = Call(
+            self.path,
+            self.account,
+            self.frontend.inbox.new_event,
+            hears=hears,
+            bounded_by_limit=left is not None and left < wanted,
+            metered=metered,
+        )
+        self.frontend.inbox.expect(call)
+        self.frontend.send(
+            Generate(
+                thread=self.path,
+                max_tokens=wanted if left is None else min(left, wanted),
+                sampling=options.sampling or self.settings.sampling,
+                depth=None if depth == self._depth else depth,
+                stop_tokens=options.stop_tokens,
+                watcher=metered or watcher,
+                max_iterations=max_iterations,
+                stream=options.stream,
+                entropies=options.entropies,
+            )
+        )
+        self._depth = depth
+        return call
+
+    def add_sampled(self, tokens: Sequence[int]) -> None:
+        self.tokens.extend(tokens)
+        self.account.see_length(len(self.tokens))
+
+    def generation(self, call: Call, report: Finished, options: GenerateOptions) -> Generation:
+        """What the caller gets for a finished call, whose tokens the context has taken in."""
+        reason, limit = _reason_and_limit(call, report)
+        tokens = report.tokens
+        shown = tokens[:-1] if tokens and tokens[-1] in options.stop_tokens else tokens
+        return Generation(
+            text=_text_before(
+                self.frontend.text_after(self.tokens[: len(self.tokens) - len(tokens)], shown), options.stop_strings
+            ),
+            tokens=tokens,
+            logprobs=report.logprobs,
+            top_logprobs=report.top_logprobs,
+            depths=report.depths,
+            reason=reason,
+            limit=limit,
+        )
+
+    def _policy_now(self, depth: DepthPolicy) -> DepthPolicy:
+        role: Literal["root", "parent", "child"] = (
+            "root" if len(self.path) == 1 else "parent" if self.has_children else "child"
+        )
+        name = type(depth).__name__
+        try:
+            chosen = depth.for_thread(role, len(self.path) - 1)
+        except Exception as error:
+            raise PolicyError(f"{name}.for_thread raised for thread {self.path}: {described(error)}.") from error
+        if not isinstance(chosen, DepthPolicy):
+            raise PolicyError(f"{name}.for_thread answered {shown(chosen)}; it must be a DepthPolicy.")
+        if self.frontend.records:
+            check_recordable(chosen)
+        return chosen
+
+
+def _reason_and_limit(call: Call, report: Finished) -> tuple[FinishReason, Literal["tokens", "iterations"] | None]:
+    if report.reason == "iterations" or (report.reason == "interrupted" and call.cut):
+        return "iterations", "iterations"
+    if report.reason == "stop" and call.metered is not None and call.metered.exhausted:
+        return "length", "tokens"
+    if report.reason == "length" and call.bounded_by_limit:
+        return "length", "tokens"
+    return report.reason, None
+
+
+def _text_before(text: str, strings: Sequence[str]) -> str:
+    """The part of a text before the first of some strings; all of it where there is none."""
+    found = [position for position in map(text.find, strings) if position >= 0]
+    return text[: min(found)] if found else text

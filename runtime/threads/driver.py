@@ -1,0 +1,195 @@
+"""Model-driven threads: a coroutine that lets the model orchestrate its own children under a protocol.
+
+generate -> spawn: ask the policy, start the child, go on decoding
+         -> join:  wait for the children granted since the last one, append their messages, generate again
+         -> end:   return the message
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import anyio.to_thread
+import msgspec
+
+from policies.conversion import shown
+from policies.spawn.base import SpawnDecision, SpawnRequest, TreeView
+from runtime.errors import LimitExceeded, PolicyError, PromptError, ProtocolError, described
+from runtime.link.commands import Signal, Signalled
+from runtime.protocol import BoundProtocol
+from runtime.results import Generation, Outcome
+from runtime.threads.context import Context, GenerateOptions
+
+if TYPE_CHECKING:
+    from runtime.threads.joining import Asked
+    from runtime.threads.thread import ReasoningThread
+
+
+async def drive(thread: ReasoningThread) -> Outcome:
+    """Runs a thread until its model ends it; without a protocol, until a stop token.
+
+    Where the model runs out of tokens or context, nothing is returned and the reason says so; where a limit ran out,
+    `LimitExceeded` is raised. Raises `ProtocolError` for malformed output and `PolicyError` for a policy that raised;
+    what children failed of is raised at their join.
+    """
+    protocol = thread.context.frontend.protocol
+    if protocol is None:
+        return await _drive_plain(thread.context)
+    return await _Driver(thread, protocol).run()
+
+
+async def _drive_plain(context: Context) -> Outcome:
+    generation = await context.generate(GenerateOptions(stop_tokens=context.frontend.stop_tokens))
+    _raise_limit(context, generation)
+    if generation.reason != "stop":
+        return Outcome((), "", _without_message(generation))
+    tokens = generation.tokens
+    if tokens and tokens[-1] in context.frontend.stop_tokens:
+        tokens = tokens[:-1]
+    return Outcome(tokens, context.frontend.decode(tokens), "stop")
+
+
+def _without_message(generation: Generation) -> Literal["length", "context", "nothing"]:
+    """Why a model that was not done went no further."""
+    return generation.reason if generation.reason in ("length", "context") else "nothing"
+
+
+class _Driver:
+    """One model-driven thread between its spawns and joins."""
+
+    def __init__(self, thread: ReasoningThread, protocol: BoundProtocol) -> None:
+        self._thread = thread
+        self._context = thread.context
+        self._protocol = protocol
+        self._spawn_policy = thread.context.settings.spawn
+        self._asked: list[Asked] = []
+        """Since the last join."""
+        self._emitted: list[int] = []
+        self._last: Signal | None = None
+
+    async def run(self) -> Outcome:
+        context = self._context
+        left = context.settings.max_tokens
+        while True:
+            self._last = None
+            start = len(context.tokens)
+            options = GenerateOptions(
+                max_tokens=left,
+                watcher=self._protocol.watcher(context.tokens),
+                stop_tokens=context.frontend.stop_tokens,
+                entropies=self._spawn_policy.reads == "entropy",
+            )
+            generation = await context.generate(options, hear=self._hear)
+            self._emitted += generation.tokens
+            _raise_limit(context, generation)
+            last = self._last
+            if last is None and generation.reason == "stop":
+                # A stop token of the checkpoint, which the protocol does not count as an end.
+                return self._returned(await self._returned_by_text())
+            if last is None:
+                return Outcome((), "", _without_message(generation))
+            if last.kind == "end":
+                return self._returned(last.tokens)
+            try:
+                await self._join(last, start)
+            except PromptError:
+                # The messages do not fit into what is left of the context.
+                return Outcome((), "", "context")
+            if left is not None:
+                left -= len(generation.tokens)
+                if left <= 0:
+                    return Outcome((), "", "length")
+
+    async def _returned_by_text(self) -> tuple[int, ...]:
+        """What the thread returned by all that it emitted; a text is searched beside the event loop."""
+        if self._protocol.on_ids:
+            return self._protocol.returned(self._emitted)
+        return await anyio.to_thread.run_sync(self._protocol.returned, tuple(self._emitted))
+
+    def _hear(self, report: Signalled) -> None:
+        signal = report.signal
+        if signal.kind == "malformed":
+            raise ProtocolError(f"Thread {self._context.path}: {signal.reason}")
+        if signal.kind == "spawn":
+            self._spawn(signal, report.entropy)
+        elif signal.kind in ("join", "end"):
+            self._last = signal
+
+    def _spawn(self, signal: Signal, entropy: float) -> None:
+        context = self._context
+        decision = self._decide(signal, entropy)
+        context.account.count_request(decision.run)
+        child = None
+        if decision.run:
+            settings = context.settings
+            if decision.depth is not None:
+                settings = msgspec.structs.replace(settings, depth=decision.depth)
+            child = self._thread.start_child(
+                signal.tokens, settings=settings, limits=decision.limits, by_model=True, reason=decision.reason
+            )
+        else:
+            self._thread.record_spawn(None, signal.tokens, by_model=True, fork=False, reason=decision.reason)
+        self._asked.append((signal.tokens, child))
+
+    def _decide(self, signal: Signal, entropy: float) -> SpawnDecision:
+        """Limits first, then the policy."""
+        context = self._context
+        refusal = context.account.refusal()
+        if refusal:
+            return SpawnDecision(run=False, reason=refusal)
+        size = context.frontend.context_size
+        if not signal.tokens:
+            return SpawnDecision(run=False, reason="its message is empty")
+        if size is not None and len(signal.tokens) > size:
+            return SpawnDecision(run=False, reason=f"its message is longer than the model's context of {size} tokens")
+        request = SpawnRequest(
+            parent=context.path,
+            message=signal.tokens,
+            index=len(self._asked),
+            granted=sum(child is not None for _, child in self._asked),
+            entropy=entropy,
+        )
+        policy = self._spawn_policy
+        try:
+            decision = policy.decide(request, self._view(signal))
+        except Exception as error:
+            raise PolicyError(
+                f"{type(policy).__name__}.decide raised for thread {context.path}: {described(error)}."
+            ) from error
+        if not isinstance(decision, SpawnDecision):
+            raise PolicyError(f"{type(policy).__name__}.decide answered {shown(decision)}; it must be a SpawnDecision.")
+        return decision
+
+    def _view(self, signal: Signal) -> TreeView:
+        tree = self._context.account.tree()
+        return TreeView(
+            threads=tree.total.threads,
+            running=tree.running,
+            # The present call is not reported yet; the others of the tree count when they are.
+            tokens=tree.total.generated + signal.start + len(signal.tokens),
+            iterations=tree.total.iterations,
+            waiting=self._context.frontend.statistics.waiting,
+        )
+
+    async def _join(self, join: Signal, start: int) -> None:
+        context, children = self._context, self._thread.children
+        if join.keep is not None:
+            # Cut before waiting: a parked thread then holds no pages for what nobody will read.
+            context.cut(start + join.keep, join.keep)
+        asked, self._asked = self._asked, []
+        granted = [child for _, child in asked if child is not None]
+        await children.collect(granted)
+        await children.take_over(granted, append=asked, before=join.tokens)
+
+    def _returned(self, tokens: tuple[int, ...]) -> Outcome:
+        if not tokens:
+            return Outcome((), "", "nothing")
+        return Outcome(tokens, self._context.frontend.decode(tokens), "returned")
+
+
+def _raise_limit(context: Context, generation: Generation) -> None:
+    if generation.limit is not None:
+        raise LimitExceeded(
+            f"Thread {context.path} was stopped by a limit on {generation.limit} before it ended. Raise "
+            f"Limits.{generation.limit}."
+        )

@@ -1,0 +1,266 @@
+"""Joining: waiting for children and taking over what they return."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Self
+
+from policies.conversion import shown
+from runtime.errors import EngineFailed, ThreadStateError
+from runtime.link.commands import ThreadPath
+from runtime.link.events import Joined
+from runtime.link.inbox import Event
+from runtime.results import Answer
+from runtime.threads.child import Child
+from runtime.threads.context import Context
+
+Success = Callable[[Answer], bool]
+
+Asked = tuple[tuple[int, ...], Child | None]
+"""One child that was asked for: its prompt, and the child, or None where it was refused."""
+
+
+class Arrivals:
+    """Children in the order in which they finish."""
+
+    __slots__ = ("_event", "_needed", "_new_event", "is_waiting", "ready")
+
+    def __init__(self, children: Iterable[Child], new_event: Callable[[], Event]) -> None:
+        self.ready: deque[Child] = deque()
+        """Finished and not yet taken."""
+        self.is_waiting = False
+        self._new_event = new_event
+        self._event: Event | None = None
+        self._needed = 0
+        for child in children:
+            child.arrivals = self
+            if child.is_done:
+                self.ready.append(child)
+
+    def arrive(self, child: Child) -> None:
+        self.ready.append(child)
+        if self._event is not None and len(self.ready) >= self._needed:
+            self._event.set()
+            self._event = None
+
+    async def wait(self, count: int) -> None:
+        """Waits until `count` children are ready, and wakes once for all of them."""
+        self.is_waiting = True
+        try:
+            while len(self.ready) < count:
+                self._needed = count
+                event = self._event = self._new_event()
+                await event.wait()
+        finally:
+            self.is_waiting = False
+
+    async def next(self) -> Child:
+        await self.wait(1)
+        return self.ready.popleft()
+
+
+class Children:
+    """The children of one thread that nobody has joined yet."""
+
+    __slots__ = ("_context", "_started", "_unjoined")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._started = 0
+        self._unjoined: dict[Child, None] = {}
+        """In spawn order; a dictionary, because an empty one is small."""
+
+    def __iter__(self) -> Iterator[Child]:
+        """Unjoined children in spawn order."""
+        return iter(list(self._unjoined))
+
+    def __len__(self) -> int:
+        return len(self._unjoined)
+
+    def new_path(self) -> ThreadPath:
+        self._started += 1
+        self._context.has_children = True
+        return (*self._context.path, self._started - 1)
+
+    def add(self, child: Child) -> None:
+        self._unjoined[child] = None
+
+    def named(self, children: Iterable[Child] | None) -> list[Child]:
+        """Those that a caller names, or all that are not joined. Raises `ValueError` for anything but children."""
+        if children is None:
+            return list(self)
+        if not isinstance(children, Iterable) or isinstance(children, str):
+            raise ValueError(f"children is {shown(children)}; give a list of children, or None for all.")
+        chosen = list(children)
+        for child in chosen:
+            if not isinstance(child, Child):
+                raise ValueError(f"children has {shown(child)}; give what spawn() and fork() return.")
+        return chosen
+
+    async def join_all(self, children: Sequence[Child], append: bool) -> list[Answer]:
+        """Waits for all, then appends what they return, in spawn order. Raises what they failed of, several as an
+        `ExceptionGroup`; then nothing is appended. Cancelled, it has joined and appended nothing.
+        """
+        self._check(append)
+        await self.collect(children)
+        await self.take_over(children, append=_in_spawn_order(children) if append and children else None)
+        return [_answer(child) for child in children]
+
+    async def collect(self, children: Sequence[Child]) -> None:
+        """Waits for all and marks them joined. Raises and is cancelled like `join_all`."""
+        await self._claim(children).wait(len(children))
+        for child in children:
+            self.finish(child)
+        self.raise_failures(children)
+
+    async def first_success(self, children: Sequence[Child], success: Success, append: bool) -> Answer | None:
+        """Waits for the first child that `success` accepts, cancels the others and waits until they are gone.
+
+        None where no child succeeds; where one failed, that is raised instead. Cancelled, it has joined and appended
+        nothing, but children may have been cancelled already.
+        """
+        self._check(append)
+        arrivals = self._claim(children)
+        finished: list[Child] = []
+        winner = None
+        while winner is None and len(finished) < len(children):
+            child = await arrivals.next()
+            finished.append(child)
+            if child.error is None and success(_answer(child)):
+                winner = child
+        losers = [child for child in children if not child.is_done]
+        for child in losers:
+            child.cancel()
+        await arrivals.wait(len(children) - len(finished))
+        for child in children:
+            self.finish(child)
+        if winner is None:
+            self.raise_failures(children)
+        await self.take_over(
+            children, append=[(winner.prompt, winner)] if winner and append else None, cancelled=losers
+        )
+        return None if winner is None else _answer(winner)
+
+    def as_completed(self, children: Sequence[Child]) -> AsCompleted:
+        self._context.check_open()
+        return AsCompleted(self, self._claim(children), len(children))
+
+    async def take_over(
+        self,
+        children: Sequence[Child],
+        *,
+        append: Sequence[Asked] | None,
+        before: Sequence[int] = (),
+        cancelled: Sequence[Child] = (),
+    ) -> None:
+        """Appends `before` and what the children in `append` returned, as the protocol puts it, and records the join
+        of `children`. None appends nothing, while a model's join without spawns gets what the protocol says to no
+        messages. Returns when the trace has it all; cancelled meanwhile, it has joined and appended. Raises like
+        `Context.extend`.
+        """
+        context, asked = self._context, append or ()
+        delivered = [child for _, child in asked if child is not None and _answer(child).tokens]
+        messages = [() if child is None else _answer(child).tokens for _, child in asked]
+        protocol = context.frontend.protocol
+        if protocol is None or append is None:
+            delivery = [token for message in messages for token in message]
+        else:
+            delivered = delivered[: protocol.protocol.most_messages]
+            delivery = protocol.delivery(messages, [prompt for prompt, _ in asked])
+        context.extend([*before, *delivery])
+        if context.frontend.is_recording:
+            context.frontend.record(
+                Joined(
+                    time=0.0,
+                    thread=context.path,
+                    children=tuple(child.path for child in children),
+                    delivered=tuple(child.path for child in delivered),
+                    cancelled=tuple(child.path for child in cancelled),
+                )
+            )
+            await context.frontend.recorded()
+
+    def raise_failures(self, children: Iterable[Child]) -> None:
+        """Raises what children failed of: one error as it is, several as an `ExceptionGroup` in spawn order."""
+        errors = [child.error for child in sorted(children, key=_path) if child.error is not None]
+        if not errors:
+            return
+        # A dead device is one failure, however many children saw it.
+        self._context.frontend.check()
+        if len(errors) == 1:
+            raise errors[0]
+        raise ExceptionGroup(f"{len(errors)} children of thread {self._context.path} failed", errors)
+
+    def failures(self, body: Exception | None) -> list[Exception]:
+        """Errors of children that nobody joined, in spawn order; without those that the parent's own error covers."""
+        errors = [child.error for child in self if child.error is not None]
+        if isinstance(body, EngineFailed):
+            errors = [error for error in errors if not isinstance(error, EngineFailed)]
+        return errors
+
+    def finish(self, child: Child) -> None:
+        """The child is joined."""
+        child.is_joined = True
+        child.arrivals = None
+        self._unjoined.pop(child, None)
+
+    def _check(self, append: bool) -> None:
+        if append:
+            self._context.check_idle("join")
+        else:
+            self._context.check_open()
+
+    def _claim(self, children: Sequence[Child]) -> Arrivals:
+        if len(set(children)) < len(children):
+            raise ValueError("The same child is given twice.")
+        for child in children:
+            if child.is_joined:
+                raise ThreadStateError(f"Child {child.path} was joined already; keep the answer of the first join.")
+            if child not in self._unjoined:
+                raise ValueError(
+                    f"Thread {child.path} is not a child of thread {self._context.path}; join it on its parent."
+                )
+            if child.arrivals is not None and child.arrivals.is_waiting:
+                raise ThreadStateError(f"Child {child.path} is being joined by another coroutine; join it once.")
+        return Arrivals(children, self._context.frontend.inbox.new_event)
+
+
+class AsCompleted:
+    """Async iterator over the answers of children as they finish. Appends nothing.
+
+    A child that failed raises its error in its turn; the iteration may go on after it. Children that were not reached
+    stay unjoined.
+    """
+
+    def __init__(self, children: Children, arrivals: Arrivals, count: int) -> None:
+        self._children = children
+        self._arrivals = arrivals
+        self._left = count
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Answer:
+        if not self._left:
+            raise StopAsyncIteration
+        child = await self._arrivals.next()
+        self._left -= 1
+        self._children.finish(child)
+        self._children.raise_failures([child])
+        await self._children.take_over([child], append=())
+        return _answer(child)
+
+
+def _path(child: Child) -> ThreadPath:
+    return child.path
+
+
+def _answer(child: Child) -> Answer:
+    if child.answer is None:
+        raise ThreadStateError(f"Child {child.path} has not finished.")
+    return child.answer
+
+
+def _in_spawn_order(children: Iterable[Child]) -> list[Asked]:
+    return [(child.prompt, child) for child in sorted(children, key=_path)]
