@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test
+.PHONY: demo test types native-code
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m examples.countdown 22 26 31 53 --target 27
@@ -12,8 +12,15 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory --jobs=2 types native-code
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+# Once, before the processes that run tests would compile it each for itself.
+native-code: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.compile_native
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@echo "Installing what Braid needs into $(VENV) (first time only; torch takes a while)"
