@@ -330,8 +330,8 @@ class Engine:
         """Answers a prompt: the model orchestrates its own tree under the checkpoint's protocol.
 
         `max_tokens` bounds what each thread of the tree samples; a root that ends at it, or at the end of its
-        context, gives an answer with that reason and no text. A limit that runs out raises `LimitExceeded`, whose
-        `answer` has the tree's path and usage. Under a select policy
+        context, gives an answer with that reason and no text, whose `tokens` are what it had generated. A limit
+        that runs out raises `LimitExceeded`, whose `answer` has the tree's path and usage. Under a select policy
         several independent roots answer, and one answer is chosen; the limits hold for all of them together.
         Cancelled, everything below is gone when it returns.
         """

@@ -93,25 +93,30 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """The limit that cut it short; the next call raises `LimitExceeded`."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True):
+    """How a thread's work ended."""
+
+    tokens: tuple[int, ...]
+    """What it returned; where a bound ended it before that, what it had generated."""
+    text: str
+    """What it returned; empty where that is nothing."""
+    reason: AnswerReason
+
+    @property
+    def message(self) -> tuple[int, ...]:
+        """Token ids of what it returned to its parent or user; empty where that is nothing."""
+        return self.tokens if self.reason in ("returned", "stop") else ()
+
+
+class Answer(Outcome, frozen=True, kw_only=True):
     """What a thread returned to its parent, or a tree to its user."""
 
-    text: str
-    """Empty where nothing was returned."""
-    tokens: tuple[int, ...]
     path: ThreadPath
     """The thread that answered."""
     usage: Usage
     """Of the thread and everything below it."""
-    reason: AnswerReason
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """How a thread's work ended, before its usage is known."""
-
-    tokens: tuple[int, ...]
-    text: str
-    reason: AnswerReason
-
-    def answer(self, path: ThreadPath, usage: Usage) -> Answer:
-        return Answer(text=self.text, tokens=self.tokens, path=path, usage=usage, reason=self.reason)
+def answered(outcome: Outcome, path: ThreadPath, usage: Usage) -> Answer:
+    """What others get for a thread's outcome, once its usage is known."""
+    return Answer(**msgspec.structs.asdict(outcome), path=path, usage=usage)

@@ -10,7 +10,7 @@ import anyio
 from runtime.console.logs import logger
 from runtime.errors import LimitExceeded
 from runtime.link.commands import ThreadPath
-from runtime.results import Answer, Outcome, Usage
+from runtime.results import Answer, Outcome, Usage, answered
 from runtime.threads.driver import drive
 
 if TYPE_CHECKING:
@@ -94,9 +94,8 @@ class Child:
             if self.error is not None:
                 _log.debug("child failed", thread=self.path, error=repr(self.error))
             outcome = thread.outcome if self.error is None else None
-            self.answer = (outcome or Outcome((), "", "nothing" if self.error else "cancelled")).answer(
-                self.path, self.usage
-            )
+            ended = outcome or Outcome((), "", "nothing" if self.error else "cancelled")
+            self.answer = answered(ended, self.path, self.usage)
             thread.lifetime.end()
             if self.arrivals is not None:
                 self.arrivals.arrive(self)

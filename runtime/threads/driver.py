@@ -41,9 +41,9 @@ async def drive(thread: ReasoningThread) -> Outcome:
 async def _drive_plain(context: Context) -> Outcome:
     generation = await context.generate(GenerateOptions(stop_tokens=context.frontend.stop_tokens))
     _raise_limit(context, generation)
-    if generation.reason != "stop":
-        return Outcome((), "", _without_message(generation))
     tokens = generation.tokens
+    if generation.reason != "stop":
+        return Outcome(tokens, "", _without_message(generation))
     if tokens and tokens[-1] in context.frontend.stop_tokens:
         tokens = tokens[:-1]
     return Outcome(tokens, context.frontend.decode(tokens), "stop")
@@ -87,18 +87,24 @@ class _Driver:
                 # A stop token of the checkpoint, which the protocol does not count as an end.
                 return self._returned(await self._returned_by_text())
             if last is None:
-                return Outcome((), "", _without_message(generation))
+                return Outcome(tuple(self._emitted), "", _without_message(generation))
             if last.kind == "end":
                 return self._returned(last.tokens)
             try:
                 await self._join(last, start)
             except PromptError:
                 # The messages do not fit into what is left of the context.
-                return Outcome((), "", "context")
+                return Outcome(tuple(self._emitted), "", "context")
+            if len(context.tokens) == start:
+                # The same context draws the same tokens: the model would go round for ever.
+                raise ProtocolError(
+                    f"Thread {context.path}: a join cut its block away and delivered nothing, so that the context is "
+                    f"what it was before. Declare a text for such joins, in delivered_nothing or joined."
+                )
             if left is not None:
                 left -= len(generation.tokens)
                 if left <= 0:
-                    return Outcome((), "", "length")
+                    return Outcome(tuple(self._emitted), "", "length")
 
     async def _returned_by_text(self) -> tuple[int, ...]:
         """What the thread returned by all that it emitted; a text is searched beside the event loop."""

@@ -6,11 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
+import anyio
+import anyio.to_thread
+
 from policies.conversion import shown
 from runtime.errors import EngineFailed, ThreadStateError
 from runtime.link.commands import ThreadPath
 from runtime.link.events import Joined
 from runtime.link.inbox import Event
+from runtime.protocol import BoundProtocol
 from runtime.results import Answer
 from runtime.threads.child import Child
 from runtime.threads.context import Context
@@ -160,14 +164,14 @@ class Children:
         `Context.extend`.
         """
         context, asked = self._context, append or ()
-        delivered = [child for _, child in asked if child is not None and _answer(child).tokens]
-        messages = [() if child is None else _answer(child).tokens for _, child in asked]
+        delivered = [child for _, child in asked if child is not None and _answer(child).message]
+        messages = [() if child is None else _answer(child).message for _, child in asked]
         protocol = context.frontend.protocol
         if protocol is None or append is None:
             delivery = [token for message in messages for token in message]
         else:
             delivered = delivered[: protocol.protocol.most_messages]
-            delivery = protocol.delivery(messages, [prompt for prompt, _ in asked])
+            delivery = await _delivery(protocol, messages, [prompt for prompt, _ in asked])
         context.extend([*before, *delivery])
         if context.frontend.is_recording:
             context.frontend.record(
@@ -250,6 +254,18 @@ class AsCompleted:
         self._children.raise_failures([child])
         await self._children.take_over([child], append=())
         return _answer(child)
+
+
+async def _delivery(
+    protocol: BoundProtocol, messages: Sequence[tuple[int, ...]], prompts: Sequence[tuple[int, ...]]
+) -> list[int]:
+    """What a join appends, as the protocol puts it; a text is searched and encoded beside the event loop."""
+    if protocol.on_ids:
+        return protocol.delivery(messages, prompts)
+    # The children are joined already, so that what they returned has to follow.
+    with anyio.CancelScope(shield=True):
+        made = await anyio.to_thread.run_sync(protocol.delivery, messages, prompts)
+    return made
 
 
 def _path(child: Child) -> ThreadPath:

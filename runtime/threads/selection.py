@@ -10,7 +10,7 @@ import msgspec
 from policies.conversion import shown
 from policies.select.base import SelectPolicy
 from runtime.errors import LimitExceeded, PolicyError, described
-from runtime.results import Answer, Outcome, add
+from runtime.results import Answer, Outcome, add, answered
 from runtime.threads.driver import drive
 from runtime.threads.thread import ReasoningThread
 
@@ -21,9 +21,9 @@ async def answer_of(root: ReasoningThread) -> Answer:
         async with root:
             root.outcome = await drive(root)
     except LimitExceeded as error:
-        error.answer = Outcome((), "", "limit").answer(root.path, root.usage)
+        error.answer = answered(Outcome((), "", "limit"), root.path, root.usage)
         raise
-    return (root.outcome or Outcome((), "", "cancelled")).answer(root.path, root.usage)
+    return answered(root.outcome or Outcome((), "", "cancelled"), root.path, root.usage)
 
 
 async def best_answer(roots: Sequence[ReasoningThread], policy: SelectPolicy, prompt: str) -> Answer:
@@ -46,10 +46,10 @@ async def best_answer(roots: Sequence[ReasoningThread], policy: SelectPolicy, pr
     async with anyio.create_task_group() as group:
         for index, root in enumerate(roots):
             group.start_soon(sample, index, root)
-    given = [answer for answer in answers if answer is not None]
+    given = [each for each in answers if each is not None]
     if not given or any(not isinstance(error, LimitExceeded) for error in errors):
         raise errors[0]
-    chosen = given[_choose(policy, prompt, [answer.text for answer in given])]
+    chosen = given[_choose(policy, prompt, [each.text for each in given])]
     return msgspec.structs.replace(chosen, usage=add(*(root.usage for root in roots)))
 
 

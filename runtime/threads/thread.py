@@ -320,7 +320,7 @@ class ReasoningThread:
         frontend = self.context.frontend
         if frontend.is_recording and self.context.state == "open":
             outcome = self.outcome or Outcome((), "", "nothing")
-            kind = "returned" if outcome.tokens else "nothing"
+            kind = "returned" if outcome.message else "nothing"
             if error is not None:
                 kind = "nothing" if isinstance(error, LimitExceeded) else "failed"
             elif is_cancelled:
@@ -366,4 +366,4 @@ class ReasoningThread:
 
 
 def _has_message(answer: Answer) -> bool:
-    return bool(answer.tokens)
+    return bool(answer.message)

@@ -417,17 +417,3 @@ def test_no_stream_of_tokens_hangs_or_breaks_the_engine(seed: int, context: int,
         assert_all_closed(device.core)
 
     anyio.run(main, backend="asyncio" if seed % 2 else "trio")
-
-
-async def test_a_child_that_was_cut_returned_nothing() -> None:
-    """Without a protocol the model's text is the message, once it has ended."""
-    device = ScriptedDevice(scripts({"1": "a b <end>", "2": "a b c d e <end>"}))
-    async with Engine.over(device, tokenizer=word_tokenizer(), stop_tokens=ids("<end>")) as engine:
-        answer = await engine.run("2", max_tokens=3)
-        assert (answer.text, answer.tokens, answer.reason) == ("", (), "length")
-        async with engine.thread("x") as root:
-            children = [root.spawn("2", max_tokens=2), root.spawn("1", max_tokens=3)]
-            first = await root.join(children, until="first success")
-            assert first is not None
-            assert (first.text, first.reason) == ("a b", "stop")
-            assert await root.join([root.spawn("2", max_tokens=2)], until="first success") is None
