@@ -12,7 +12,7 @@ import msgspec
 from benchmarks import backends, cancelling, continuous, depthwise, fork, overhead, parked, peaks, speculation
 from benchmarks.machine import Environment
 from benchmarks.result import Report, Result, as_markdown, as_table
-from runtime.console.command_line import Printer, output_file, status_of, whole
+from runtime.console import Printer, output_file, status_of, whole
 
 BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "depthwise": partial(depthwise.measure, depthwise.Size()),

@@ -9,13 +9,12 @@ import msgspec
 from benchmarks import driving, models
 from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
-from policies.depth.fixed import Fixed
+from policies import Fixed
+from runtime import EngineSettings, Sampling
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
-from runtime.link.commands import Finished, ThreadPath
-from runtime.model.raven import Raven
-from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
+from runtime.link import Finished, ThreadPath
+from runtime.model import Raven
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):

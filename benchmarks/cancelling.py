@@ -12,13 +12,10 @@ import msgspec
 from benchmarks import models
 from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
-from policies import Policy
-from policies.depth.fixed import Fixed
+from policies import Fixed, Policy
+from runtime import Engine, EngineSettings, ReasoningThread
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
-from runtime.engine import Engine
-from runtime.settings import EngineSettings
-from runtime.threads.thread import ReasoningThread
 
 Shape = Callable[[ReasoningThread, int], None]
 """Starts so many threads below one, which all wait."""

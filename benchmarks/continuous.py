@@ -18,15 +18,12 @@ from benchmarks.timing import in_turn
 from examples.countdown.problems import Problem, draw_problems
 from examples.countdown.solve import LIMITS, Evaluation, evaluate
 from examples.countdown.vocabulary import END, ID_OF, JOIN
-from policies import DepthPolicy, Fixed, LatentDiff, Policy
-from policies.depth.base import Carry
+from policies import Carry, DepthPolicy, Fixed, LatentDiff, Policy
+from runtime import Engine, EngineSettings, Sampling
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
-from runtime.engine import Engine
-from runtime.link.commands import Generate, ThreadPath
-from runtime.model.checkpoint import load_checkpoint, resolve
-from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
+from runtime.link import Generate, ThreadPath
+from runtime.model import load_checkpoint, resolve
 
 CHECKPOINT = "countdown"
 FULL = "full depth"

@@ -18,16 +18,14 @@ from benchmarks import driving, models
 from benchmarks.lockstep import LockstepScheduler
 from benchmarks.result import Aim, Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
-from policies.depth.base import DepthPolicy, DepthView
-from policies.depth.latent_diff import LatentDiff
+from policies import DepthPolicy, DepthView, LatentDiff
+from runtime import EngineSettings, Sampling
 from runtime.backend.interface import TickResult
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
-from runtime.link.commands import Finished, ThreadPath
-from runtime.model.raven import Raven
-from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
+from runtime.link import Finished, ThreadPath
+from runtime.model import Raven
 
 SAMPLING = Sampling(temperature=1.0)
 

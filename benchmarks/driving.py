@@ -9,10 +9,10 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from policies.depth.base import DepthPolicy
+from policies import DepthPolicy
+from runtime import Sampling
 from runtime.device.loop import DeviceLoop
-from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
-from runtime.sampling import Sampling
+from runtime.link import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
 
 
 def prompts(vocab: int, count: int, length: int) -> list[tuple[int, ...]]:

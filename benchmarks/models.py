@@ -6,8 +6,7 @@ import math
 
 import torch
 
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven
+from runtime.model import Raven, RavenConfig
 
 VOCABULARY = 215
 """Tokens of the Countdown model."""

@@ -20,16 +20,12 @@ from torch import Tensor
 from benchmarks import driving, models
 from benchmarks.result import Aim, Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
-from policies import Policy
-from policies.depth.base import DepthPolicy
-from policies.depth.fixed import Fixed
+from policies import DepthPolicy, Fixed, Policy
+from runtime import Engine, EngineSettings, Sampling
 from runtime.backend.interface import Backend, CacheShape, Int32, Run, Tick, TickResult
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
-from runtime.engine import Engine
-from runtime.model.raven import Raven
-from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
+from runtime.model import Raven
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,14 +22,10 @@ import msgspec
 from benchmarks import driving, models
 from benchmarks.result import Aim, Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
-from policies import Policy
-from policies.depth.fixed import Fixed
+from policies import Fixed, Policy
+from runtime import Engine, EngineSettings, ReasoningThread, Sampling
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop, ModelDevice
-from runtime.engine import Engine
-from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
-from runtime.threads.thread import ReasoningThread
 
 DEPTH = Fixed(1)
 PAGE_SIZE = 16

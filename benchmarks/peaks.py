@@ -11,13 +11,12 @@ import torch
 
 from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
-from policies.depth.fixed import Fixed
+from policies import Fixed
+from runtime import EngineSettings
 from runtime.backend.native.backend import FusedBackend
 from runtime.backend.native.compiled import HEAD
 from runtime.device.build import build_loop
-from runtime.model.llama import Llama
-from runtime.model.llama_config import LlamaConfig
-from runtime.settings import EngineSettings
+from runtime.model import Llama, LlamaConfig
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):

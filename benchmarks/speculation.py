@@ -15,12 +15,11 @@ from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from examples.countdown.problems import draw_problems
 from policies import DepthPolicy, Fixed, Speculative
+from runtime import EngineSettings, Sampling
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
-from runtime.link.commands import Generate, ThreadPath
-from runtime.model.checkpoint import load_checkpoint, resolve
-from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
+from runtime.link import Generate, ThreadPath
+from runtime.model import load_checkpoint, resolve
 
 FIGURES = (
     "drafts accepted, share",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from policies import DepthPolicy, DepthView, Fixed, Policy
 from runtime import Engine
-from runtime.console.command_line import status_of
+from runtime.console import status_of
 
 
 class WhenSure(DepthPolicy, frozen=True):

@@ -14,9 +14,8 @@ from pathlib import Path
 import anyio
 
 from runtime import Engine
-from runtime.console.command_line import Printer, output_file, status_of
-from traces import read
-from traces.show import show
+from runtime.console import Printer, output_file, status_of
+from traces import read, show
 
 PROMPT = "22 26 31 53 -> 27"
 

@@ -15,7 +15,7 @@ from examples.countdown.problems import LARGEST_VALUE, Problem
 from examples.countdown.search import first_steps, question_words, words_of
 from examples.countdown.solve import solution_of
 from runtime import Engine
-from runtime.console.command_line import status_of, whole
+from runtime.console import status_of, whole
 
 
 async def main(problem: Problem) -> None:

@@ -15,7 +15,7 @@ from examples.countdown.problems import Problem
 from examples.countdown.solve import solution_of
 from policies import BestOf, Policy, SelfConsistency
 from runtime import Engine, Sampling
-from runtime.console.command_line import status_of
+from runtime.console import status_of
 
 PROBLEM = Problem((22, 26, 31, 53), 27)
 

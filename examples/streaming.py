@@ -12,7 +12,7 @@ from functools import partial
 import anyio
 
 from runtime import Engine
-from runtime.console.command_line import status_of
+from runtime.console import status_of
 
 
 async def main() -> None:

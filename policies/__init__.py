@@ -4,7 +4,7 @@
 """
 
 from policies.depth.argmax_stability import ArgmaxStability
-from policies.depth.base import DepthPolicy, DepthView, EntryView, Role
+from policies.depth.base import Carry, DepthPolicy, DepthView, EntryView, Role
 from policies.depth.bounding import Bounding
 from policies.depth.by_load import ByLoad
 from policies.depth.by_role import ByRole
@@ -36,6 +36,7 @@ __all__ = [
     "ByEntropy",
     "ByLoad",
     "ByRole",
+    "Carry",
     "ChildBudget",
     "Cosine",
     "DepthPolicy",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TraceError,
     )
     from runtime.link.commands import Device, Statistics
+    from runtime.loading import Opened, open_device
     from runtime.protocol import BoundProtocol, TagProtocol, apr_protocol
     from runtime.results import Answer, Chunk, Generation, Usage
     from runtime.sampling import Sampling
@@ -40,6 +41,7 @@ _HOMES = {
     "runtime.results": ("Answer", "Chunk", "Generation", "Usage"),
     "runtime.threads.child": ("Child",),
     "runtime.link.commands": ("Device", "Statistics"),
+    "runtime.loading": ("Opened", "open_device"),
     "runtime.engine": ("Engine",),
     "runtime.errors": (
         "BraidError",
@@ -81,6 +83,7 @@ __all__ = [
     "LimitExceeded",
     "Limits",
     "NumericalError",
+    "Opened",
     "PolicyError",
     "PromptError",
     "ProtocolError",
@@ -94,6 +97,7 @@ __all__ = [
     "TraceError",
     "Usage",
     "apr_protocol",
+    "open_device",
 ]
 
 

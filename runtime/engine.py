@@ -22,9 +22,7 @@ from runtime.console.logs import logger
 from runtime.errors import EngineClosed, PromptError
 from runtime.link.commands import Device, LoadWeights, OnTraceError, Statistics
 from runtime.link.event_values import check_recordable
-from runtime.link.events import Event
-from runtime.link.recording import recording
-from runtime.link.session import Frontend, ThreadSettings
+from runtime.link.events import Event, Trace
 from runtime.loading import Opened, open_device, open_in_thread, open_playback
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol
@@ -34,9 +32,10 @@ from runtime.settings import read_settings
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import EngineArguments, ThreadArguments, checkpoint_of, path_of, token_ids, weights_of
 from runtime.threads.context import Context
+from runtime.threads.recording import recording
 from runtime.threads.selection import answer_of, best_answer
+from runtime.threads.session import Frontend, ThreadSettings
 from runtime.threads.thread import ReasoningThread
-from traces.reader import Trace
 
 if TYPE_CHECKING:
     from torch import Tensor

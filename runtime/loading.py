@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import anyio.to_thread
 import msgspec
@@ -18,18 +18,17 @@ import msgspec
 from policies import Policy, from_builtins, to_builtins
 from runtime.errors import CheckpointError, ProtocolError
 from runtime.link.commands import Device, OnTraceError
-from runtime.link.events import FORMAT, Header, encodable
+from runtime.link.events import FORMAT, Header, Trace, encodable
 from runtime.model.braid_file import parse_braid
 from runtime.model.directories import BRAID
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol, TagProtocol
 from runtime.settings import EngineSettings
-from traces.writer import TraceWriter
 
 if TYPE_CHECKING:
+    from runtime.device.journal import Recorder
     from runtime.device.loop import DeviceLoop
     from runtime.model.checkpoint import Description
-    from traces.reader import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +90,9 @@ def open_device(
     load_native_code(loaded.model, settings)
     context_size = settings.context_size(config.block_size)
 
-    def open_trace(path: Path, overwrite: bool) -> TraceWriter:
+    def open_trace(path: Path, overwrite: bool) -> Recorder:
         header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed)
-        return TraceWriter(path, header, overwrite=overwrite)
+        return _tracing().write(path, header, overwrite=overwrite)
 
     def open_loop() -> DeviceLoop:
         return build_loop(
@@ -146,12 +145,11 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
     `checkpoint` says where that is now, if not where the trace says. Its weights are not read.
     """
     from runtime.model.checkpoint import describe
-    from traces.playback import Playback
 
     described = describe(trace.header.checkpoint if checkpoint is None else checkpoint)
     protocol, _ = read_braid(described)
     return Opened(
-        device=Playback(trace),
+        device=_tracing().play(trace),
         tokenizer=described.tokenizer,
         protocol=protocol,
         policy=from_builtins(trace.header.policy, Policy),
@@ -159,6 +157,21 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
         context_size=msgspec.convert(trace.header.engine, EngineSettings).context_size(described.config.block_size),
         vocab_size=described.config.vocab_size,
     )
+
+
+class _Tracing(NamedTuple):
+    """What records runs, and what plays them back."""
+
+    write: Callable[..., Recorder]
+    """From a path, a header and `overwrite`."""
+    play: Callable[[Trace], Device]
+
+
+def _tracing() -> _Tracing:
+    # The runtime's only reach upwards: traces are built on its events, and loaded where one is asked for.
+    from traces import Playback, TraceWriter
+
+    return _Tracing(write=TraceWriter, play=Playback)
 
 
 def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | None]:

@@ -12,16 +12,14 @@ from pathlib import Path
 import msgspec
 
 from policies import Policy, from_builtins
-from runtime.console.command_line import FAILED, Printer, input_directory, output_file, status_of
-from runtime.console.visible import visible
-from runtime.errors import TraceError
-from runtime.link.commands import Device
-from runtime.link.events import Header
-from runtime.model.directories import tokenizer_file
-from traces.export import exported
-from traces.reader import Trace, TraceReader, read
-from traces.show import Decode, load_decode, show
-from traces.verify import verify
+from runtime import TraceError
+from runtime.console import FAILED, Printer, input_directory, output_file, status_of, visible
+from runtime.link import Device, Header, Trace
+from runtime.model import tokenizer_file
+from traces.printing import Decode, load_decode, show
+from traces.reader import TraceReader, read
+from traces.verification import verify
+from traces.viewer_format import exported
 
 OpenDevice = Callable[[Header], Device]
 
@@ -162,8 +160,10 @@ def _decode(tokenizer: Path | None, header: Header) -> Decode | None:
 
 def _open_recorded(header: Header) -> Device:
     """The device that the trace was made with, on this machine."""
-    from runtime.loading import open_device  # only here, since loading a model takes seconds
-    from runtime.settings import EngineSettings
+    from runtime import (
+        EngineSettings,
+        open_device,  # only here, since loading a model takes seconds
+    )
 
     try:
         settings = msgspec.convert(header.engine, EngineSettings)

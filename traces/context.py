@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from runtime.errors import TraceError
-from runtime.link import events as ev
+from runtime import TraceError
+from runtime.link import Computed
 from traces.tree import Call, Receipt, ThreadStory, path_name
 
 
@@ -82,7 +82,7 @@ class _Growing:
         segments = ((segment.index, segment) for segment in story.segments)
         computed = zip(story.computed_indices, story.computed, strict=True)
         for _, event in heapq.merge(segments, computed, key=lambda indexed: indexed[0]):
-            if isinstance(event, ev.Computed):
+            if isinstance(event, Computed):
                 self._note_depth(event)
                 continue
             if event.position < self._start + len(self._tokens):
@@ -100,7 +100,7 @@ class _Growing:
             pieces=tuple(self._pieces),
         )
 
-    def _note_depth(self, done: ev.Computed) -> None:
+    def _note_depth(self, done: Computed) -> None:
         first = max(0, done.position - self._start)
         for at in range(first, min(done.position + done.count - self._start, len(self._tokens))):
             self._depths[at] = done.depth

@@ -8,7 +8,7 @@ import stat
 import sys
 from pathlib import Path
 
-from runtime.errors import TraceError
+from runtime import TraceError
 
 if sys.platform != "win32":
     import fcntl

@@ -20,9 +20,8 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from runtime.errors import BraidError, TraceError
-from runtime.link import events as ev
-from runtime.link.commands import (
+from runtime import BraidError, TraceError
+from runtime.link import (
     CloseThread,
     Command,
     Emitted,
@@ -33,11 +32,13 @@ from runtime.link.commands import (
     OpenThread,
     Record,
     Report,
+    Sampled,
     Signalled,
     Statistics,
     ThreadPath,
+    TickDone,
+    Trace,
 )
-from traces.reader import Trace
 from traces.recorded import ADVICE, PendingCall, RecordedThread
 from traces.steps import NO_CALL, Step, steps_of
 from traces.totals import statistics_after
@@ -202,7 +203,7 @@ class RecordedOrder:
 
     @property
     def _is_after_tick(self) -> bool:
-        return self._cursor <= len(self._events) and isinstance(self._events[self._cursor - 1], ev.TickDone)
+        return self._cursor <= len(self._events) and isinstance(self._events[self._cursor - 1], TickDone)
 
     def _advance(self, reports: list[Report]) -> bool:
         """Plays the next event; False if that has to wait for a command."""
@@ -230,7 +231,7 @@ class RecordedOrder:
         if self._cursor >= len(self._events):
             return self._steps[self._cursor].thread
         event = self._events[self._cursor]
-        return None if isinstance(event, ev.TickDone) else event.thread
+        return None if isinstance(event, TickDone) else event.thread
 
     def _next_late(self) -> Step | None:
         """The first of the steps passed over that is due now."""
@@ -295,7 +296,7 @@ class RecordedOrder:
         except TraceError as error:
             self._fail(thread, error, reports)
 
-    def _emit(self, sample: ev.Sampled, thread: RecordedThread, pending: PendingCall, reports: list[Report]) -> None:
+    def _emit(self, sample: Sampled, thread: RecordedThread, pending: PendingCall, reports: list[Report]) -> None:
         request, call = pending.request, pending.recorded
         pending.delivered += 1
         if request.stream:

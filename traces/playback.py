@@ -7,11 +7,9 @@ import threading
 import time
 from collections import deque
 
-from runtime.errors import TraceError
-from runtime.link.commands import Answered, Command, Deliver, DeviceFailed, Report, Request, Statistics
-from runtime.link.events import TickDone
+from runtime import TraceError
+from runtime.link import Answered, Command, Deliver, DeviceFailed, Report, Request, Statistics, TickDone, Trace
 from traces.order import RecordedOrder
-from traces.reader import Trace
 
 
 class Playback:

@@ -7,30 +7,18 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 import msgspec
 
-from runtime.errors import TraceError
-from runtime.link.event_values import check_plain
-from runtime.link.events import FORMAT, LARGEST_RECORD, AnyEvent, Header
+from runtime import TraceError
+from runtime.link import FORMAT, LARGEST_RECORD, AnyEvent, Header, Trace, check_plain
 from traces.file import reason_of
 from traces.writer import FRAME, MAGIC
 
-NOT_UNDERSTOOD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TraceError)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A trace in memory."""
-
-    header: Header
-    events: list[AnyEvent] = field(default_factory=list)
-    lost: str | None = None
-    """What is missing at the end and why; None for a trace that its writer closed."""
+NOT_UNDERSTOOD = (msgspec.DecodeError, ValueError, RecursionError)
 
 
 class TraceReader:

@@ -8,12 +8,20 @@ from typing import Any, cast
 
 import msgspec
 
-from runtime import errors
-from runtime.errors import BraidError, TraceError
-from runtime.link import events as ev
-from runtime.link.commands import Finished, FinishReason, Generate, OpenThread
-from runtime.link.events import AnyEvent
-from runtime.link.work import Work
+import runtime
+from runtime import BraidError, TraceError
+from runtime.link import (
+    AnyEvent,
+    Finished,
+    FinishReason,
+    Generate,
+    GenerateStarted,
+    OpenThread,
+    Received,
+    ThreadClosed,
+    ThreadOpened,
+    Work,
+)
 from traces.tree import Call, Receipt, ThreadStory, path_name
 
 ADVICE = "Play a trace back with the program, the policy and the settings that made it."
@@ -161,13 +169,13 @@ class RecordedThread:
     def has_come(self, index: int, event: AnyEvent) -> bool:
         """Whether the program has sent the command that an event of this thread records, if it records one."""
         match event:
-            case ev.ThreadOpened():
+            case ThreadOpened():
                 return self.is_open
-            case ev.Received():
+            case Received():
                 return self._received >= self._received_by[index]
-            case ev.GenerateStarted():
+            case GenerateStarted():
                 return self.calls > self._call_numbers[index]
-            case ev.ThreadClosed():
+            case ThreadClosed():
                 return self.is_closed
             case _:
                 return True
@@ -192,7 +200,7 @@ class RecordedThread:
     def recorded_error(self, text: str) -> BraidError:
         """A recorded error, as the class that it names where it is one of the runtime's."""
         name, _, message = text.partition(": ")
-        kind = getattr(errors, name, None)
+        kind = getattr(runtime, name, None)
         if message and isinstance(kind, type) and issubclass(kind, BraidError):
             return kind(message)
         return BraidError(text)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from runtime.link import events as ev
-from runtime.link.events import ThreadPath
+from runtime.link import Sampled, ThreadPath
 from traces.tree import ThreadStory
 
 
@@ -15,7 +14,7 @@ class Step(NamedTuple):
     thread: ThreadPath
     call: int
     """Which generate of the thread; NO_CALL for a failure between generates."""
-    sample: ev.Sampled | None
+    sample: Sampled | None
     """The token; None for the end of the generate, or the failure."""
 
 

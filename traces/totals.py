@@ -6,10 +6,18 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from runtime.link import events as ev
-from runtime.link.commands import Statistics
-from runtime.link.events import AnyEvent, ThreadPath
-from runtime.link.work import Work
+from runtime.link import (
+    AnyEvent,
+    Computed,
+    GenerateFinished,
+    Sampled,
+    Statistics,
+    ThreadClosed,
+    ThreadOpened,
+    ThreadPath,
+    TickDone,
+    Work,
+)
 from traces.tree import path_name, tree_of, walk
 
 
@@ -34,18 +42,18 @@ def totals_of(events: Iterable[AnyEvent]) -> TraceTotals:
     for event in events:
         totals.seconds = max(totals.seconds, event.time)
         match event:
-            case ev.ThreadOpened():
+            case ThreadOpened():
                 threads.add(event.thread)
-            case ev.Sampled():
+            case Sampled():
                 totals.generated += 1
-            case ev.Computed():
+            case Computed():
                 totals.computed += event.count
                 totals.recomputed += event.count if event.recomputed else 0
                 totals.prompt_tokens += event.received
-            case ev.TickDone():
+            case TickDone():
                 totals.iterations += event.in_flight
                 totals.ticks += 1
-            case ev.GenerateFinished():
+            case GenerateFinished():
                 totals.cached_tokens += event.work.cached_tokens
                 totals.prompt_tokens += event.work.cached_tokens
             case _:
@@ -100,9 +108,9 @@ def imbalances(events: Iterable[AnyEvent]) -> list[str]:
 def statistics_after(before: Statistics, event: AnyEvent) -> Statistics:
     """What a device's statistics are once it has recorded an event, from what they were before."""
     match event:
-        case ev.Sampled():
+        case Sampled():
             return replace(before, generated=before.generated + 1)
-        case ev.Computed():
+        case Computed():
             again = event.count if event.recomputed else 0
             return replace(
                 before,
@@ -110,16 +118,16 @@ def statistics_after(before: Statistics, event: AnyEvent) -> Statistics:
                 recomputed=before.recomputed + again,
                 prompt_tokens=before.prompt_tokens + event.received,
             )
-        case ev.GenerateFinished():
+        case GenerateFinished():
             cached = event.work.cached_tokens
             return replace(
                 before, cached_tokens=before.cached_tokens + cached, prompt_tokens=before.prompt_tokens + cached
             )
-        case ev.ThreadOpened():
+        case ThreadOpened():
             return replace(before, open_threads=before.open_threads + 1)
-        case ev.ThreadClosed():
+        case ThreadClosed():
             return replace(before, open_threads=before.open_threads - 1)
-        case ev.TickDone():
+        case TickDone():
             return replace(
                 before,
                 ticks=before.ticks + 1,

@@ -9,10 +9,26 @@ from typing import Any
 
 import msgspec
 
-from runtime.errors import TraceError
-from runtime.link import events as ev
-from runtime.link.events import AnyEvent, ThreadPath
-from runtime.link.work import Work
+from runtime import TraceError
+from runtime.link import (
+    AnyEvent,
+    Computed,
+    Evicted,
+    GenerateFinished,
+    GenerateStarted,
+    Joined,
+    Received,
+    RunStarted,
+    Sampled,
+    Spawned,
+    ThreadClosed,
+    ThreadEnded,
+    ThreadFailed,
+    ThreadOpened,
+    ThreadPath,
+    TickDone,
+    Work,
+)
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +52,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     max_iterations: int | None
     sampling: Any
     depth: Any
-    samples: tuple[ev.Sampled, ...]
+    samples: tuple[Sampled, ...]
     """Everything sampled, kept or not, in order."""
     sample_indices: tuple[int, ...]
     """Which events of the trace the samples are."""
@@ -51,7 +67,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """What it cost."""
 
     @property
-    def kept(self) -> tuple[ev.Sampled, ...]:
+    def kept(self) -> tuple[Sampled, ...]:
         """The samples that stayed in the context."""
         if self.end_position is None:
             return self.samples
@@ -71,7 +87,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
 
     started: float
     ended: float
-    joined: ev.Joined
+    joined: Joined
 
 
 class ThreadStory(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,12 +106,12 @@ class ThreadStory(msgspec.Struct, frozen=True, kw_only=True):
     last: float | None
     receipts: tuple[Receipt, ...]
     calls: tuple[Call, ...]
-    computed: tuple[ev.Computed, ...]
+    computed: tuple[Computed, ...]
     computed_indices: tuple[int, ...]
     """Which events of the trace those are."""
-    spawns: tuple[ev.Spawned, ...]
+    spawns: tuple[Spawned, ...]
     waits: tuple[Wait, ...]
-    evictions: tuple[ev.Evicted, ...]
+    evictions: tuple[Evicted, ...]
     outcome: str | None
     """Is "returned", "nothing", "cancelled" or "failed"; None for a thread that the trace does not see ending."""
     error: str
@@ -145,11 +161,11 @@ def tree_of(events: Iterable[AnyEvent]) -> tuple[ThreadStory, ...]:
     """
     own: dict[ThreadPath, list[tuple[int, AnyEvent]]] = defaultdict(list)
     for index, event in enumerate(events):
-        if isinstance(event, ev.TickDone):
+        if isinstance(event, TickDone):
             continue
         path = event.thread
         own[path].append((index, event))
-        if isinstance(event, ev.Spawned) and event.child is not None:
+        if isinstance(event, Spawned) and event.child is not None:
             # A child is part of the tree even if it was never opened.
             own.setdefault(event.child, [])
     # Every path follows those above it, of which a stack holds the ones that have not ended.
@@ -185,19 +201,19 @@ class _Gathering:
 
     def __init__(self, path: ThreadPath) -> None:
         self._path = path
-        self._opened: ev.ThreadOpened | None = None
-        self._ended: ev.ThreadEnded | None = None
+        self._opened: ThreadOpened | None = None
+        self._ended: ThreadEnded | None = None
         self._closed: float | None = None
         self._prompt: str | None = None
-        self._failure: ev.ThreadFailed | None = None
+        self._failure: ThreadFailed | None = None
         self._failure_index: int | None = None
         self._receipts: list[Receipt] = []
         self._calls: list[Call] = []
-        self._computed: list[ev.Computed] = []
+        self._computed: list[Computed] = []
         self._computed_indices: list[int] = []
-        self._spawns: list[ev.Spawned] = []
+        self._spawns: list[Spawned] = []
         self._waits: list[Wait] = []
-        self._evictions: list[ev.Evicted] = []
+        self._evictions: list[Evicted] = []
         self._current: _OpenCall | None = None
         self._free_since: float | None = None
         self._first, self._last = math.inf, -math.inf
@@ -205,53 +221,51 @@ class _Gathering:
     def take(self, index: int, event: AnyEvent) -> None:
         self._first, self._last = min(self._first, event.time), max(self._last, event.time)
         match event:
-            case ev.ThreadOpened():
+            case ThreadOpened():
                 if self._opened is not None:
                     raise self._does_not_fit(index, "is opened a second time")
                 self._opened = event
                 self._free_since = event.time
-            case ev.RunStarted():
+            case RunStarted():
                 self._prompt = event.prompt
-            case ev.Received():
+            case Received():
                 self._expect_no_call(index, "receives tokens")
                 self._receipts.append(
                     Receipt(index=index, time=event.time, position=event.position, tokens=event.tokens)
                 )
-            case ev.Computed():
+            case Computed():
                 self._computed.append(event)
                 self._computed_indices.append(index)
-            case ev.Spawned():
+            case Spawned():
                 self._spawns.append(event)
-            case ev.Joined():
+            case Joined():
                 started = event.time if self._free_since is None else self._free_since
                 self._waits.append(Wait(started=started, ended=event.time, joined=event))
                 self._free_since = event.time
-            case ev.Evicted():
+            case Evicted():
                 self._evictions.append(event)
-            case ev.ThreadClosed():
+            case ThreadClosed():
                 self._expect_no_call(index, "is closed")
                 self._closed = event.time
-            case ev.ThreadEnded():
+            case ThreadEnded():
                 self._ended = event
-            case ev.GenerateStarted() | ev.Sampled() | ev.GenerateFinished() | ev.ThreadFailed():
+            case GenerateStarted() | Sampled() | GenerateFinished() | ThreadFailed():
                 self._take_of_call(index, event)
-            case ev.TickDone():
+            case TickDone():
                 pass
 
-    def _take_of_call(
-        self, index: int, event: ev.GenerateStarted | ev.Sampled | ev.GenerateFinished | ev.ThreadFailed
-    ) -> None:
+    def _take_of_call(self, index: int, event: GenerateStarted | Sampled | GenerateFinished | ThreadFailed) -> None:
         current = self._current
         match event:
-            case ev.GenerateStarted():
+            case GenerateStarted():
                 self._expect_no_call(index, "begins a generate")
                 self._current = _OpenCall(index, event)
-            case ev.Sampled():
+            case Sampled():
                 if current is None:
                     raise self._does_not_fit(index, "samples outside of a generate")
                 current.samples.append(event)
                 current.indices.append(index)
-            case ev.GenerateFinished():
+            case GenerateFinished():
                 if current is not None:
                     self._calls.append(current.finished(index, event))
                 elif self._calls and self._calls[-1].error is not None and self._calls[-1].work is None:
@@ -260,7 +274,7 @@ class _Gathering:
                     raise self._does_not_fit(index, "ends a generate that never began")
                 self._current = None
                 self._free_since = event.time
-            case ev.ThreadFailed():
+            case ThreadFailed():
                 self._failure, self._failure_index = event, index
                 if current is not None:
                     self._calls.append(current.failed(index, event))
@@ -308,10 +322,10 @@ class _Gathering:
 class _OpenCall:
     """A generate while its events are gathered."""
 
-    def __init__(self, index: int, started: ev.GenerateStarted) -> None:
+    def __init__(self, index: int, started: GenerateStarted) -> None:
         self.index = index
         self.started = started
-        self.samples: list[ev.Sampled] = []
+        self.samples: list[Sampled] = []
         self.indices: list[int] = []
 
     def unfinished(self) -> Call:
@@ -328,14 +342,14 @@ class _OpenCall:
             sample_indices=tuple(self.indices),
         )
 
-    def finished(self, index: int, end: ev.GenerateFinished) -> Call:
+    def finished(self, index: int, end: GenerateFinished) -> Call:
         return _with_counts(msgspec.structs.replace(self.unfinished(), ended=end.time, end_index=index), end)
 
-    def failed(self, index: int, end: ev.ThreadFailed) -> Call:
+    def failed(self, index: int, end: ThreadFailed) -> Call:
         return msgspec.structs.replace(self.unfinished(), ended=end.time, end_index=index, error=end.error)
 
 
-def _with_counts(call: Call, end: ev.GenerateFinished) -> Call:
+def _with_counts(call: Call, end: GenerateFinished) -> Call:
     """What a call's end says; it follows the failure where there was one."""
     return msgspec.structs.replace(
         call,

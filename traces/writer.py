@@ -21,8 +21,8 @@ from typing import Self
 
 import msgspec
 
-from runtime.errors import TraceError
-from runtime.link.events import FORMAT, LARGEST_RECORD, Event, Header
+from runtime import TraceError
+from runtime.link import FORMAT, LARGEST_RECORD, Event, Header
 from traces.file import TraceFile, reason_of
 
 MAGIC = b"braid-trace %04d" % FORMAT

@@ -27,12 +27,10 @@ from rich.table import Table
 from examples.countdown.problems import Key, Problem, draw_problems, problems_of
 from examples.countdown.solve import LIMITS, Evaluation, Solution, evaluate
 from policies import DepthPolicy, Fixed, Policy, to_builtins
-from policies.training import ThreadTokens, threads_in
-from policies.training.calibration import CRITERIA, Calibration, CalibrationSet, best, save_default_policy
+from policies.training import CRITERIA, Calibration, CalibrationSet, ThreadTokens, best, save_default_policy, threads_in
 from runtime import Engine
-from runtime.console.command_line import Printer, number, status_of, whole
-from runtime.model.checkpoint import load_checkpoint, resolve
-from runtime.model.raven import Raven
+from runtime.console import Printer, number, status_of, whole
+from runtime.model import Raven, load_checkpoint, resolve
 from traces import read
 
 

@@ -11,7 +11,7 @@ from benchmarks.countdown.serial import SerialSearch
 from examples.countdown.problems import LARGEST_VALUE, Key, Problem, Step, steps
 from examples.countdown.search import first_steps, ranked, search_three
 from examples.countdown.vocabulary import MOST_CHILDREN, WINDOWS
-from policies.training.examples import Example
+from policies.training import Example
 
 
 def false_path(child: ChildThread, random_source: random.Random) -> list[Step] | None:

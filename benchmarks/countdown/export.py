@@ -12,9 +12,8 @@ from benchmarks.countdown.train import MODEL
 from examples.countdown.vocabulary import build_tokenizer
 from policies import AsAsked, Fixed, Policy
 from policies.training import export_checkpoint, restore
-from runtime.console.command_line import input_directory, output_directory, status_of, whole
-from runtime.model.raven import Raven
-from runtime.model.tokenizer import Tokenizer
+from runtime.console import input_directory, output_directory, status_of, whole
+from runtime.model import Raven, Tokenizer
 
 LONGEST = MODEL.block_size
 

@@ -51,7 +51,7 @@ from examples.countdown.vocabulary import (
     SPAWN_END,
     WIN,
 )
-from policies.training.examples import Example
+from policies.training import Example
 
 ANSWER_WEIGHT = 4.0
 """Loss weight of a path that is returned: one wrong token there costs the whole problem."""

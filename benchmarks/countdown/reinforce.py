@@ -23,12 +23,10 @@ from benchmarks.countdown.train import Excluded
 from examples.countdown.problems import Problem, draw_problems, problems_of
 from examples.countdown.solve import LIMITS, prompt_of, solution_of
 from examples.countdown.vocabulary import CHILDREN, NESTED, WITHIN
-from policies.training.grpo import GrpoConfig, train_grpo
-from policies.training.processes import MOST_PROCESSES, run_processes
-from policies.training.questions import Question
+from policies.training import MOST_PROCESSES, GrpoConfig, Question, run_processes, train_grpo
 from runtime import Limits
-from runtime.console.command_line import input_directory, number, output_directory, status_of, whole
-from runtime.model.checkpoint import describe
+from runtime.console import input_directory, number, output_directory, status_of, whole
+from runtime.model import describe
 
 BUDGETS = (1, 2, 2, 3, 3, 4, 6)
 WINDOWS = (128, 192, 256, 320, 512, 1024)

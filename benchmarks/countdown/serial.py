@@ -25,7 +25,7 @@ from examples.countdown.search import (
     words_of,
 )
 from examples.countdown.vocabulary import END, WITHIN
-from policies.training.examples import Example
+from policies.training import Example
 
 Segment = tuple[list[str], list[Step] | None]
 """What is written about a first operation, and the path it ends with, if it succeeds."""

@@ -21,13 +21,9 @@ from benchmarks.countdown.parallel import RootThread
 from benchmarks.countdown.serial import SerialSearch
 from examples.countdown.problems import LARGEST_VALUE, Key, draw_problems, problems_of
 from examples.countdown.vocabulary import WORDS, build_tokenizer
-from policies.training import Example, SupervisedConfig, initialise_from, run_processes, train
-from policies.training.processes import MOST_PROCESSES
-from runtime.console.command_line import input_directory, number, output_directory, status_of, whole
-from runtime.model.checkpoint import describe
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven
-from runtime.model.tokenizer import Tokenizer
+from policies.training import MOST_PROCESSES, Example, SupervisedConfig, initialise_from, run_processes, train
+from runtime.console import input_directory, number, output_directory, status_of, whole
+from runtime.model import Raven, RavenConfig, Tokenizer, describe
 
 MODEL = RavenConfig(
     n_embd=128,

@@ -18,7 +18,7 @@ from benchmarks.peers.sides import ENGINE, PEERS, Places, Side
 from benchmarks.peers.subjects import SUBJECTS
 from benchmarks.peers.table import as_rows
 from benchmarks.result import Report, Result, as_markdown
-from runtime.console.command_line import Printer, input_directory, input_file, output_file, status_of, whole
+from runtime.console import Printer, input_directory, input_file, output_file, status_of, whole
 
 DTYPES = ("float32", "bfloat16")
 LARGEST_BATCH = 4096

@@ -40,7 +40,7 @@ def _save_llama(directory: Path, **fields: Any) -> None:
 
 def _save_raven(directory: Path) -> None:
     # Imported here like the other one.
-    from runtime.model.checkpoint import save_checkpoint
+    from runtime.model import save_checkpoint
 
     save_checkpoint(directory, models.uneven_with_prelude())
 

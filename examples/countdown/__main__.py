@@ -24,7 +24,7 @@ from examples.countdown.solve import LIMITS, evaluate, solve
 from examples.countdown.vocabulary import CHILDREN, MOST_CHILDREN, NESTED, WINDOWS, WITHIN
 from policies import AsAsked, ChildBudget, Fixed, Limits, Policy
 from runtime import Engine
-from runtime.console.command_line import Printer, output_file, status_of, whole
+from runtime.console import Printer, output_file, status_of, whole
 
 OPENING = "Opening the engine (at its first start it compiles native code, which takes 15 to 30 seconds)"
 

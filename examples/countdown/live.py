@@ -10,7 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from examples.countdown.vocabulary import WORDS
-from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded, ThreadPath
+from runtime.link import Event, Joined, RunStarted, Spawned, ThreadEnded, ThreadPath
 
 STYLES = {"returned": "bold green", "nothing": "dim", "cancelled": "yellow", "failed": "bold red"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from runtime.console.command_line import input_file
+from runtime.console import input_file
 
 OPERATORS = ("+", "-", "*", "/")
 LARGEST_VALUE = 199

@@ -19,9 +19,9 @@ import msgspec
 
 from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, is_sorted
 from examples.merge_sort.questions import question_of
-from policies.training.questions import ask_all
+from policies.training import ask_all
 from runtime import Answer, Engine, Sampling
-from runtime.console.command_line import input_directory, output_file, status_of, whole
+from runtime.console import input_directory, output_file, status_of, whole
 
 LENGTHS = ((1, 4), (5, 8), (9, 16))
 """The model is trained on lists of up to 16 numbers."""

@@ -28,7 +28,7 @@ import tokenizers
 from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, prompt_of
 from policies.training import Example
 from runtime import TagProtocol
-from runtime.model.tokenizer import Tokenizer
+from runtime.model import Tokenizer
 
 SHORT = 2
 """Numbers in the longest list that a thread sorts by itself."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from examples.merge_sort.lists import LONGEST, is_sorted, prompt_of
 from policies import Limits
-from policies.training.questions import Question
+from policies.training import Question
 
 LIMITS = Limits(threads=2 * LONGEST)
 """More than any list needs. A list that is longer than those it has seen may make the model spawn without end."""

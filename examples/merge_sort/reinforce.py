@@ -19,13 +19,17 @@ from examples.merge_sort.demonstrations import PROTOCOL, build_tokenizer
 from examples.merge_sort.lists import draw_list
 from examples.merge_sort.questions import question_of
 from examples.merge_sort.train import MODEL, POLICY
-from policies.training import export_checkpoint, restore, run_processes
-from policies.training.grpo import GrpoConfig, train_grpo
-from policies.training.processes import MOST_PROCESSES
-from policies.training.questions import Question
-from runtime.console.command_line import input_directory, output_directory, status_of, whole
-from runtime.model.checkpoint import describe
-from runtime.model.raven import Raven
+from policies.training import (
+    MOST_PROCESSES,
+    GrpoConfig,
+    Question,
+    export_checkpoint,
+    restore,
+    run_processes,
+    train_grpo,
+)
+from runtime.console import input_directory, output_directory, status_of, whole
+from runtime.model import Raven, describe
 
 
 def draw_question(random_source: random.Random) -> Question:

@@ -15,11 +15,9 @@ import torch
 
 from examples.merge_sort.demonstrations import PROTOCOL, WORDS, build_tokenizer, examples
 from policies import AsAsked, Policy
-from policies.training import SupervisedConfig, export_checkpoint, run_processes, train
-from policies.training.processes import MOST_PROCESSES
-from runtime.console.command_line import output_directory, status_of, whole
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven
+from policies.training import MOST_PROCESSES, SupervisedConfig, export_checkpoint, run_processes, train
+from runtime.console import output_directory, status_of, whole
+from runtime.model import Raven, RavenConfig
 
 MODEL = RavenConfig(
     n_embd=128,

@@ -9,8 +9,8 @@ from policies.training.export import export_checkpoint
 from policies.training.grpo import GrpoConfig, train_grpo
 from policies.training.initial import initialise_from
 from policies.training.plot import plot_metrics
-from policies.training.processes import run_processes
-from policies.training.questions import Question
+from policies.training.processes import MOST_PROCESSES, run_processes
+from policies.training.questions import Question, ask_all
 from policies.training.resume import restore
 from policies.training.schedule import SupervisedConfig
 from policies.training.supervised import train
@@ -19,6 +19,7 @@ from policies.training.thread_tokens import ExitGroup, ThreadTokens, threads_in
 
 __all__ = [
     "CRITERIA",
+    "MOST_PROCESSES",
     "Calibration",
     "CalibrationSet",
     "Example",
@@ -27,6 +28,7 @@ __all__ = [
     "Question",
     "SupervisedConfig",
     "ThreadTokens",
+    "ask_all",
     "best",
     "exactness",
     "export_checkpoint",

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policies.training.metrics import FILE, read_metrics
-from runtime.console.command_line import input_directory, status_of
-from runtime.console.logs import logger
+from runtime.console import input_directory, logger, status_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

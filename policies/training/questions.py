@@ -12,8 +12,7 @@ import anyio
 
 from policies.training.thread_tokens import ThreadTokens, check_replayable, threads_in
 from runtime import Answer, Engine, LimitExceeded, Limits, Sampling, TraceError
-from traces import Trace, read, tree_of
-from traces.critical_path import critical_path
+from traces import Trace, critical_path, read, tree_of
 
 
 @dataclass(frozen=True)

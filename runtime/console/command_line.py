@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from runtime.console.visible import visible
+from runtime.console.escaping import visible
 from runtime.errors import BraidError
 
 FAILED = 2

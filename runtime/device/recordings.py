@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from runtime.console.logs import logger
-from runtime.device.journal import Journal
+from runtime.device.journal import Journal, Recorder
 from runtime.errors import ThreadStateError, TraceError
 from runtime.link.commands import OnTraceError, StartRecording, ThreadPath
 
-if TYPE_CHECKING:
-    from traces.writer import TraceWriter
-
-OpenTrace = Callable[[Path, bool], "TraceWriter"]
+OpenTrace = Callable[[Path, bool], Recorder]
 """Opens a trace at a path, overwriting what is there if told so; its header is of the weights as they are."""
 
 _log = logger("runtime.device")

@@ -16,13 +16,12 @@ import msgspec
 
 from policies.depth.base import DepthPolicy
 from runtime.link.events import Event
+from runtime.link.events import ThreadPath as ThreadPath
 from runtime.link.work import Work
 from runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ThreadPath = tuple[int, ...]
 
 OnTraceError = Literal["drop", "stop"]
 """What ends where a trace cannot be written on: the recording alone, or the engine."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from runtime.errors import TraceError
 from runtime.link.events import DEEPEST_VALUE, AnyEvent, GenerateStarted, Header, ThreadOpened
 
 
 def check_plain(holder: AnyEvent | Header) -> None:
-    """Raises `TraceError` unless the untyped values of a record are what JSON has, not nested without measure."""
+    """Raises `ValueError` unless the untyped values of a record are what JSON has, not nested without measure."""
     match holder:
         case ThreadOpened():
             values = [holder.depth]
@@ -38,7 +37,7 @@ def _check(values: list[object]) -> None:
         values = [inner for value in values for inner in _parts(value)]
         if not values:
             return
-    raise TraceError(f"values are nested more than {DEEPEST_VALUE} deep")
+    raise ValueError(f"values are nested more than {DEEPEST_VALUE} deep")
 
 
 def _parts(value: object) -> list[object]:
@@ -49,6 +48,6 @@ def _parts(value: object) -> list[object]:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str | int | float):
-                raise TraceError(f"an object has a key of type {type(key).__name__}")
+                raise ValueError(f"an object has a key of type {type(key).__name__}")
         return list(value.values())
-    raise TraceError(f"a value has type {type(value).__name__}, which no settings have")
+    raise ValueError(f"a value has type {type(value).__name__}, which no settings have")

@@ -7,6 +7,7 @@ their order is total. `thread` is a thread's path: (tree, child, grandchild, ...
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
@@ -233,3 +234,13 @@ AnyEvent = (
     | Joined
     | ThreadEnded
 )
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace in memory: what `traces.read` makes of a file, and an engine plays back."""
+
+    header: Header
+    events: list[AnyEvent] = field(default_factory=list)
+    lost: str | None = None
+    """What is missing at the end and why; None for a trace that its writer closed."""

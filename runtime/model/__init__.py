@@ -16,10 +16,11 @@ if TYPE_CHECKING:
         describe,
         fingerprint,
         load_checkpoint,
+        resolve,
         save_checkpoint,
     )
     from runtime.model.config import RavenConfig
-    from runtime.model.directories import BRAID
+    from runtime.model.directories import BRAID, TOKENIZER, tokenizer_file
     from runtime.model.files import replace_file, replacing
     from runtime.model.llama import Llama
     from runtime.model.llama_config import LlamaConfig
@@ -28,9 +29,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "braid_file": ("BraidFile", "parse_braid"),
-    "checkpoint": ("Checkpoint", "Description", "describe", "fingerprint", "load_checkpoint", "save_checkpoint"),
+    "checkpoint": (
+        "Checkpoint",
+        "Description",
+        "describe",
+        "fingerprint",
+        "load_checkpoint",
+        "resolve",
+        "save_checkpoint",
+    ),
     "config": ("RavenConfig",),
-    "directories": ("BRAID",),
+    "directories": ("BRAID", "TOKENIZER", "tokenizer_file"),
     "files": ("replace_file", "replacing"),
     "llama": ("Llama",),
     "llama_config": ("LlamaConfig",),
@@ -41,6 +50,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BRAID",
+    "TOKENIZER",
     "Attend",
     "BraidFile",
     "Checkpoint",
@@ -57,7 +67,9 @@ __all__ = [
     "parse_braid",
     "replace_file",
     "replacing",
+    "resolve",
     "save_checkpoint",
+    "tokenizer_file",
 ]
 
 

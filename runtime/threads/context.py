@@ -23,13 +23,13 @@ from runtime.link.commands import (
     Watcher,
 )
 from runtime.link.event_values import check_recordable
-from runtime.link.inbox import Call
 from runtime.link.metering import MeteredWatcher
-from runtime.link.session import Frontend, ThreadSettings
 from runtime.protocol import StopStrings
 from runtime.results import Generation
 from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
+from runtime.threads.inbox import Call
+from runtime.threads.session import Frontend, ThreadSettings
 
 UNBOUNDED = 2**31 - 1
 """Tokens to sample where only the model's context is a bound."""

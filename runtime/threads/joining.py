@@ -13,11 +13,11 @@ from policies.conversion import shown
 from runtime.errors import EngineFailed, ThreadStateError
 from runtime.link.commands import ThreadPath
 from runtime.link.events import Joined
-from runtime.link.inbox import Event
 from runtime.protocol import BoundProtocol
 from runtime.results import Answer
 from runtime.threads.child import Child
 from runtime.threads.context import Context
+from runtime.threads.inbox import Event
 
 Success = Callable[[Answer], bool]
 

@@ -9,11 +9,11 @@ from weakref import ref
 
 from runtime.errors import ThreadStateError
 from runtime.link.commands import Emitted, Failed, Finished, Interrupt
-from runtime.link.inbox import Call
 from runtime.model.incremental import IncrementalDecoder
 from runtime.protocol.stop_strings import begins_stop
 from runtime.results import Chunk, Generation
 from runtime.threads.context import Context, GenerateOptions
+from runtime.threads.inbox import Call
 
 
 class Stream:

@@ -13,7 +13,6 @@ from policies.limits import Limits
 from runtime.errors import LimitExceeded, PromptError, ThreadStateError, described
 from runtime.link.commands import ThreadPath
 from runtime.link.events import RunStarted, Spawned, ThreadEnded
-from runtime.link.session import ThreadSettings
 from runtime.results import Answer, Generation, Outcome, Usage
 from runtime.sampling import Sampling
 from runtime.threads.accounts import NO_LIMITS, Account
@@ -22,6 +21,7 @@ from runtime.threads.child import Child, Program
 from runtime.threads.context import Context, GenerateOptions
 from runtime.threads.joining import AsCompleted, Children, Success
 from runtime.threads.lifetime import Lifetime
+from runtime.threads.session import ThreadSettings
 from runtime.threads.stream import Stream
 
 

@@ -30,7 +30,7 @@ from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MOST, checkpoint_of, m
 from tests.fuzz.watchdog import watched
 from traces import Trace, read
 from traces.totals import imbalances, totals_of
-from traces.verify import verify
+from traces.verification import verify
 
 PATIENCE = 60.0
 """Seconds that a program may take."""

@@ -23,10 +23,10 @@ from runtime.errors import BraidError
 from tests.damage import damaged_bytes
 from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
 from traces import Playback, Trace, imbalances, read, totals_of
-from traces.diff import diff
-from traces.export import exported
-from traces.show import show
-from traces.verify import verify
+from traces.comparison import diff
+from traces.printing import show
+from traces.verification import verify
+from traces.viewer_format import exported
 from traces.writer import END_MARK, FRAME, MAGIC
 
 BYTES_FOR_A_BYTE = 1000

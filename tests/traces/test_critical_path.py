@@ -5,7 +5,7 @@ from __future__ import annotations
 from runtime.link import events as ev
 from runtime.link.work import Work
 from traces import tree_of
-from traces.critical_path import critical_path
+from traces.causal_chain import critical_path
 
 
 class Recording:

@@ -23,8 +23,8 @@ from tests.traces.strategies import operations
 from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
 from traces import Trace, TraceWriter, read
 from traces.__main__ import main
-from traces.export import export, trace_events
-from traces.show import load_decode, show
+from traces.printing import load_decode, show
+from traces.viewer_format import export, trace_events
 
 Json = dict[str, Any]
 

@@ -11,7 +11,7 @@ from runtime.link.commands import Finished
 from tests.traces.strategies import operations
 from tests.traces.toy_device import ToyCore, run_program
 from traces import imbalances, totals_of, tree_of, walk
-from traces.diff import diff
+from traces.comparison import diff
 
 
 def fails(path: tuple[int, ...], position: int) -> bool:

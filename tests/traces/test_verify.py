@@ -11,7 +11,7 @@ from runtime.link.commands import Deliver, DeviceFailed, OpenThread, ThreadPath
 from tests.traces.strategies import operations
 from tests.traces.toy_device import DEPTH, ToyCore, ToyDevice, header, run_program, through_builtins
 from traces import Trace, totals_of, tree_of, walk
-from traces.verify import Verification, verify
+from traces.verification import Verification, verify
 
 
 def fails(path: tuple[int, ...], position: int) -> bool:

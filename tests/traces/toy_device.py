@@ -13,6 +13,7 @@ import msgspec
 
 from policies import Fixed
 from runtime.errors import PolicyError
+from runtime.link import Trace
 from runtime.link import events as ev
 from runtime.link.commands import (
     CloseThread,
@@ -38,7 +39,6 @@ from runtime.link.commands import (
 from runtime.link.events import AnyEvent, Header
 from runtime.link.work import Work
 from runtime.sampling import Sampling
-from traces.reader import Trace
 
 VOCAB = 97
 DEPTH = Fixed(4)

@@ -24,7 +24,7 @@ from benchmarks.countdown.report.oracle import consult
 from benchmarks.countdown.report.results import ProblemSets, ResultStore
 from benchmarks.countdown.report.sections.five import COUNT as FIVE_COUNT
 from examples.countdown.problems import draw_problems, read_problems
-from runtime.console.command_line import input_file, output_directory, status_of, whole
+from runtime.console import input_file, output_directory, status_of, whole
 
 HERE = Path(__file__).parents[1]
 """Where the problems and the checkpoints of the experiment lie."""

@@ -8,8 +8,7 @@ import msgspec
 
 from benchmarks.countdown.report.cells import Cell, ModelName
 from policies import DepthPolicy, Fixed, Policy, from_builtins
-from runtime.model.checkpoint import fingerprint, load_checkpoint
-from runtime.model.config import RavenConfig
+from runtime.model import RavenConfig, fingerprint, load_checkpoint
 
 
 class CheckpointFacts(msgspec.Struct, frozen=True, kw_only=True):

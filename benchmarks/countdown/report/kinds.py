@@ -7,7 +7,7 @@ from typing import Literal
 
 from examples.countdown.problems import OPERATORS
 from examples.countdown.vocabulary import CHILDREN, END, PAIR, QUESTION, SPAWN, WIN, WORDS
-from traces.tree import ThreadStory
+from traces import ThreadStory
 
 Kind = Literal["operand", "result", "verdict", "structure", "path"]
 KINDS: dict[Kind, str] = {

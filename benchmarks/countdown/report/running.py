@@ -19,8 +19,7 @@ from examples.countdown.solve import LIMITS, prompt_of, solution_of
 from examples.countdown.vocabulary import CHILDREN
 from policies import AsAsked, ChildBudget, Policy, SpawnPolicy
 from runtime import Answer, Engine, Sampling
-from traces import ThreadStory, read, tree_of, walk
-from traces.critical_path import critical_path
+from traces import ThreadStory, critical_path, read, tree_of, walk
 
 SEED = 0
 NUMBERS: dict[ProblemSet, int] = {"four": 4, "five": 5}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from examples.countdown.problems import OPERATORS, Problem, Step, apply, expression_of, is_solution, reachable
 from examples.countdown.solve import steps_in
 from examples.countdown.vocabulary import QUESTION, WORDS
-from runtime.link.events import Event, Spawned, ThreadEnded
+from runtime.link import Event, Spawned, ThreadEnded
 
 
 @dataclass

@@ -15,9 +15,8 @@ from typing import Any
 
 import msgspec
 
-from runtime.console.visible import escaped_json
-from runtime.link import events as ev
-from traces.reader import Trace
+from runtime.console import escaped_json
+from runtime.link import ThreadPath, TickDone, Trace
 from traces.tree import Call, ThreadStory, path_name, tree_of, walk
 
 ENGINE = 1
@@ -62,7 +61,7 @@ def exported(trace: Trace) -> Iterator[bytes]:
 def trace_events(trace: Trace) -> Iterator[TraceEvent]:
     """The single events, in no particular order of time."""
     yield from _counters(trace)
-    tracks: dict[ev.ThreadPath, _Track] = {}
+    tracks: dict[ThreadPath, _Track] = {}
     for tree, root in enumerate(tree_of(trace.events)):
         process = ENGINE + 1 + tree
         yield _metadata("process_name", process, 0, {"name": f"tree {path_name(root.path)}"})
@@ -186,7 +185,7 @@ class _Track:
         return event | {"bp": "e"} if phase == "f" else event
 
 
-def _arrows(tracks: dict[ev.ThreadPath, _Track]) -> Iterator[TraceEvent]:
+def _arrows(tracks: dict[ThreadPath, _Track]) -> Iterator[TraceEvent]:
     number = 0
     for track in tracks.values():
         for spawn in track.story.spawns:
@@ -208,7 +207,7 @@ def _counters(trace: Trace) -> Iterator[TraceEvent]:
     yield _metadata("process_name", ENGINE, 0, {"name": "engine"})
     yield _metadata("process_sort_index", ENGINE, 0, {"sort_index": ENGINE})
     for event in trace.events:
-        if isinstance(event, ev.TickDone):
+        if isinstance(event, TickDone):
             time = _microseconds(event.time)
             for name, value in (
                 ("tokens in flight", event.in_flight),

@@ -7,11 +7,9 @@ from typing import Literal
 
 import msgspec
 
-from policies.depth.base import DepthPolicy
-from policies.registry import from_builtins
-from runtime.errors import EngineFailed, TraceError
-from runtime.link import events as ev
-from runtime.link.commands import (
+from policies import DepthPolicy, from_builtins
+from runtime import EngineFailed, Sampling, TraceError
+from runtime.link import (
     CloseThread,
     Device,
     DeviceFailed,
@@ -21,12 +19,14 @@ from runtime.link.commands import (
     Generate,
     Interrupt,
     OpenThread,
+    Received,
     Report,
     Signal,
+    ThreadClosed,
+    ThreadOpened,
     ThreadPath,
+    Trace,
 )
-from runtime.sampling import Sampling
-from traces.reader import Trace
 from traces.recorded import builtins
 from traces.tree import Call, path_name, tree_of, walk
 
@@ -137,13 +137,13 @@ class _Replay:
             elif index in self._starts:
                 path, call = self._starts[index]
                 self._generate(path, call)
-            elif isinstance(event, ev.ThreadOpened):
+            elif isinstance(event, ThreadOpened):
                 self._open_thread(event)
-            elif isinstance(event, ev.Received):
+            elif isinstance(event, Received):
                 self._cut(event.thread, event.position)
                 self._device.send(Extend(event.thread, event.tokens))
                 self._lengths[event.thread] += len(event.tokens)
-            elif isinstance(event, ev.ThreadClosed):
+            elif isinstance(event, ThreadClosed):
                 self._close(event.thread)
             if divergence is not None:
                 break
@@ -156,7 +156,7 @@ class _Replay:
             not_executed=sum(not call.samples for story in self._stories.values() for call in story.calls),
         )
 
-    def _open_thread(self, event: ev.ThreadOpened) -> None:
+    def _open_thread(self, event: ThreadOpened) -> None:
         inherited = 0
         if event.inherits is not None:
             segments = self._stories[event.thread].segments

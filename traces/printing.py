@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.text import Span, Text
 from tokenizers import Tokenizer
 
-from runtime.console.visible import visible
-from runtime.errors import TraceError
-from runtime.model.directories import TOKENIZER, tokenizer_file
-from traces.reader import Trace
+from runtime import TraceError
+from runtime.console import visible
+from runtime.link import Trace
+from runtime.model import TOKENIZER, tokenizer_file
 from traces.totals import totals_of
 from traces.tree import Receipt, ThreadStory, path_name, tree_of
 

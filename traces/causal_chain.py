@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from runtime.link.events import ThreadPath
+from runtime.link import ThreadPath
 from traces.tree import ThreadStory, Wait, walk
 
 

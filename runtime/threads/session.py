@@ -27,13 +27,13 @@ from runtime.link.commands import (
     ThreadPath,
 )
 from runtime.link.events import Event
-from runtime.link.inbox import Inbox, engine_failed
 from runtime.model.incremental import text_after
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol
 from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import token_ids
+from runtime.threads.inbox import Inbox, engine_failed
 
 KEEP_ALL = 2**31 - 1
 """An `Interrupt.keep` that keeps whatever was emitted."""

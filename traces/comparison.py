@@ -6,9 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from runtime.link.events import ThreadPath
+from runtime.link import ThreadPath, Trace
 from traces.context import context_of
-from traces.reader import Trace
 from traces.tree import ThreadStory, tree_of, walk
 
 

@@ -10,7 +10,7 @@ import anyio.lowlevel
 
 from runtime.errors import TraceError
 from runtime.link.commands import OnTraceError, StartRecording, StopRecording
-from runtime.link.session import Frontend
+from runtime.threads.session import Frontend
 
 
 @asynccontextmanager
