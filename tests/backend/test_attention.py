@@ -135,10 +135,13 @@ def expected(case: Case) -> tuple[Tensor, Tensor, Tensor]:
             page, offset = table[row][p // page_size], p % page_size
             read = min(slot, depths[page][offset] - 1) if case.slots > 1 else 0
             places.append((FIRST_COLUMN + read, page, offset))
+        index = torch.tensor(places).unbind(1)
+        read_keys, read_values = keys[index].double(), values[index].double()
         for h in range(case.query.shape[1]):
-            seen = torch.stack([keys[place][h // shared] for place in places]).double()
-            weights = (seen @ case.query[i, h].double() / math.sqrt(case.query.shape[2])).softmax(0)
-            attended[i, h] = weights @ torch.stack([values[place][h // shared] for place in places]).double()
+            weights = (read_keys[:, h // shared] @ case.query[i, h].double() / math.sqrt(case.query.shape[2])).softmax(
+                0
+            )
+            attended[i, h] = weights @ read_values[:, h // shared]
     return attended, keys, values
 
 

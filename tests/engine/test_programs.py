@@ -255,7 +255,7 @@ def say_alone(program: Program, said: Said) -> None:
     assert logprobs == said.logprobs
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(engine_settings(), crowds, operations)
 def test_any_program_ends_leaks_nothing_and_threads_do_not_notice_each_other(
     setup: tuple[EngineSettings, str, int], crowd: list[tuple[Any, ...]], steps: list[tuple[Any, ...]]
@@ -285,7 +285,7 @@ def test_any_program_ends_leaks_nothing_and_threads_do_not_notice_each_other(
         assert getattr(load, name) == reported, name
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(engine_settings(), prompts, st.integers(1, 10), st.integers(1, 10))
 def test_a_fork_goes_on_as_its_parent_would(
     setup: tuple[EngineSettings, str, int], prompt: tuple[int, ...], before: int, after: int

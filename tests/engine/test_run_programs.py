@@ -201,7 +201,7 @@ operations = st.lists(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=70)
 @given(
     st.booleans(),
     st.sampled_from([3, 4, 16]),

@@ -166,7 +166,8 @@ def setups(draw: st.DrawFn) -> tuple[EngineSettings, str, int]:
         lanes=draw(st.sampled_from([8, 16, 32])),
         chunk=draw(st.sampled_from([4, 8])),
         most_iterations=MOST,
-        backend=draw(st.sampled_from(["torch", "fused"])),
+        # A tick of PyTorch's takes ten times as long.
+        backend=draw(st.sampled_from(["fused", "fused", "fused", "torch"])),
         deterministic=True,
         threads=1,
     )
@@ -197,7 +198,7 @@ def perform(program: Program, operation: tuple[Any, ...]) -> None:
     program.solo.core.check_integrity()
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(setups(), beginnings, operations)
 def test_threads_that_speculate_say_what_plain_ones_say(
     setup: tuple[EngineSettings, str, int], begun: list[tuple[Any, ...]], steps: list[tuple[Any, ...]]
@@ -235,7 +236,7 @@ def test_threads_that_speculate_say_what_plain_ones_say(
     assert journal.accepted <= journal.drafted
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.integers(0, 5), st.integers(1, 5), st.integers(1, 8), st.booleans(), st.sampled_from(SAMPLINGS), st.booleans()
 )
