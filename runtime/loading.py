@@ -189,7 +189,7 @@ def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | 
         protocol = msgspec.convert(braid.protocol, TagProtocol)
         if checkpoint.tokenizer is None:
             raise ProtocolError("the protocol needs a tokenizer.json beside it, or the name of a shipped one.")
-        return protocol.bind(checkpoint.tokenizer), policy
+        return BoundProtocol(protocol, checkpoint.tokenizer), policy
     except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
         raise CheckpointError(f"{where}: {str(error).removesuffix('.')}.") from error
 

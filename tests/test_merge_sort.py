@@ -27,10 +27,11 @@ from examples.merge_sort.demonstrations import (
 from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, is_sorted, prompt_of
 from examples.merge_sort.train import MODEL
 from policies.training import Example, SupervisedConfig, exactness, export_checkpoint, train
+from runtime import BoundProtocol
 from runtime.model.raven import Raven
 
 numbers = st.lists(st.integers(0, LARGEST), min_size=1, max_size=LONGEST, unique=True)
-BOUND = PROTOCOL.bind(build_tokenizer())
+BOUND = BoundProtocol(PROTOCOL, build_tokenizer())
 
 
 def numbers_in(tokens: list[int] | tuple[int, ...]) -> list[int]:

@@ -77,7 +77,7 @@ def spell(text: str, words: Sequence[str] = WORDS) -> list[int]:
 
 
 def bound_countdown(**changes: Any) -> BoundProtocol:
-    return msgspec.structs.replace(COUNTDOWN, **changes).bind(word_tokenizer())
+    return BoundProtocol(msgspec.structs.replace(COUNTDOWN, **changes), word_tokenizer())
 
 
 # ---- on token ids ----------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_tag_inside_another_token_makes_matching_go_by_text() -> None:
         ["\n\n", "<spawn>", "<join>", "<win>", "<end>"], ["<spawn>", "<join>", "<win>", "<end>"]
     )
     protocol = msgspec.structs.replace(COUNTDOWN, spawn_close="\n", forbidden=(), delivered="{message}")
-    bound = protocol.bind(tokenizer)
+    bound = BoundProtocol(protocol, tokenizer)
     assert not bound.on_ids
     signals = signals_of(bound.watcher(), ids_of(tokenizer, ["\n", "<spawn>", "x", "\n\n"]))
     assert signals == [Signal("spawn", tuple(tokenizer.encode("x")), start=1)]
@@ -151,7 +151,7 @@ def test_a_block_may_hold_the_spawns_on_ids() -> None:
     protocol = msgspec.structs.replace(
         COUNTDOWN, join="", forbidden=(), block_open="<block>", block_close="</block>", cuts_block=True
     )
-    bound = protocol.bind(word_tokenizer(words))
+    bound = BoundProtocol(protocol, word_tokenizer(words))
     assert bound.on_ids
     stream = spell("a <block> <spawn> b </spawn> </block>", words)
     assert signals_of(bound.watcher(), stream) == [
@@ -348,7 +348,7 @@ def test_fuzz_text_in_any_pieces_gives_the_same_signals(
     borders = sorted({0, *cuts, len(text)})
     pieces = [text[begin:end] for begin, end in pairwise(borders)]
     tokenizer = piece_tokenizer([*pieces, text] if text else [])
-    bound = protocol.bind(tokenizer)
+    bound = BoundProtocol(protocol, tokenizer)
     assert not bound.on_ids
 
     whole = signals_of(bound.watcher(), tokenizer.encode(text))
@@ -386,7 +386,7 @@ def text_signals(bound: BoundProtocol, tokenizer: Tokenizer, text: str) -> list[
 
 def test_tags_of_several_tokens() -> None:
     tokenizer = piece_tokenizer([])
-    bound = TEXT.bind(tokenizer)
+    bound = BoundProtocol(TEXT, tokenizer)
     assert text_signals(bound, tokenizer, "x <sp> try 3 </sp>\n<sp>4</sp> <wait>") == [
         ("spawn", "try 3"),
         ("spawn", "4"),
@@ -396,13 +396,13 @@ def test_tags_of_several_tokens() -> None:
     assert bound.returned(tokenizer.encode("[[a]] and no end")) == tuple(tokenizer.encode("a"))
     delivery = bound.delivery([tuple(tokenizer.encode("p")), (), tuple(tokenizer.encode("q"))])
     assert tokenizer.decode(delivery) == "\n<got>0:p</got>\n<got>2:q</got>\n"
-    exact = msgspec.structs.replace(TEXT, strip=False).bind(tokenizer)
+    exact = BoundProtocol(msgspec.structs.replace(TEXT, strip=False), tokenizer)
     assert text_signals(exact, tokenizer, "<sp> 3 </sp>") == [("spawn", " 3 ")]
 
 
 def test_one_token_may_complete_several_spawns() -> None:
     tokenizer = piece_tokenizer(["<sp>1</sp><sp>2</sp><sp>3"])
-    watcher = TEXT.bind(tokenizer).watcher()
+    watcher = BoundProtocol(TEXT, tokenizer).watcher()
     (token,) = ids_of(tokenizer, ["<sp>1</sp><sp>2</sp><sp>3"])
     assert [tokenizer.decode(signal.tokens) for signal in watcher.feed(token)] == ["1", "2"]
     rest = [signal for token in tokenizer.encode("4</sp>") for signal in watcher.feed(token)]
@@ -411,19 +411,19 @@ def test_one_token_may_complete_several_spawns() -> None:
 
 def test_messages_too_long_on_text() -> None:
     tokenizer = piece_tokenizer([])
-    bound = msgspec.structs.replace(TEXT, longest_message=3).bind(tokenizer)
+    bound = BoundProtocol(msgspec.structs.replace(TEXT, longest_message=3), tokenizer)
     assert text_signals(bound, tokenizer, "<sp>123</sp>") == [("spawn", "123")]
     assert [kind for kind, _ in text_signals(bound, tokenizer, "<sp>1234</sp>")] == ["malformed"]
     assert [kind for kind, _ in text_signals(bound, tokenizer, "[[1234]]")] == ["malformed"]
-    ignoring = msgspec.structs.replace(bound.protocol, on_malformed="ignore").bind(tokenizer)
+    ignoring = BoundProtocol(msgspec.structs.replace(bound.protocol, on_malformed="ignore"), tokenizer)
     assert text_signals(ignoring, tokenizer, "<sp>1234</sp>[[1234]]<sp>5</sp><stop>") == [("spawn", "5"), ("end", "")]
-    pattern = msgspec.structs.replace(BLOCKS, longest_message=3, on_malformed="ignore").bind(tokenizer)
+    pattern = BoundProtocol(msgspec.structs.replace(BLOCKS, longest_message=3, on_malformed="ignore"), tokenizer)
     assert text_signals(pattern, tokenizer, "answer: 1234<stop>") == [("end", "")]
 
 
 def test_special_tokens_among_tags_of_text() -> None:
     tokenizer = piece_tokenizer([], specials=["<stop>", "<wait>"])
-    bound = TEXT.bind(tokenizer)
+    bound = BoundProtocol(TEXT, tokenizer)
     assert not bound.on_ids
     stop, wait = ids_of(tokenizer, ["<stop>", "<wait>"])
     letters = tokenizer.encode("<sp>7</s")
@@ -432,7 +432,7 @@ def test_special_tokens_among_tags_of_text() -> None:
     # The halves of a tag around another tag are no tag.
     signals = signals_of(bound.watcher(), [*tokenizer.encode("<sp"), stop])
     assert signals == [Signal("end", start=3, stops=True)]
-    ignoring = msgspec.structs.replace(TEXT, on_malformed="ignore").bind(tokenizer)
+    ignoring = BoundProtocol(msgspec.structs.replace(TEXT, on_malformed="ignore"), tokenizer)
     signals = signals_of(ignoring.watcher(), [*tokenizer.encode("<sp>1"), wait, *tokenizer.encode("2</sp>")])
     assert [tokenizer.decode(signal.tokens) for signal in signals] == ["1<wait>2"]
 
@@ -443,7 +443,7 @@ def test_characters_spread_over_tokens() -> None:
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     tokenizer = Tokenizer(library)
-    bound = TEXT.bind(tokenizer)
+    bound = BoundProtocol(TEXT, tokenizer)
     tokens = tokenizer.encode("é<sp>→ 🧵</sp>")
     signals = signals_of(bound.watcher(), tokens)
     assert [(tokenizer.decode(signal.tokens), signal.start) for signal in signals] == [("→ 🧵", 2)]
@@ -457,7 +457,7 @@ def test_messages_that_the_tokenizer_cannot_write_are_malformed() -> None:
     protocol = msgspec.structs.replace(
         COUNTDOWN, forbidden=(), message_pattern=r"(?s).*", child="zebra {message}", on_malformed="end"
     )
-    bound = protocol.bind(word_tokenizer(words))
+    bound = BoundProtocol(protocol, word_tokenizer(words))
     assert not bound.on_ids
     signals = signals_of(bound.watcher(), spell("<spawn> a <unknown> </spawn>", words))
     assert [signal.kind for signal in signals] == ["malformed"]
@@ -530,7 +530,7 @@ def emit(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def test_apr_children_are_prompted_with_the_nodes_named(apr_tokenizer: Tokenizer) -> None:
-    bound = APR.bind(apr_tokenizer)
+    bound = BoundProtocol(APR, apr_tokenizer)
     assert not bound.on_ids
     prompt = bound.prompt(ROOT)
     assert apr_tokenizer.decode(prompt) == "<s>" + ROOT
@@ -551,7 +551,7 @@ def test_apr_children_are_prompted_with_the_nodes_named(apr_tokenizer: Tokenizer
 
 
 def test_apr_spawns_start_at_the_end_of_their_line(apr_tokenizer: Tokenizer) -> None:
-    bound = APR.bind(apr_tokenizer)
+    bound = BoundProtocol(APR, apr_tokenizer)
     watcher = bound.watcher(bound.prompt(ROOT))
     first_line = (BEFORE_CALL + CALL).index("\n<Start Sub Search 1") + 1
     signals = [
@@ -561,7 +561,7 @@ def test_apr_spawns_start_at_the_end_of_their_line(apr_tokenizer: Tokenizer) -> 
 
 
 def test_apr_later_calls_know_what_was_delivered(apr_tokenizer: Tokenizer) -> None:
-    bound = APR.bind(apr_tokenizer)
+    bound = BoundProtocol(APR, apr_tokenizer)
     context = [*bound.prompt(ROOT), *apr_tokenizer.encode(BEFORE_CALL + AFTER_CALL)]
     call = "<Calling Sub Searches>\n<Start Sub Search 0 at level 1> Moving to Node #0,0,0\n<End Calling Sub Searches>"
     signals = signals_of(bound.watcher(context), apr_tokenizer.encode(call))
@@ -572,7 +572,7 @@ def test_apr_later_calls_know_what_was_delivered(apr_tokenizer: Tokenizer) -> No
 
 
 def test_apr_children_return_the_path_they_repeat(apr_tokenizer: Tokenizer) -> None:
-    bound = APR.bind(apr_tokenizer)
+    bound = BoundProtocol(APR, apr_tokenizer)
     (eos,) = ids_of(apr_tokenizer, ["</s>"])
     found = [*emit(apr_tokenizer, CHILD_OUTPUT), eos]
     signals = signals_of(bound.watcher(), found)
@@ -587,7 +587,7 @@ def test_apr_children_return_the_path_they_repeat(apr_tokenizer: Tokenizer) -> N
 
 
 def test_apr_conditions_roots_on_the_budget(apr_tokenizer: Tokenizer) -> None:
-    bound = apr_protocol(budget=10, bos="").bind(apr_tokenizer)
+    bound = BoundProtocol(apr_protocol(budget=10, bos=""), apr_tokenizer)
     prompt = bound.prompt(ROOT)
     assert apr_tokenizer.decode(prompt) == "Sub Call Budget: 10 " + ROOT
     spawn = signals_of(bound.watcher(prompt), apr_tokenizer.encode(BEFORE_CALL + CALL))[2]
@@ -612,11 +612,11 @@ def test_apr_conditions_roots_on_the_budget(apr_tokenizer: Tokenizer) -> None:
     ],
 )
 def test_apr_malformed_calls(apr_tokenizer: Tokenizer, emitted: str, reason: str) -> None:
-    bound = APR.bind(apr_tokenizer)
+    bound = BoundProtocol(APR, apr_tokenizer)
     signals = signals_of(bound.watcher(bound.prompt(ROOT)), apr_tokenizer.encode(BEFORE_CALL + emitted))
     assert [signal.kind for signal in signals] == ["malformed"]
     assert reason in signals[0].reason
-    ignoring = apr_protocol(on_malformed="ignore").bind(apr_tokenizer)
+    ignoring = BoundProtocol(apr_protocol(on_malformed="ignore"), apr_tokenizer)
     emitted += "\n<End Calling Sub Searches>" if emitted.startswith("<Calling") else ""
     kinds = [s.kind for s in signals_of(ignoring.watcher(ignoring.prompt(ROOT)), apr_tokenizer.encode(emitted))]
     assert kinds == (["join"] if emitted.startswith("<Calling") else [])
@@ -624,7 +624,7 @@ def test_apr_malformed_calls(apr_tokenizer: Tokenizer, emitted: str, reason: str
 
 def test_apr_deliveries_need_the_childrens_prompts(apr_tokenizer: Tokenizer) -> None:
     with pytest.raises(ProtocolError, match="2 messages were returned, but there are 0 prompts"):
-        APR.bind(apr_tokenizer).delivery([(), ()])
+        BoundProtocol(APR, apr_tokenizer).delivery([(), ()])
 
 
 # ---- declarations ----------------------------------------------------------------------------------------------------
@@ -689,7 +689,7 @@ def test_tags_and_texts_that_the_tokenizer_cannot_write() -> None:
     lossy = Library(models.BPE({name: token for token, name in enumerate("<>jo")}, []))
     lossy.decoder = decoders.Fuse()
     with pytest.raises(ProtocolError, match="encoded and decoded it is"):
-        COUNTDOWN.bind(Tokenizer(lossy))
+        BoundProtocol(COUNTDOWN, Tokenizer(lossy))
     with pytest.raises(PromptError):
         bound_countdown().prompt("")
 

@@ -8,7 +8,7 @@ import msgspec
 
 from policies import Policy
 from policies.training.finite import first_not_finite
-from runtime import TagProtocol
+from runtime import BoundProtocol, TagProtocol
 from runtime.model import BraidFile, Raven, Tokenizer, save_checkpoint
 
 
@@ -23,7 +23,7 @@ def export_checkpoint(
     name = first_not_finite(model.named_parameters())
     if name is not None:
         raise ValueError(f"The weights {name} are not finite; no checkpoint is made of them.")
-    protocol.bind(tokenizer)
+    BoundProtocol(protocol, tokenizer)
     ends = [token for tag in protocol.end if (token := tokenizer.token_to_id(tag)) is not None]
     braid = BraidFile(protocol=msgspec.to_builtins(protocol))
     if policy is not None:

@@ -18,9 +18,10 @@ from runtime.protocol.watcher import TagWatcher, Tokens
 
 
 class BoundProtocol:
-    """Immutable; one serves all threads of an engine. Made by `TagProtocol.bind`."""
+    """A protocol over a tokenizer's ids. Immutable; one serves all threads of an engine."""
 
     def __init__(self, protocol: TagProtocol, tokenizer: Tokenizer) -> None:
+        """Raises `ProtocolError` if the tokenizer cannot write a tag."""
         self.protocol = protocol
         self._tokenizer = tokenizer
         tags = tags_by_text(protocol)

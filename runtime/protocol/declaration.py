@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
 from runtime.errors import ProtocolError
 from runtime.protocol.templates import check_template, groups_of
-
-if TYPE_CHECKING:
-    from runtime.model.tokenizer import Tokenizer
-    from runtime.protocol.binding import BoundProtocol
-
 
 _MOST_TAGS = 100
 """Every one is looked for in every token of the vocabulary."""
@@ -122,12 +117,6 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def needs_text(self) -> bool:
         """Whether a pattern is declared, which only decoded text can match."""
         return bool(self.message_pattern or self.definitions or self.return_pattern or self.child_pattern)
-
-    def bind(self, tokenizer: Tokenizer) -> BoundProtocol:
-        """The protocol over a tokenizer's ids. Raises `ProtocolError` if the tokenizer cannot write a tag."""
-        from runtime.protocol.binding import BoundProtocol  # it is built on this module
-
-        return BoundProtocol(self, tokenizer)
 
     def _check_tags(self) -> None:
         for name in ("spawn_open", "spawn_close"):

@@ -21,6 +21,7 @@ from examples.countdown.problems import LARGEST_VALUE, Problem, draw_problems, e
 from examples.countdown.search import first_steps, ranked
 from examples.countdown.solve import steps_in
 from examples.countdown.vocabulary import ID_OF, WINDOWS, WORDS, build_tokenizer
+from runtime import BoundProtocol
 from runtime.model.tokenizer import Tokenizer
 
 numbers = st.lists(st.integers(1, 99), min_size=4, max_size=4).map(tuple)
@@ -39,7 +40,7 @@ def test_the_solver_finds_exactly_what_can_be_reached(nums: tuple[int, ...], tar
 
 def test_demonstrations_speak_the_protocol() -> None:
     """Children's prompts and returns, found by the protocol's watcher in what the solver's root writes."""
-    protocol = COUNTDOWN.bind(Tokenizer(build_tokenizer()))
+    protocol = BoundProtocol(COUNTDOWN, Tokenizer(build_tokenizer()))
     problem = Problem((22, 26, 31, 53), 27)
     root = RootThread(problem)
     watcher = protocol.watcher([ID_OF[word] for word in root.prompt])
@@ -57,7 +58,7 @@ def test_demonstrations_speak_the_protocol() -> None:
 
 @pytest.mark.parametrize("nums", [(22, 26, 31, 53), (22, 26, 31, 53, 6)])
 def test_every_kind_of_parent_spawns_its_children(nums: tuple[int, ...]) -> None:
-    protocol = COUNTDOWN.bind(Tokenizer(build_tokenizer()))
+    protocol = BoundProtocol(COUNTDOWN, Tokenizer(build_tokenizer()))
     problem = Problem(nums, 27)
     ranking = ranked(first_steps(problem.key[0]), problem.target, random.Random(0))
     roots: list[ParentThread] = [RootThread(problem), BudgetedRoot(problem, ranking, 5)]

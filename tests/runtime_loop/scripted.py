@@ -74,7 +74,7 @@ def word_tokenizer() -> Tokenizer:
 
 def bound_protocol(**changes: object) -> BoundProtocol:
     fields = {name: getattr(PROTOCOL, name) for name in PROTOCOL.__struct_fields__}
-    return TagProtocol(**{**fields, **changes}).bind(word_tokenizer())
+    return BoundProtocol(TagProtocol(**{**fields, **changes}), word_tokenizer())
 
 
 def ids(text: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
 
-from runtime import Engine, PromptError, ReasoningThread
+from runtime import BoundProtocol, Engine, PromptError, ReasoningThread
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import TagProtocol
 
@@ -70,9 +70,9 @@ def test_protocols_begin_contexts_with_it_too_but_not_twice() -> None:
     fields: dict[str, Any] = {
         "spawn_open": "[", "spawn_close": "]", "join": "!", "return_open": "{", "end": ("}",), "child": "the {message}"
     }  # fmt: skip
-    bound = TagProtocol(**fields).bind(FALLBACK)
+    bound = BoundProtocol(TagProtocol(**fields), FALLBACK)
     assert bound.prompt("a") == [BOS, *ids("a")]
-    written = TagProtocol(**fields | {"prompt": "<s>{prompt}", "child": "<s>{message}"}).bind(FALLBACK)
+    written = BoundProtocol(TagProtocol(**fields | {"prompt": "<s>{prompt}", "child": "<s>{message}"}), FALLBACK)
     assert written.prompt("a") == FALLBACK.encode("<s>a")
     for protocol, child in ((bound, [BOS, *ids("the cat")]), (written, FALLBACK.encode("<s>cat"))):
         watcher = protocol.watcher(bound.prompt("a"))
