@@ -7,25 +7,51 @@ generate -> spawn: ask the policy, start the child, go on decoding
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import anyio.to_thread
 import msgspec
 
 from policies.conversion import shown
+from policies.limits import Limits
 from policies.spawn.base import SpawnDecision, SpawnRequest, TreeView
 from runtime.errors import LimitExceeded, PolicyError, PromptError, ProtocolError, described
-from runtime.link.commands import Signal, Signalled
+from runtime.link.commands import Signal, Signalled, ThreadPath
 from runtime.protocol import BoundProtocol
 from runtime.results import Generation, Outcome
+from runtime.threads.child import Child
 from runtime.threads.context import Context, GenerateOptions
-
-if TYPE_CHECKING:
-    from runtime.threads.joining import Asked
-    from runtime.threads.thread import ReasoningThread
+from runtime.threads.joining import Asked, Children
+from runtime.threads.session import ThreadSettings
 
 
-async def drive(thread: ReasoningThread) -> Outcome:
+class DrivenThread(Protocol):
+    """What the driver needs of a thread."""
+
+    @property
+    def context(self) -> Context: ...
+
+    @property
+    def children(self) -> Children:
+        """Those that nobody has joined yet."""
+        ...
+
+    def start_child(
+        self,
+        prompt: tuple[int, ...],
+        *,
+        settings: ThreadSettings,
+        limits: Limits | None,
+        by_model: bool,
+        reason: str,
+    ) -> Child: ...
+
+    def record_spawn(
+        self, child: ThreadPath | None, prompt: tuple[int, ...], *, by_model: bool, fork: bool, reason: str
+    ) -> None: ...
+
+
+async def drive(thread: DrivenThread) -> Outcome:
     """Runs a thread until its model ends it; without a protocol, until a stop token.
 
     Where the model runs out of tokens or context, nothing is returned and the reason says so; where a limit ran out,
@@ -57,7 +83,7 @@ def _without_message(generation: Generation) -> Literal["length", "context", "no
 class _Driver:
     """One model-driven thread between its spawns and joins."""
 
-    def __init__(self, thread: ReasoningThread, protocol: BoundProtocol) -> None:
+    def __init__(self, thread: DrivenThread, protocol: BoundProtocol) -> None:
         self._thread = thread
         self._context = thread.context
         self._protocol = protocol

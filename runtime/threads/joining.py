@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
@@ -15,53 +14,14 @@ from runtime.link.commands import ThreadPath
 from runtime.link.events import Joined
 from runtime.protocol import BoundProtocol
 from runtime.results import Answer
+from runtime.threads.arrivals import Arrivals
 from runtime.threads.child import Child
 from runtime.threads.context import Context
-from runtime.threads.inbox import Event
 
 Success = Callable[[Answer], bool]
 
 Asked = tuple[tuple[int, ...], Child | None]
 """One child that was asked for: its prompt, and the child, or None where it was refused."""
-
-
-class Arrivals:
-    """Children in the order in which they finish."""
-
-    __slots__ = ("_event", "_needed", "_new_event", "is_waiting", "ready")
-
-    def __init__(self, children: Iterable[Child], new_event: Callable[[], Event]) -> None:
-        self.ready: deque[Child] = deque()
-        """Finished and not yet taken."""
-        self.is_waiting = False
-        self._new_event = new_event
-        self._event: Event | None = None
-        self._needed = 0
-        for child in children:
-            child.arrivals = self
-            if child.is_done:
-                self.ready.append(child)
-
-    def arrive(self, child: Child) -> None:
-        self.ready.append(child)
-        if self._event is not None and len(self.ready) >= self._needed:
-            self._event.set()
-            self._event = None
-
-    async def wait(self, count: int) -> None:
-        """Waits until `count` children are ready, and wakes once for all of them."""
-        self.is_waiting = True
-        try:
-            while len(self.ready) < count:
-                self._needed = count
-                event = self._event = self._new_event()
-                await event.wait()
-        finally:
-            self.is_waiting = False
-
-    async def next(self) -> Child:
-        await self.wait(1)
-        return self.ready.popleft()
 
 
 class Children:
@@ -215,7 +175,7 @@ class Children:
         else:
             self._context.check_open()
 
-    def _claim(self, children: Sequence[Child]) -> Arrivals:
+    def _claim(self, children: Sequence[Child]) -> Arrivals[Child]:
         if len(set(children)) < len(children):
             raise ValueError("The same child is given twice.")
         for child in children:
@@ -227,7 +187,12 @@ class Children:
                 )
             if child.arrivals is not None and child.arrivals.is_waiting:
                 raise ThreadStateError(f"Child {child.path} is being joined by another coroutine; join it once.")
-        return Arrivals(children, self._context.frontend.inbox.new_event)
+        arrivals: Arrivals[Child] = Arrivals(self._context.frontend.inbox.new_event)
+        for child in children:
+            child.arrivals = arrivals
+            if child.is_done:
+                arrivals.arrive(child)
+        return arrivals
 
 
 class AsCompleted:
@@ -237,7 +202,7 @@ class AsCompleted:
     stay unjoined.
     """
 
-    def __init__(self, children: Children, arrivals: Arrivals, count: int) -> None:
+    def __init__(self, children: Children, arrivals: Arrivals[Child], count: int) -> None:
         self._children = children
         self._arrivals = arrivals
         self._left = count

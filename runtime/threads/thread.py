@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -17,12 +18,16 @@ from runtime.results import Answer, Generation, Outcome, Usage
 from runtime.sampling import Sampling
 from runtime.threads.accounts import NO_LIMITS, Account
 from runtime.threads.arguments import GenerateArguments, JoinArguments, ThreadArguments
-from runtime.threads.child import Child, Program
+from runtime.threads.child import Child
 from runtime.threads.context import Context, GenerateOptions
+from runtime.threads.driver import drive
 from runtime.threads.joining import AsCompleted, Children, Success
 from runtime.threads.lifetime import Lifetime
 from runtime.threads.session import ThreadSettings
 from runtime.threads.stream import Stream
+
+Program = Callable[["ReasoningThread"], Awaitable[str | Sequence[int] | None]]
+"""What a program runs in a child: it gets the child's thread and returns the child's message, or None."""
 
 
 class ReasoningThread:
@@ -276,7 +281,7 @@ class ReasoningThread:
         path = self.children.new_path()
         account = Account(path, limits or NO_LIMITS, context.account)
         thread = ReasoningThread(Context(path, context.frontend, account, settings), above=self.lifetime)
-        child = Child(thread, len(prompt), run)
+        child = Child(thread.context, thread.lifetime, len(prompt))
         thread.context.open(inherits=context if fork else None)
         self.record_spawn(path, prompt, by_model=by_model, fork=fork, reason=reason)
         self.children.add(child)
@@ -286,8 +291,30 @@ class ReasoningThread:
             self.children.finish(child)
             thread.context.close()
             raise
-        self.lifetime.start(thread.lifetime, child.main, name=f"reasoning thread {path}")
+        self.lifetime.start(
+            thread.lifetime, partial(child.main, partial(thread._work, run)), name=f"reasoning thread {path}"
+        )
         return child
+
+    async def _work(self, program: Program | None) -> Outcome | None:
+        """What a child's task does: a program's work, or what the model says. None where it was cancelled."""
+        try:
+            async with self:
+                self.outcome = await (drive(self) if program is None else self._returned_by(program))
+        except LimitExceeded:
+            # A model cannot help running out; a program can, and is told.
+            if program is not None:
+                raise
+            return Outcome((), "", "limit")
+        return self.outcome
+
+    async def _returned_by(self, program: Program) -> Outcome:
+        message = await program(self)
+        frontend = self.context.frontend
+        tokens = () if message is None else frontend.encode_message(message)
+        if message is None or not tokens:
+            return Outcome((), "", "nothing")
+        return Outcome(tokens, message if isinstance(message, str) else frontend.decode(tokens), "returned")
 
     def record_spawn(
         self, child: ThreadPath | None, prompt: tuple[int, ...], *, by_model: bool, fork: bool, reason: str
@@ -316,7 +343,7 @@ class ReasoningThread:
     def _close(self, error: Exception | None, is_cancelled: bool) -> None:
         for child in self.children:
             # A child whose task never came to run has opened its thread all the same.
-            child.thread.context.close()
+            child.context.close()
         frontend = self.context.frontend
         if frontend.is_recording and self.context.state == "open":
             outcome = self.outcome or Outcome((), "", "nothing")

@@ -53,7 +53,10 @@ async def test_a_thread_under_a_protocol_that_was_cut_gives_what_it_had_emitted(
         assert (answer.text, answer.message, answer.reason) == ("", (), "length")
         assert answer.tokens == ids("<spawn> 2 </spawn> <join> a b")
         assert root.text == "5"
-        assert child.thread.text == "1 <spawn> 2 </spawn> <join> <message> 9 9 9 </message> a b"
+        assert (
+            child.context.frontend.decode(child.context.tokens)
+            == "1 <spawn> 2 </spawn> <join> <message> 9 9 9 </message> a b"
+        )
 
 
 @pytest.mark.parametrize("spawn", ["", "<spawn> 2 </spawn>"])
@@ -97,6 +100,6 @@ async def test_a_pattern_is_not_searched_on_the_event_loop() -> None:
     async with over(device, protocol) as engine, engine.thread("5") as root:
         child = root.spawn("1")
         await root.join([child])
-        assert child.thread.text == "1 <spawn> 2 </spawn> <join> <message> 2 7 <end>"
+        assert tuple(child.context.tokens) == ids("1 <spawn> 2 </spawn> <join> <message> 2 7 <end>")
     assert protocol.made_on
     assert get_ident() not in protocol.made_on

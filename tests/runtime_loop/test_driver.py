@@ -301,7 +301,7 @@ async def test_a_join_may_cut_its_block_out_of_the_context() -> None:
         child = root.spawn("1")
         (answer,) = await root.join([child])
         assert answer.text == "9"
-        assert child.thread.text == "1 a 7 8 <return> 9 <end>"
+        assert child.context.frontend.decode(child.context.tokens) == "1 a 7 8 <return> 9 <end>"
     assert_all_closed(device.core)
 
 

@@ -11,7 +11,7 @@ import pytest
 from runtime import Answer, Child, Engine, ReasoningThread, ThreadStateError
 from runtime.link.commands import CloseThread, Extend, OpenThread
 from runtime.link.events import Joined, Spawned, ThreadEnded
-from runtime.threads.child import Program
+from runtime.threads.thread import Program
 
 from .scripted import (
     ScriptedDevice,

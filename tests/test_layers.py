@@ -1,0 +1,31 @@
+"""No file imports itself by way of others; which layer may import which is said, and checked, by pyproject.toml."""
+
+import grimp
+
+PACKAGES = ("policies", "runtime", "traces", "examples", "benchmarks")
+
+UPWARDS = ("runtime.loading", "traces")
+"""The one import against the layers, made where a trace is asked for."""
+
+
+def in_circles(imports: dict[str, set[str]]) -> list[str]:
+    """The files that are left when those that import none of the rest, or that none of it imports, are taken away."""
+    left = set(imports)
+    while True:
+        imported = set().union(*(imports[file] for file in left))
+        ends = {file for file in left if file not in imported or not imports[file] & left}
+        if not ends:
+            return sorted(left)
+        left -= ends
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=False, cache_dir=None)
+    imports = {file: set(graph.find_modules_directly_imported_by(file)) for file in graph.modules}
+    importer, imported = UPWARDS
+    imports[importer].remove(imported)
+    assert in_circles(imports) == []
+
+
+def test_files_in_a_circle_are_named() -> None:
+    assert in_circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == ["b", "c"]
