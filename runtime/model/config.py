@@ -41,7 +41,7 @@ class RavenConfig(msgspec.Struct, frozen=True, kw_only=True):
     n_heads: int
     intermediate_size: int
     vocab_size: int
-    """Rows of the embedding table and columns of the logits, padding included."""
+    """Token ids, and columns of the logits."""
     block_size: int
     """Longest context in tokens."""
     n_layers_in_prelude: int
@@ -56,11 +56,18 @@ class RavenConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the adapter has a bias; no other linear layer has one."""
     tie_embeddings: bool = True
     state_init: str = "like-init"
+    padded_vocab_size: int | None = None
+    """Rows of the embedding table and of the head, where that is more than `vocab_size`; no token has those beyond."""
 
     @property
     def filter_rule(self) -> FilterRule:
         """Whose rules top-k, top-p and min-p follow unless a sampling says otherwise."""
         return "huginn"
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the embedding table and of the head."""
+        return self.padded_vocab_size or self.vocab_size
 
     @property
     def head_dim(self) -> int:
@@ -108,9 +115,8 @@ def raven_config(path: Path, raw: dict[str, Any]) -> RavenConfig:
         expect(path, raw, key, supported)
     expect(path, raw, "test_time_noise", 0)
     fields = {name: raw[name] for name in RavenConfig.__struct_fields__ if name in raw}
-    # The reference keeps one logit column per padded row of the table.
     if raw.get("padded_vocab_size") is not None:
-        fields["vocab_size"] = raw["padded_vocab_size"]
+        fields.setdefault("vocab_size", raw["padded_vocab_size"])
     # The reference has no other way to say that the state starts from zero: it ignores state_init.
     init_values = raw.get("init_values") or {}
     if isinstance(init_values, dict) and init_values.get("std") == 0:
@@ -119,6 +125,11 @@ def raven_config(path: Path, raw: dict[str, Any]) -> RavenConfig:
         config = msgspec.convert(fields, RavenConfig)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: {error}.") from error
+    if config.padded_vocab_size is not None:
+        # As the reference reads it, no token is beyond the table.
+        vocab_size = min(config.vocab_size, config.padded_vocab_size)
+        padded = None if vocab_size == config.padded_vocab_size else config.padded_vocab_size
+        config = msgspec.structs.replace(config, vocab_size=vocab_size, padded_vocab_size=padded)
     _check(path, config)
     _check_derived(path, raw, config)
     return config
@@ -143,6 +154,8 @@ def _check(path: Path, config: RavenConfig) -> None:
             raise CheckpointError(f"{path}: {key} is {value}; expected at least {bound}.")
         if value > _LARGEST:
             raise CheckpointError(f"{path}: {key} is {value}; expected at most {_LARGEST}.")
+    if config.table_rows > _LARGEST:
+        raise CheckpointError(f"{path}: padded_vocab_size is {config.table_rows}; expected at most {_LARGEST}.")
     for key in ("norm_eps", "rope_base"):
         if not 0 < getattr(config, key) < math.inf:
             raise CheckpointError(f"{path}: {key} is {getattr(config, key)}; expected a positive number.")
@@ -200,8 +213,8 @@ def raven_as_published(config: RavenConfig, dtype: str) -> dict[str, Any]:
         "model_type": MODEL_TYPE,
         "n_layers": config.n_layers,
         "num_key_value_heads": config.n_heads,
-        "padded_vocab_size": config.vocab_size,
-        "padding_multiple": config.vocab_size,
+        "padded_vocab_size": config.table_rows,
+        "padding_multiple": config.table_rows,
         "sampling_scheme": "poisson-lognormal-filling",
         "test_time_noise": 0,
         "test_time_noise_type": "fixed",

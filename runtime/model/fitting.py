@@ -35,13 +35,14 @@ def check_sizes(path: Path, config: ModelConfig, stored: Mapping[str, StoredTens
     numbers = sum(math.prod(tensor.shape) for tensor in stored.values())
     # Each is one side of a matrix whose other side is the model's width.
     sides = {
-        ("vocab_size",): config.vocab_size,
+        ("vocab_size", "padded_vocab_size"): config.table_rows,
         ("intermediate_size",): config.intermediate_size,
         ("n_heads", "head_dim"): config.n_heads * config.head_dim,
     }
     for attributes, side in sides.items():
         if side * config.n_embd > numbers:
-            sizes = [f"{names[name]} {getattr(config, name)}" for name in (*attributes, "n_embd") if name in names]
+            given = {name: getattr(config, name) for name in (*attributes, "n_embd") if name in names}
+            sizes = [f"{names[name]} {value}" for name, value in given.items() if value is not None]
             raise CheckpointError(
                 f"{path}: {', '.join(sizes)}: too large for weights that are {numbers} numbers in all; expected the "
                 "configuration of the weights beside it."

@@ -94,6 +94,11 @@ class LlamaConfig(msgspec.Struct, frozen=True, kw_only=True):
         return "transformers"
 
     @property
+    def table_rows(self) -> int:
+        """Rows of the embedding table and of the head."""
+        return self.vocab_size
+
+    @property
     def n_layers_in_prelude(self) -> int:
         return 0
 

@@ -83,7 +83,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: RavenConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = nn.Embedding(config.table_rows, config.n_embd)
         self.prelude = nn.ModuleList(SandwichBlock(config) for _ in range(config.n_layers_in_prelude))
         self.adapter = nn.Linear(2 * config.n_embd, config.n_embd, bias=config.bias)
         self.core_block = nn.ModuleList(SandwichBlock(config) for _ in range(config.n_layers_in_recurrent_block))
@@ -100,7 +100,7 @@ class Raven(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.table_rows, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.transformer.wte.weight
         self.register_buffer("freqs_cis", rotary_table(config))
@@ -141,7 +141,9 @@ class Raven(nn.Module):
         x = self.transformer.ln_f(state)
         for layer, block in enumerate(self.transformer.coda, self.coda_start):
             x = block(x, rotation, layer, attend)
-        return self.lm_head(self.transformer.ln_f(x if rows is None else x[rows])).float()
+        # Rows that only pad the table are no tokens, and have no part in what is computed of logits.
+        head = self.lm_head.weight[: self.config.vocab_size]
+        return F.linear(self.transformer.ln_f(x if rows is None else x[rows]), head).float()
 
     def final_norm(self, state: Tensor) -> Tensor:
         """Latent states [..., n_embd] as the coda is given them."""

@@ -27,7 +27,8 @@ def configs(draw: st.DrawFn) -> RavenConfig:
         n_embd=heads * half * 2,
         n_heads=heads,
         intermediate_size=draw(sizes),
-        vocab_size=draw(sizes),
+        vocab_size=(vocab_size := draw(sizes)),
+        padded_vocab_size=draw(st.none() | st.integers(vocab_size + 1, 2 * 10**6)),
         block_size=draw(sizes),
         n_layers_in_prelude=draw(counts),
         n_layers_in_recurrent_block=draw(st.integers(1, 8)),
@@ -85,9 +86,12 @@ def test_defaults_are_those_of_the_reference(tmp_path: Path, golden_a: Path) -> 
     assert config == read_config(golden_a / "config.json")
 
 
-def test_padded_vocabulary_is_the_width_of_the_logits(tmp_path: Path, golden_a: Path) -> None:
-    assert read_config(changed(tmp_path, golden_a, padded_vocab_size=640)).vocab_size == 640
-    assert read_config(changed(tmp_path, golden_a, padded_vocab_size=DELETED)).vocab_size == 512
+def test_a_padded_table_has_more_rows_than_tokens(tmp_path: Path, golden_a: Path) -> None:
+    for padded, vocab_size, rows in ((640, 512, 640), (512, 512, 512), (DELETED, 512, 512), (500, 500, 500)):
+        config = read_config(changed(tmp_path, golden_a, padded_vocab_size=padded))
+        assert (config.vocab_size, config.table_rows) == (vocab_size, rows)
+    config = read_config(changed(tmp_path, golden_a, vocab_size=DELETED, padded_vocab_size=640))
+    assert (config.vocab_size, config.table_rows) == (640, 640)
 
 
 def test_state_scale_of_zero_means_a_zero_state_as_for_the_reference(tmp_path: Path, golden_a: Path) -> None:

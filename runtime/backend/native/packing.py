@@ -49,7 +49,7 @@ def pack(model: Model) -> Packed:
     per_layer = [(layer.query_key_value, layer.output, _interleaved(layer.gate_up), layer.down) for layer in layers]
     matrices = [matrix for four in per_layer for matrix in four]
     matrices.append(torch.zeros(0, 2 * width, dtype=model.lm_head.weight.dtype) if adapter is None else adapter.weight)
-    matrices.append(model.lm_head.weight)
+    matrices.append(model.lm_head.weight[: config.vocab_size])
     panels = [_panels(matrix) for matrix in matrices]
     starts = np.cumsum([0, *(len(panel) for panel in panels)])[:-1]
     described = [
