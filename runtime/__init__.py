@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from policies.limits import Limits
+    from policies import Limits
     from runtime.engine import Engine
     from runtime.errors import (
         BraidError,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from runtime.threads.thread import ReasoningThread
 
 _HOMES = {
-    "policies.limits": ("Limits",),
+    "policies": ("Limits",),
     "runtime.results": ("Answer", "Chunk", "Generation", "Usage"),
     "runtime.threads.child": ("Child",),
     "runtime.link.commands": ("Device", "Statistics"),

@@ -14,10 +14,8 @@ import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 
-from policies import Policy
+from policies import Limits, Policy, SelectPolicy
 from policies.conversion import Count, converted, shown
-from policies.limits import Limits
-from policies.select.base import SelectPolicy
 from runtime.console.logs import logger
 from runtime.errors import EngineClosed, PromptError
 from runtime.link.commands import Device, LoadWeights, OnTraceError, Statistics

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.depth.base import DepthPolicy, DepthView
+from policies import DepthPolicy, DepthView
 from runtime.backend.interface import Bool, Entering, Int64
 from runtime.backend.lanes import Lanes
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from policies.depth.base import Carry, DepthPolicy
+from policies import Carry, DepthPolicy
 from runtime.model.architecture import ModelConfig
 from runtime.sampling import Sampling
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.depth.base import DepthPolicy
+from policies import DepthPolicy
 from runtime.backend.exits import ExitTests, TickExits
 from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.lanes import Lanes

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policies import DepthPolicy, EntryView
 from policies.conversion import shown
-from policies.depth.base import DepthPolicy, EntryView
 from runtime.device.sequence import Flight
 from runtime.errors import PolicyError, described
 

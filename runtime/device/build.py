@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import torch
 
+from policies import DepthPolicy
 from policies.conversion import Count, converted
-from policies.depth.base import DepthPolicy
 from runtime.backend.attention import PagedAttention
 from runtime.backend.interface import Backend, CacheShape, TickResult
 from runtime.backend.torch.attention import TorchAttention

@@ -12,7 +12,7 @@ from itertools import count
 
 import msgspec
 
-from policies.depth.base import DepthPolicy
+from policies import DepthPolicy
 
 MOST_KNOWN = 1024
 """Policies that are told apart at a time."""

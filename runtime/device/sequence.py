@@ -7,7 +7,7 @@ from array import array
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from policies.depth.base import Carry, DepthPolicy
+from policies import Carry, DepthPolicy
 from runtime.backend.randomness import thread_key
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.prefix_rule import PrefixRule

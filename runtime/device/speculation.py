@@ -17,9 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import attrgetter
 
-from policies.depth.base import DepthPolicy
-from policies.depth.bounding import Bounding
-from policies.depth.speculative import Speculative
+from policies import Bounding, DepthPolicy, Speculative
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal

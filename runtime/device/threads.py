@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from policies.depth.base import DepthPolicy
+from policies import DepthPolicy
 from runtime.backend.interface import Backend
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.bounds import policy_error

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 
 import msgspec
 
-from policies.depth.base import DepthPolicy
+from policies import DepthPolicy
 from runtime.link.events import Event
 from runtime.link.events import ThreadPath as ThreadPath
 from runtime.link.work import Work

@@ -13,7 +13,7 @@ from typing import Literal
 
 import anyio
 
-from policies.limits import Limits
+from policies import Limits
 from runtime.errors import LimitExceeded
 from runtime.link.commands import Failed, Finished, ThreadPath
 from runtime.link.metering import Meter

@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from policies import Policy
+from policies import DepthPolicy, Limits, Policy
 from policies.conversion import Count, Whole, convert_fields, converted, shown
-from policies.depth.base import DepthPolicy
-from policies.limits import Limits
 from runtime.errors import PromptError
 from runtime.link.events import Event
 from runtime.results import Answer

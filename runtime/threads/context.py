@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from policies import DepthPolicy
 from policies.conversion import shown
-from policies.depth.base import DepthPolicy
 from runtime.errors import PolicyError, PromptError, ThreadStateError, described
 from runtime.link.commands import (
     Extend,

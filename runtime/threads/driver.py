@@ -12,9 +12,8 @@ from typing import Literal, Protocol
 import anyio.to_thread
 import msgspec
 
+from policies import Limits, SpawnDecision, SpawnRequest, TreeView
 from policies.conversion import shown
-from policies.limits import Limits
-from policies.spawn.base import SpawnDecision, SpawnRequest, TreeView
 from runtime.errors import LimitExceeded, PolicyError, PromptError, ProtocolError, described
 from runtime.link.commands import Signal, Signalled, ThreadPath
 from runtime.protocol import BoundProtocol

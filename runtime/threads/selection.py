@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import anyio
 import msgspec
 
+from policies import SelectPolicy
 from policies.conversion import shown
-from policies.select.base import SelectPolicy
 from runtime.errors import LimitExceeded, PolicyError, described
 from runtime.results import Answer, Outcome, add, answered
 from runtime.threads.driver import drive

@@ -9,8 +9,7 @@ from threading import get_ident
 import anyio
 import msgspec
 
-from policies.depth.base import DepthPolicy
-from policies.spawn.base import SpawnPolicy
+from policies import DepthPolicy, SpawnPolicy
 from runtime.console.logs import logger
 from runtime.errors import EngineClosed, EngineFailed, PromptError, QueueFull
 from runtime.link.commands import (

@@ -9,8 +9,7 @@ from typing import Any, Literal, Self, overload
 
 import msgspec
 
-from policies.depth.base import DepthPolicy
-from policies.limits import Limits
+from policies import DepthPolicy, Limits
 from runtime.errors import LimitExceeded, PromptError, ThreadStateError, described
 from runtime.link.commands import ThreadPath
 from runtime.link.events import RunStarted, Spawned, ThreadEnded

@@ -16,10 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies.depth.base import DepthPolicy, DepthView
-from policies.depth.bounding import Bounding
-from policies.depth.cosine import Cosine
-from policies.depth.latent_diff import LatentDiff
+from policies import Bounding, Cosine, DepthPolicy, DepthView, LatentDiff
 from runtime.backend.exits import ExitTests
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.native.compiled import CODA, HEAD, ITERATE, MEASURE, PRELUDE, SAMPLE, SETTLE, load_entries
