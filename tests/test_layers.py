@@ -1,6 +1,13 @@
-"""No file imports itself by way of others; which layer may import which is said, and checked, by pyproject.toml."""
+"""No file imports itself by way of others, and packages export what they say.
+
+Which layer may import which is said in pyproject.toml, and checked by `lint-imports`.
+"""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 import grimp
+import pytest
 
 PACKAGES = ("policies", "runtime", "traces", "examples", "benchmarks")
 
@@ -29,3 +36,13 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
 def test_files_in_a_circle_are_named() -> None:
     assert in_circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    "name", ["policies", "policies.training", "runtime", "runtime.console", "runtime.link", "runtime.model", "traces"]
+)
+def test_what_a_package_exports_is_there_whatever_was_imported_before(name: str) -> None:
+    package = import_module(name)
+    assert all(hasattr(package, exported) for exported in package.__all__)
+    # A module that is imported takes its name in the package.
+    assert not {module.name for module in iter_modules(package.__path__)} & set(package.__all__)
