@@ -14,6 +14,7 @@ from benchmarks import backends, cancelling, continuous, depthwise, fork, models
 from benchmarks.machine import cores, processor
 from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
+from examples.countdown.solve import LIMITS
 from policies import Fixed, Limits
 from runtime.settings import EngineSettings
 
@@ -95,7 +96,7 @@ def test_forks_say_what_fresh_prompts_say_and_compute_less() -> None:
 
 
 def test_continuous_thought_is_compared_with_full_depth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(continuous.LIMITS, 4, Limits(threads=4, tree_depth=2))
+    monkeypatch.setitem(LIMITS, 4, Limits(threads=4, tree_depth=2))
     size = continuous.Size(thresholds=(0.1,), problems=1, threads=4, tokens=24)
     result = sound(continuous.measure(size, rounds=1))
     assert column(result, "carry") == ["full depth", "none", "raw", "normed"]
