@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -205,5 +206,14 @@ def _header(checkpoint: str | Path, model: str, settings: EngineSettings, policy
         policy=to_builtins(policy),
         seed=seed,
         engine=msgspec.to_builtins(settings),
-        versions={"python": platform.python_version(), **{library: version(library) for library in libraries}},
+        versions={"python": platform.python_version(), **_versions_of(libraries)},
     )
+
+
+def _versions_of(libraries: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed: some backends do without some of them."""
+    found: dict[str, str] = {}
+    for library in libraries:
+        with suppress(PackageNotFoundError):
+            found[library] = version(library)
+    return found

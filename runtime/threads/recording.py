@@ -19,18 +19,20 @@ async def recording(
 ) -> AsyncIterator[None]:
     """See `Engine.recording`. The device thread opens the file, writes and closes it, in order with its commands."""
     await anyio.lowlevel.checkpoint()
-    if frontend.records:
+    if frontend.is_in_recording:
         raise TraceError("The engine records already, and what happens goes into one trace. Let that end first.")
+    # The device refuses while the engine's own trace is written, and knows whether that had to end.
+    before = frontend.records
     # At once, so that trees which begin before the device has answered are recorded from their beginning.
-    frontend.records = True
+    frontend.is_in_recording = frontend.records = True
     try:
         await frontend.request(lambda number: StartRecording(number, path, overwrite, on_trace_error))
     except Exception:
-        frontend.records = False
+        frontend.is_in_recording, frontend.records = False, before
         raise
     except BaseException:
         # A cancellation of asyncio's own, which goes through shields: nobody hears the answer to this one.
-        frontend.records = False
+        frontend.is_in_recording, frontend.records = False, before
         frontend.send(StopRecording(number=0))
         raise
     try:
@@ -45,5 +47,5 @@ async def recording(
 
 
 async def _stop(frontend: Frontend) -> None:
-    frontend.records = False
+    frontend.is_in_recording = frontend.records = False
     await frontend.request(StopRecording)

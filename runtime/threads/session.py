@@ -80,6 +80,8 @@ class Frontend:
         self.vocab_size = vocab_size
         self.records = records
         """Whether events of trees go into a trace."""
+        self.is_in_recording = False
+        """Whether a block is entered, or being entered, that records what happens inside it."""
         self._observer = observer
         self._trees = device.first_tree
         self._loop_thread = get_ident()

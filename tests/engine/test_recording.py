@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import anyio.to_thread
 import pytest
 from anyio.abc import TaskGroup, TaskStatus
 
+import runtime.loading
 from policies import ChildBudget, Fixed, Limits, Policy
 from runtime import Answer, Engine, EngineFailed, LimitExceeded, ReasoningThread, Sampling, ThreadStateError, TraceError
 from runtime.backend.interface import Tick, TickResult
@@ -67,6 +69,22 @@ def essence(answers: list[Answer | None]) -> list[tuple[object, ...] | None]:
 
 async def verified(*arguments: object) -> int:
     return await anyio.to_thread.run_sync(traces_command, ["replay", "--verify", *map(str, arguments)])
+
+
+@pytest.mark.anyio
+async def test_a_library_that_is_not_installed_is_not_in_the_header(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(library: str) -> str:
+        if library == "numba":
+            raise PackageNotFoundError(library)
+        return "1.0"
+
+    monkeypatch.setattr(runtime.loading, "version", version)
+    async with Engine.open(tiny_checkpoint, backend="torch", pages=16, trace=tmp_path / "run.trace"):
+        pass
+    versions = read(tmp_path / "run.trace").header.versions
+    assert versions.keys() == {"python", "torch", "numpy", "tokenizers", "msgspec", "anyio"}
 
 
 @pytest.mark.anyio

@@ -156,6 +156,25 @@ async def test_leaving_a_recording_that_stops_the_engine_raises(
                 await engine.run(prompt(1))
 
 
+@pytest.mark.anyio
+async def test_another_recording_may_follow_one_that_had_to_end(
+    tiny_checkpoint: Path, tmp_path: Path, faulty: Install
+) -> None:
+    fault = faulty(3)
+    async with Engine.open(tiny_checkpoint, policy=POLICY, trace=tmp_path / "dropped.trace", **SIZES) as engine:
+        said = await converse(engine)
+        assert fault.failed == "append"
+        async with engine.recording(tmp_path / "next.trace"):
+            assert await converse(engine) == said
+        async with engine.recording(tmp_path / "last.trace"):
+            assert await converse(engine) == said
+    assert read(tmp_path / "dropped.trace").lost is not None
+    for number, name in enumerate(("next.trace", "last.trace"), 1):
+        trace = read(tmp_path / name)
+        assert trace.lost is None
+        assert [story.path for story in tree_of(trace.events)] == [(number,)]
+
+
 def test_what_is_no_choice_is_refused(tiny_checkpoint: Path) -> None:
     panic: dict[str, Any] = {"on_trace_error": "panic"}
     with pytest.raises(ValueError, match="on_trace_error is 'panic'"):
