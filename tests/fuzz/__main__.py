@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from tests.fuzz.damaging import damage_files
 from tests.fuzz.generating import random_program
 from tests.fuzz.program import Program, from_json, to_json
 from tests.fuzz.running import Outcome, Runner
@@ -37,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     torch.set_num_threads(1)
     disable_progress_bar()
+    if given.damage:
+        return _report_damage(damage_files(first, most, given.minutes), first)
     runner = Runner()
     try:
         if given.program is not None:
@@ -57,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="the first program's; those after it count up (default: by chance)")
     parser.add_argument("--program", type=Path, help="run the program in a JSON file (- for standard input)")
     parser.add_argument("--sweep", action="store_true", help="plant every fault at every place into each program")
+    parser.add_argument("--damage", action="store_true", help="damage files of checkpoints and traces instead")
     parser.add_argument("--show", action="store_true", help="print programs instead of running them")
     return parser
 
@@ -77,6 +81,13 @@ def _sweeps(runner: Runner, first: int, most: int | None) -> Iterator[Run]:
 def _written(runner: Runner, path: Path) -> Iterator[Run]:
     program = from_json(sys.stdin.read() if str(path) == "-" else path.read_text())
     yield program, runner.run(program, _WRITTEN), _WRITTEN
+
+
+def _report_damage(counts: Counter[str], first: int) -> int:
+    for name, number in sorted(counts.items()):
+        print(f"{number:12,} {name}")
+    print(f"{counts.total():,} damaged files, none at fault: `--damage --seed {first}`")
+    return 0
 
 
 def _report(runs: Iterator[Run], minutes: float | None, how: str) -> int:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from runtime.link.events import ThreadClosed
+from policies import Limits
+from runtime.link.events import AnyEvent, Spawned, ThreadClosed, ThreadOpened
 from tests.traces.damage import damage, framed, recorded, use
-from traces import read
+from traces import read, tree_of, walk
 
 
 def test_a_trace_that_is_framed_again_is_whole(tmp_path: Path) -> None:
@@ -35,5 +36,31 @@ def test_a_path_of_many_numbers_takes_memory_in_proportion(tmp_path: Path) -> No
     tracemalloc.start()
     try:
         use(path)
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_chain_as_deep_as_trees_may_be_is_read_shown_and_exported(tmp_path: Path) -> None:
+    most = Limits().tree_depth
+    assert most is not None
+    events: list[AnyEvent] = []
+    for depth in range(most + 1):
+        path = (0,) * (depth + 1)
+        events.append(ThreadOpened(time=0.0, thread=path, inherits=None, seed=0, depth=None))
+        if depth:
+            events.append(
+                Spawned(time=0.0, thread=path[:-1], child=path, by_model=True, fork=False, tokens=(1,), reason="")
+            )
+    events += [
+        ThreadClosed(time=0.0, thread=event.thread) for event in reversed(events) if isinstance(event, ThreadOpened)
+    ]
+    file = tmp_path / "chain.trace"
+    file.write_bytes(framed([recorded()[0], *map(msgspec.msgpack.encode, events)]))
+    trace = read(file)
+    assert trace.lost is None
+    assert max(len(story.path) for story in walk(tree_of(trace.events))) == most + 1 == 1001
+    tracemalloc.start()
+    try:
+        use(file)
     finally:
         tracemalloc.stop()

@@ -1,0 +1,114 @@
+"""Damaged files: checkpoints of both families and traces, each read and used, or refused as what it is, within bounds.
+
+`python -m tests.fuzz --damage --minutes 10` damages one file after another until the time is over.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count, cycle, islice
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+from runtime.errors import CheckpointError
+from runtime.loading import read_braid
+from runtime.model.checkpoint import load_checkpoint, resolve
+from tests.damage import bounded, damage
+from tests.llamas import make_llama, save_llama
+from tests.traces.damage import damaged_trace, recorded, use
+
+SECONDS = 20.0
+"""Of computing time, for one file."""
+
+SIZE = 2**30
+"""Bytes that may be mapped for one file."""
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "braid.json", "tokenizer.json")
+
+Try = Callable[[Random], str]
+"""Damages a file, uses it, and says what became of it; raises what is a fault."""
+
+
+def checkpoints(directory: Path) -> Iterator[Path]:
+    """A complete checkpoint of each family."""
+    shipped = resolve("countdown")
+    raven = directory / "raven"
+    shutil.copytree(shipped, raven)
+    yield raven
+    llama = save_llama(directory / "llama", make_llama(vocab_size=load_checkpoint(shipped).model.config.vocab_size))
+    for name in ("braid.json", "tokenizer.json"):
+        shutil.copyfile(shipped / name, llama / name)
+    yield llama
+
+
+def of_checkpoint(whole: Path, file: str) -> Try:
+    content = (whole / file).read_bytes()
+
+    def attempt(random: Random) -> str:
+        path = whole / file
+        try:
+            damage(path, random)
+            with bounded(seconds=SECONDS, size=SIZE):
+                read_braid(load_checkpoint(whole))
+        except CheckpointError as error:
+            if str(whole) not in str(error):
+                raise AssertionError(f"The refusal of a damaged {path} does not name it.") from error
+            return "refused"
+        finally:
+            path.write_bytes(content)
+        return "used"
+
+    return attempt
+
+
+def of_trace(directory: Path) -> Try:
+    payloads, path = recorded(), directory / "damaged.trace"
+
+    def attempt(random: Random) -> str:
+        path.write_bytes(damaged_trace(payloads, random))
+        with bounded(seconds=SECONDS, size=SIZE), _counting_memory():
+            use(path)
+        return "used or refused"
+
+    return attempt
+
+
+@contextmanager
+def _counting_memory() -> Iterator[None]:
+    """Memory is counted byte by byte, which makes everything else slow."""
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+def damage_files(first: int, most: int | None, minutes: float | None) -> Counter[str]:
+    """Damages `most` files, or as many as there is time for; what became of them. Raises the first fault, with the
+    command that does it again."""
+    counts: Counter[str] = Counter()
+    started = time.monotonic()
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        tries: list[tuple[str, Try]] = [
+            (file, of_checkpoint(whole, file))
+            for whole in checkpoints(directory)
+            for file in FILES
+            if (whole / file).exists()
+        ]
+        tries += [("trace", of_trace(directory))] * len(tries)
+        for seed, (kind, attempt) in zip(islice(count(first), most), cycle(tries), strict=False):
+            if minutes is not None and time.monotonic() - started > 60 * minutes:
+                break
+            try:
+                counts[f"{kind}: {attempt(Random(seed))}"] += 1
+            except BaseException as error:
+                error.add_note(f"A damaged {kind}; again with: python -m tests.fuzz --damage --seed {first}.")
+                raise
+    return counts
