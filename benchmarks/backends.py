@@ -47,8 +47,8 @@ def measure(size: Size, rounds: int) -> Result:
 
 
 def _compare(name: str, model: Raven, size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
-    depth, given = Fixed(most=size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
-    settings = EngineSettings(device="cpu", backend="fused", memory=2**28)
+    depth, given = Fixed(max_iterations=size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
+    settings = EngineSettings(device="cpu", backend="fused", kv_cache_bytes=2**28)
     cores = {
         "fused": build_loop(model, settings, depth),
         "torch": build_loop(model, msgspec.structs.replace(settings, backend="torch"), depth),

@@ -50,7 +50,7 @@ def measure(size: Size, rounds: int) -> Result:
 
 async def _fall(shape: Shape, count: int) -> float:
     """Seconds from cancelling a tree until it is gone and its work is counted."""
-    settings = EngineSettings(pages=8, device="cpu")
+    settings = EngineSettings(num_pages=8, device="cpu")
     device = ModelDevice(lambda: build_loop(models.smallest(), settings, Fixed(1)))
     async with Engine.over(device, policy=Policy(depth=Fixed(1))) as engine:
         with anyio.CancelScope() as scope:

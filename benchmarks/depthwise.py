@@ -96,7 +96,7 @@ def measure(size: Size, rounds: int) -> Result:
 
 def choose_threshold(model: Raven, size: Size) -> float:
     """The threshold that a tenth of the tokens never fall below, from exit values of tokens that never exit."""
-    threads, never = max(size.threads), LatentDiff(0.0, most=size.most)
+    threads, never = max(size.threads), LatentDiff(0.0, max_iterations=size.most)
     values_in: dict[int, list[float]] = {}
     complete: list[list[float]] = []
 
@@ -114,8 +114,8 @@ def _compare(
     model: Raven, size: Size, threads: int, threshold: float, rounds: int
 ) -> tuple[tuple[Cell, ...], Spread, NDArray[np.int64]]:
     """The row of a number of threads; lockstep over depth-wise seconds; exit depths [threads in all, tokens]."""
-    adaptive = LatentDiff(threshold, most=size.most)
-    whole = WholeBatch(threshold, most=size.most)
+    adaptive = LatentDiff(threshold, max_iterations=size.most)
+    whole = WholeBatch(threshold, max_iterations=size.most)
     given = driving.prompts(model.config.vocab_size, size.waves * threads, 1)
     in_lockstep = partial(build_loop, model, _settings(size, threads), scheduler=LockstepScheduler)
     cores: dict[str, tuple[DeviceLoop, DepthPolicy]] = {
@@ -157,4 +157,4 @@ def _compare(
 
 def _settings(size: Size, threads: int) -> EngineSettings:
     pages = threads * -(-(1 + size.tokens) // 16)
-    return EngineSettings(lanes=threads, chunk=1, pages=pages, reuse_prefixes=False, device="cpu")
+    return EngineSettings(max_in_flight=threads, prefill_chunk=1, num_pages=pages, reuse_prefixes=False, device="cpu")

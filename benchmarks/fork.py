@@ -89,7 +89,7 @@ def measure(size: Size, rounds: int) -> Result:
 
 def _core(model: Raven, size: Size, *, reuse: bool) -> DeviceLoop:
     pages = (size.children + 1) * -(-(size.context + 1) // 16)
-    return build_loop(model, EngineSettings(pages=pages, reuse_prefixes=reuse, device="cpu"), Fixed(size.depth))
+    return build_loop(model, EngineSettings(num_pages=pages, reuse_prefixes=reuse, device="cpu"), Fixed(size.depth))
 
 
 def _context(size: Size) -> tuple[int, ...]:

@@ -112,7 +112,9 @@ def measure(size: Size, rounds: int) -> Result:
 def _compare(model: Raven, size: Size, threads: int, rounds: int) -> tuple[tuple[Cell, ...], Spread]:
     """The row of a number of threads, and the engine's share of the bare loop's tokens/s."""
     depth, given = Fixed(size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
-    settings = EngineSettings(pages=threads * -(-(size.prompt + size.tokens) // 16), reuse_prefixes=False, device="cpu")
+    settings = EngineSettings(
+        num_pages=threads * -(-(size.prompt + size.tokens) // 16), reuse_prefixes=False, device="cpu"
+    )
     prepared = prepare(model, settings, depth, given, size.tokens)
     core = build_loop(model, settings, depth)
     device = ModelDevice(lambda: build_loop(model, settings, depth))

@@ -220,7 +220,7 @@ def _core(parked: int, size: Size) -> DeviceLoop:
     """A core with room for parked and for working threads, whose first tick writes all of its pool."""
     pages = parked * -(-(size.prompt + size.tokens) // PAGE_SIZE)
     pages += (size.working + 1) * -(-(size.prompt + size.working_tokens) // PAGE_SIZE)
-    settings = EngineSettings(pages=pages, page_size=PAGE_SIZE, device="cpu")
+    settings = EngineSettings(num_pages=pages, page_size=PAGE_SIZE, device="cpu")
     core = build_loop(models.smallest(), settings, DEPTH)
     driving.touch_pages(core, pages)
     return core

@@ -53,7 +53,7 @@ def measure(size: Size, rounds: int) -> Result:
 def _peaks(size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
     torch.set_num_threads(threads)
     numbers = torch.ones(size.read)
-    sides: dict[str, Callable[[], float]] = {"memory": partial(_timed, numbers.sum)}
+    sides: dict[str, Callable[[], float]] = {"kv_cache_bytes": partial(_timed, numbers.sum)}
     backends = []
     for dtype in (torch.float32, torch.bfloat16):
         backend = _backend(size, threads, dtype)
@@ -98,7 +98,9 @@ def _backend(size: Size, threads: int, dtype: torch.dtype) -> FusedBackend:
     )
     model = Llama(config).eval()
     model.initialise(torch.Generator().manual_seed(0))
-    settings = EngineSettings(device="cpu", backend="fused", threads=threads, lanes=max(size.rows, 128), pages=64)
-    backend = build_loop(model.to(dtype), settings, Fixed(most=1)).backend
+    settings = EngineSettings(
+        device="cpu", backend="fused", cpu_threads=threads, max_in_flight=max(size.rows, 128), num_pages=64
+    )
+    backend = build_loop(model.to(dtype), settings, Fixed(max_iterations=1)).backend
     assert isinstance(backend, FusedBackend)
     return backend

@@ -83,7 +83,7 @@ def _compare(settings: EngineSettings, size: Size, threads: int, rounds: int) ->
     prompts = prompts_of(list(islice(draw_problems(random.Random("speculation")), threads)), threads)
     plain = "plain"
     policies: dict[str, DepthPolicy] = {plain: Fixed(size.depth)}
-    policies |= {f"{draft}": Speculative(draft, size.look, most=size.depth) for draft in size.drafts}
+    policies |= {f"{draft}": Speculative(draft, size.look, max_iterations=size.depth) for draft in size.drafts}
     done: dict[str, Work] = {}
 
     def side(name: str) -> float:

@@ -21,23 +21,22 @@ from policies.registry import from_builtins, from_json, to_builtins, to_json
 from policies.select.base import SelectPolicy
 from policies.select.best_of import BestOf
 from policies.select.self_consistency import SelfConsistency
-from policies.spawn.all_children import AsAsked
+from policies.spawn.all_children import AllChildren
 from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeView
 from policies.spawn.by_entropy import ByEntropy
-from policies.spawn.max_children import ChildBudget
+from policies.spawn.max_children import MaxChildren
 from policies.spawn.no_children import NoChildren
 
 __all__ = [
     "KL",
+    "AllChildren",
     "ArgmaxStability",
-    "AsAsked",
     "BestOf",
     "Bounding",
     "ByEntropy",
     "ByLoad",
     "ByRole",
     "Carry",
-    "ChildBudget",
     "Cosine",
     "DepthPolicy",
     "DepthView",
@@ -47,6 +46,7 @@ __all__ = [
     "Fixed",
     "LatentDiff",
     "Limits",
+    "MaxChildren",
     "MinPKL",
     "NoChildren",
     "Policy",

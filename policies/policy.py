@@ -8,7 +8,7 @@ from policies.depth.base import DepthPolicy
 from policies.depth.fixed import Fixed
 from policies.printing import as_written
 from policies.select.base import SelectPolicy
-from policies.spawn.all_children import AsAsked
+from policies.spawn.all_children import AllChildren
 from policies.spawn.base import SpawnPolicy
 from policies.validation import check_policy
 
@@ -20,7 +20,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """
 
     depth: DepthPolicy = Fixed()
-    spawn: SpawnPolicy = AsAsked()
+    spawn: SpawnPolicy = AllChildren()
     select: SelectPolicy | None = None
     """None: one root answers."""
 

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
 import anyio
 import anyio.lowlevel
@@ -26,7 +26,7 @@ from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol
 from runtime.results import Answer, Usage
 from runtime.sampling import Sampling
-from runtime.settings import read_settings
+from runtime.settings import SettingsOptions, read_settings
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import EngineArguments, ThreadArguments, checkpoint_of, path_of, token_ids, weights_of
 from runtime.threads.context import Context
@@ -93,7 +93,7 @@ class Engine:
         limits: Limits | None = None,
         sampling: Sampling | None = None,
         observer: Callable[[Event], None] | None = None,
-        **settings: Any,
+        **settings: Unpack[SettingsOptions],
     ) -> Engine:
         """An engine on a checkpoint: the name of one that comes with the package, or a directory.
 
@@ -102,7 +102,7 @@ class Engine:
         be written on, `on_trace_error` says what ends: "drop" the recording, with a warning, "stop" the engine, once
         running generates are done; answers are delivered either way. `observer`, a plain function, gets the events of
         trees (`RunStarted`, `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with `time` 0; what
-        it raises is logged. `settings` are fields of `EngineSettings`: dtype, device, lanes, ...
+        it raises is logged. `settings` are fields of `EngineSettings`: dtype, device, max_in_flight, ...
 
         Raises `ValueError`, naming the argument, for one that does not fit. Entering raises `CheckpointError`;
         `CapacityError`, naming the setting, for memory or threads that cannot be had; and `TraceError` where the trace

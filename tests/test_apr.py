@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from policies import ChildBudget, Policy
+from policies import MaxChildren, Policy
 from runtime import Engine
 from runtime.link.events import AnyEvent, GenerateFinished, Received, Sampled, Spawned, ThreadOpened
 from runtime.model.tokenizer import Tokenizer
@@ -187,7 +187,7 @@ async def test_a_policy_refuses_what_the_budget_would_not_have(tmp_path: Path) -
     """The prefix asks the model; a policy makes sure: the refused child counts as one without a solution."""
     tokenizer = scripted_llama(tmp_path / "apr", budget=2)
     trace = tmp_path / "run.trace"
-    async with Engine.open(tmp_path / "apr", policy=Policy(spawn=ChildBudget(2)), trace=trace) as engine:
+    async with Engine.open(tmp_path / "apr", policy=Policy(spawn=MaxChildren(2)), trace=trace) as engine:
         answer = await engine.run(ROOT)
     assert answer.text == ANSWER
     assert (answer.usage.threads, answer.usage.spawns_requested, answer.usage.spawns_granted) == (3, 3, 2)
@@ -200,7 +200,7 @@ async def test_many_searches_share_an_engine(tmp_path: Path) -> None:
     scripted_llama(tmp_path / "apr", budget=10)
     answers: list[str] = []
     # So few pages that the trees take them from each other.
-    async with Engine.open(tmp_path / "apr", pages=120, lanes=64, chunk=32) as engine:
+    async with Engine.open(tmp_path / "apr", num_pages=120, max_in_flight=64, prefill_chunk=32) as engine:
 
         async def search() -> None:
             answers.append((await engine.run(ROOT)).text)

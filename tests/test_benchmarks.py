@@ -54,7 +54,7 @@ def test_overhead_repeats_the_same_ticks() -> None:
 
 def test_bare_loop_says_when_it_did_other_work() -> None:
     model = models.smallest()
-    depth, settings = Fixed(2), EngineSettings(pages=8, reuse_prefixes=False, device="cpu")
+    depth, settings = Fixed(2), EngineSettings(num_pages=8, reuse_prefixes=False, device="cpu")
     prepared = overhead.prepare(model, settings, depth, [(1, 2, 3)], 4)
     assert overhead.replay(prepared) > 0
     prepared.tokens[-1][:] += 1

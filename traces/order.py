@@ -67,7 +67,7 @@ class RecordedOrder:
         self._revived: set[ThreadPath] = set()
         """Late threads that have had a command, so that some of their steps may be due."""
         self._unknown: dict[ThreadPath, TraceError] = {}
-        pages = trace.header.engine.get("pages")
+        pages = trace.header.engine.get("num_pages")
         self.statistics = Statistics(num_pages=pages if isinstance(pages, int) else 0)
         """As it was when the last event played was recorded."""
         self._heard = 0.0

@@ -10,14 +10,14 @@ import msgspec
 from benchmarks.countdown.protocol import COUNTDOWN
 from benchmarks.countdown.train import MODEL
 from examples.countdown.vocabulary import build_tokenizer
-from policies import AsAsked, Fixed, Policy
+from policies import AllChildren, Fixed, Policy
 from policies.training import export_checkpoint, restore
 from runtime.console import input_directory, output_directory, status_of, whole
 from runtime.model import Raven, Tokenizer
 
 LONGEST = MODEL.block_size
 
-POLICY = Policy(depth=Fixed(), spawn=AsAsked(tree_depth=2))
+POLICY = Policy(depth=Fixed(), spawn=AllChildren(tree_depth=2))
 """Every token at the mean recurrence, every child that is asked for, as deep as five numbers or a nested tree need: a
 thread that repeats its own prompt in a spawn would have children without end."""
 

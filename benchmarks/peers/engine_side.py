@@ -20,11 +20,13 @@ def load(job: Job) -> Iterator[Loaded]:
     torch.set_num_threads(job.threads)
     engine = Engine.open(
         job.checkpoint,
-        policy=None if job.exits is None else Policy(depth=LatentDiff(job.exits.threshold, most=job.exits.most)),
-        dtype=job.dtype,
+        policy=None
+        if job.exits is None
+        else Policy(depth=LatentDiff(job.exits.threshold, max_iterations=job.exits.most)),
+        dtype="bfloat16" if job.dtype == "bfloat16" else "float32",
         device="cpu",
-        threads=job.threads,
-        memory=job.memory,
+        cpu_threads=job.threads,
+        kv_cache_bytes=job.memory,
         reuse_prefixes=False,
     )
     with anyio.from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(engine):

@@ -22,7 +22,7 @@ from examples.countdown.live import LiveTree
 from examples.countdown.problems import LARGEST_VALUE, SIZES, Problem, problems_of
 from examples.countdown.solve import LIMITS, evaluate, solve
 from examples.countdown.vocabulary import CHILDREN, MOST_CHILDREN, NESTED, WINDOWS, WITHIN
-from policies import AsAsked, ChildBudget, Fixed, Limits, Policy
+from policies import AllChildren, Fixed, Limits, MaxChildren, Policy
 from runtime import Engine
 from runtime.console import Printer, output_file, status_of, whole
 
@@ -86,7 +86,7 @@ class Setting(msgspec.Struct, frozen=True):
 def setting_for(given: argparse.Namespace, problems: list[Problem]) -> Setting:
     """Of four numbers, the model is told of up to `MOST_CHILDREN` children and held to it; else a policy bounds it."""
     is_four = all(len(problem.nums) == 4 for problem in problems)
-    depth = None if given.iterations is None else Policy(depth=Fixed(given.iterations), spawn=AsAsked())
+    depth = None if given.iterations is None else Policy(depth=Fixed(given.iterations), spawn=AllChildren())
     limits = LIMITS[4 if is_four else 5]
     if given.serial:
         window = given.within or (WINDOWS[-2] if is_four else WINDOWS[-1])
@@ -97,7 +97,7 @@ def setting_for(given: argparse.Namespace, problems: list[Problem]) -> Setting:
         return Setting("", None, depth, limits)
     if is_four and 1 <= given.children <= MOST_CHILDREN:
         return Setting(f"{CHILDREN} {given.children}", None, depth, Limits(threads=1 + given.children))
-    return Setting("", None, Policy(depth=Fixed(given.iterations), spawn=ChildBudget(given.children)), limits)
+    return Setting("", None, Policy(depth=Fixed(given.iterations), spawn=MaxChildren(given.children)), limits)
 
 
 def engine_for(given: argparse.Namespace, setting: Setting, tree: LiveTree) -> Engine:
@@ -108,7 +108,7 @@ def engine_for(given: argparse.Namespace, setting: Setting, tree: LiveTree) -> E
         limits=setting.limits,
         trace=given.trace,
         observer=tree.observe,
-        context=setting.context,
+        max_context=setting.context,
     )
 
 

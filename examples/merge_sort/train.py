@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from examples.merge_sort.demonstrations import PROTOCOL, WORDS, build_tokenizer, examples
-from policies import AsAsked, Policy
+from policies import AllChildren, Policy
 from policies.training import MOST_PROCESSES, SupervisedConfig, export_checkpoint, run_processes, train
 from runtime.console import output_directory, status_of, whole
 from runtime.model import Raven, RavenConfig
@@ -35,7 +35,7 @@ MODEL = RavenConfig(
     state_init="zero",
 )
 
-POLICY = Policy(spawn=AsAsked(tree_depth=5))
+POLICY = Policy(spawn=AllChildren(tree_depth=5))
 """The longest list halves five times until threads sort by themselves."""
 
 

@@ -66,12 +66,12 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     construction where the numbers make no sense; a subclass with a `__post_init__` of its own calls `super()`'s.
     """
 
-    minimum: int = 0
-    """No test before iteration minimum + 1."""
-    most: int | None = None
+    min_iterations: int = 0
+    """No test before iteration min_iterations + 1."""
+    max_iterations: int | None = None
     """Bound on iterations; None is the model's mean recurrence."""
-    every: int = 1
-    """Tests happen at iterations minimum + 1, minimum + 1 + every, ..."""
+    check_every: int = 1
+    """Tests happen at iterations min_iterations + 1, min_iterations + 1 + check_every, ..."""
     exit_received: bool = True
     """Whether received tokens (prompts, messages) may exit before their bound."""
     threshold: float = 0.0
@@ -91,17 +91,17 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         cls.bounds_all_alike = cls.bound is DepthPolicy.bound
 
     def __post_init__(self) -> None:
-        check_count(self, "minimum", self.minimum, 0)
-        check_count(self, "every", self.every, 1)
+        check_count(self, "min_iterations", self.min_iterations, 0)
+        check_count(self, "check_every", self.check_every, 1)
         check_flag(self, "exit_received", self.exit_received)
         check_threshold(self, self.threshold)
         check_choice(self, "carry", self.carry, get_args(Carry))
-        if self.most is not None:
-            check_count(self, "most", self.most, 1)
-            if self.minimum >= self.most:
+        if self.max_iterations is not None:
+            check_count(self, "max_iterations", self.max_iterations, 1)
+            if self.min_iterations >= self.max_iterations:
                 raise ValueError(
-                    f"{type(self).__name__}: minimum ({self.minimum}) leaves no iteration to test before most "
-                    f"({self.most}); lower minimum or raise most."
+                    f"{type(self).__name__}: min_iterations ({self.min_iterations}) leaves no iteration to test "
+                    f"before max_iterations ({self.max_iterations}); lower min_iterations or raise max_iterations."
                 )
 
     def __repr__(self) -> str:
@@ -116,18 +116,18 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     def deepest(self, mean_recurrence: int) -> int:
         """Most iterations that `bound` can give to any token of any thread; what memory is sized for."""
-        return mean_recurrence if self.most is None else self.most
+        return mean_recurrence if self.max_iterations is None else self.max_iterations
 
     def bound(self, entering: EntryView) -> IntArray:
         """Most iterations of each entering token, at least 1; [n] int32."""
-        most = entering.mean_recurrence if self.most is None else self.most
+        most = entering.mean_recurrence if self.max_iterations is None else self.max_iterations
         return np.full(len(entering.position), most, dtype=np.int32)
 
     def constant_bound(self, mean_recurrence: int) -> int | None:
         """The bound of every token on a model with this mean; None for policies that look at the token."""
         if not self.bounds_all_alike:
             return None
-        return mean_recurrence if self.most is None else self.most
+        return mean_recurrence if self.max_iterations is None else self.max_iterations
 
     def memory_width(self, width: int, vocab: int) -> int:
         """float32 values the policy keeps for each token in flight."""

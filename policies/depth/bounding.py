@@ -12,7 +12,7 @@ from policies.depth.fixed import Fixed
 from policies.printing import as_written
 from policies.validation import check_policy, field_defaults
 
-_SHARED = ("minimum", "most", "every", "exit_received", "threshold", "carry")
+_SHARED = ("min_iterations", "max_iterations", "check_every", "exit_received", "threshold", "carry")
 
 
 class CriterionReads:
@@ -25,8 +25,8 @@ class CriterionReads:
 class Bounding(DepthPolicy, frozen=True):
     """Exits as `criterion` does. A subclass overrides `bound`, starting from `self.criterion.bound(entering)`.
 
-    Minimum, most, every, exit_received, threshold and carry are the criterion's and are given to it; `most` may also be
-    given here if the criterion has none.
+    min_iterations, max_iterations, check_every, exit_received, threshold and carry are the criterion's and are given to
+    it; `max_iterations` may also be given here if the criterion has none.
     """
 
     criterion: DepthPolicy = Fixed()
@@ -35,8 +35,8 @@ class Bounding(DepthPolicy, frozen=True):
 
     def __post_init__(self) -> None:
         check_policy(self, "criterion", self.criterion, DepthPolicy)
-        if self.most is not None and self.criterion.most is None:
-            criterion = msgspec.structs.replace(self.criterion, most=self.most)
+        if self.max_iterations is not None and self.criterion.max_iterations is None:
+            criterion = msgspec.structs.replace(self.criterion, max_iterations=self.max_iterations)
             msgspec.structs.force_setattr(self, "criterion", criterion)
         defaults = field_defaults(DepthPolicy)
         for name in _SHARED:

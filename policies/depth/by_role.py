@@ -27,7 +27,7 @@ class ByRole(DepthPolicy, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         # A list would make the policy unhashable.
         msgspec.structs.force_setattr(self, "by_tree_depth", tuple(self.by_tree_depth))
-        unused = ("minimum", "most", "every", "exit_received", "threshold", "carry")
+        unused = ("min_iterations", "max_iterations", "check_every", "exit_received", "threshold", "carry")
         refuse_fields(self, unused, "give it to the policies that ByRole holds")
         for name in ("root", "parent", "child"):
             if getattr(self, name) is not None:

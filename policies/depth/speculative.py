@@ -7,33 +7,34 @@ from policies.validation import check_count, check_flag, refuse_fields
 
 
 class Speculative(DepthPolicy, frozen=True):
-    """`most` iterations for every token, as `Fixed(most)`, and the same tokens: drafts only make them come sooner.
+    """`max_iterations` for every token, as `Fixed`, and the same tokens: drafts only make them come sooner.
 
-    After `draft` iterations a sampled token's state is read as if it were done. The token that it drafts starts at
-    once behind it, and goes on as the next token if the finished state then samples the same; else it and what
-    follows it are thrown away. Never takes more ticks than `Fixed(most)`, but more iterations, counted in usage, by
-    those that were thrown away. Received tokens and calls with an iteration limit are not speculated about.
+    After `draft_iterations` a sampled token's state is read as if it were done. The token that it drafts starts at once
+    behind it, and goes on as the next token if the finished state then samples the same; else it and what follows it
+    are thrown away. Never takes more ticks than `Fixed`, but more iterations, counted in usage, by those that were
+    thrown away. Received tokens and calls with an iteration limit are not speculated about.
 
-    `look` is the most drafted tokens in flight. Where `adaptive`, a thread drafts the k-th token ahead only while its
-    last drafts were right often enough that this one would be with a chance of at least a third (and one always).
+    `lookahead` is the most drafted tokens in flight. Where `adaptive`, a thread drafts the k-th token ahead only while
+    its last drafts were right often enough that this one would be with a chance of at least a third (and one always).
 
-    Needs an iteration slot for each of the `most` iterations: in an engine with fewer, a thread that follows it fails
-    with a `PolicyError`.
+    Needs an iteration slot for each of the `max_iterations`: in an engine with fewer, a thread under it fails with a
+    `PolicyError`.
     """
 
-    draft: int = 2
-    look: int = 4
+    draft_iterations: int = 2
+    lookahead: int = 4
     adaptive: bool = True
 
     def __post_init__(self) -> None:
-        unused = ("minimum", "every", "exit_received", "threshold", "carry")
+        unused = ("min_iterations", "check_every", "exit_received", "threshold", "carry")
         refuse_fields(self, unused, "all its tokens go to the same depth, and none waits for another's last state")
         super().__post_init__()
-        check_count(self, "draft", self.draft, 1)
-        check_count(self, "look", self.look, 1)
+        check_count(self, "draft_iterations", self.draft_iterations, 1)
+        check_count(self, "lookahead", self.lookahead, 1)
         check_flag(self, "adaptive", self.adaptive)
-        if self.most is not None and self.draft >= self.most:
+        if self.max_iterations is not None and self.draft_iterations >= self.max_iterations:
             raise ValueError(
-                f"Speculative: draft ({self.draft}) leaves nothing to verify before most ({self.most}); lower draft, "
+                f"Speculative: draft_iterations ({self.draft_iterations}) leaves nothing to verify before "
+                f"max_iterations ({self.max_iterations}); lower draft_iterations, "
                 "or take Fixed."
             )

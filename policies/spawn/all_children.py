@@ -6,7 +6,7 @@ from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeVi
 from policies.validation import check_count
 
 
-class AsAsked(SpawnPolicy, frozen=True):
+class AllChildren(SpawnPolicy, frozen=True):
     """Every child that a thread asks for runs, within the tree's limits.
 
     A model's own mistakes may ask for children of children without end. `tree_depth` is how many levels below the root

@@ -6,7 +6,7 @@ from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeVi
 from policies.validation import check_count
 
 
-class ChildBudget(SpawnPolicy, frozen=True):
+class MaxChildren(SpawnPolicy, frozen=True):
     """At most `children` children of one parent run between two of its joins; further requests are refused."""
 
     children: int

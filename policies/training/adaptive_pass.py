@@ -125,8 +125,8 @@ class ExitTest:
         self._sizes = torch.bincount(run.batch.group)
 
     def is_due(self, iteration: int) -> bool:
-        checks = iteration - self.policy.minimum - 1
-        return self.policy.reads != "nothing" and checks >= 0 and checks % self.policy.every == 0
+        checks = iteration - self.policy.min_iterations - 1
+        return self.policy.reads != "nothing" and checks >= 0 and checks % self.policy.check_every == 0
 
     def values(self, iteration: int, logits: Tensor | None) -> Tensor:
         """[groups] float32 after `iteration`, from logits [n, vocab] where the policy reads them."""

@@ -209,7 +209,7 @@ async def train_grpo(
     threads = 1 if world > 1 else None
     # Another seed after a resumption, so that the numbers of trees, which begin anew, do not repeat old draws.
     seed = config.seed + 1_000_003 * (learner.step * world + rank)
-    async with Engine.open(checkpoint, seed=seed, threads=threads) as engine:
+    async with Engine.open(checkpoint, seed=seed, cpu_threads=threads) as engine:
         with progress_bar(config.steps, shown=rank == 0) as advance:
             while True:
                 if learner.step > 0:

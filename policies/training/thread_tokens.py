@@ -52,7 +52,7 @@ def threads_in(trace: Trace) -> list[ThreadTokens]:
     Threads that inherited a context (forks) are left out: another one computed their first tokens. A thread that
     spawned counts as a parent from its first token on. Raises `TraceError` for events that do not fit together.
     """
-    chunk = int(trace.header.engine["chunk"])
+    chunk = int(trace.header.engine["prefill_chunk"])
     stories = [story for story in walk(tree_of(trace.events)) if story.inherits is None]
     contexts = [contexts_of(story) for story in stories]
     known: dict[Prefix, int] = {}
@@ -72,8 +72,10 @@ def check_replayable(trace: Trace, threads: list[ThreadTokens]) -> None:
     Those are of engines that shared iteration slots, of forks, of threads that carried latent states, and of tokens
     that were computed before the recording began.
     """
-    if trace.header.engine.get("slots") is not None:
-        raise ValueError("The trace was recorded with fewer slots than iterations; record rollouts with slots=None.")
+    if trace.header.engine.get("iteration_slots") is not None:
+        raise ValueError(
+            "The trace was recorded with fewer slots than iterations; record rollouts with iteration_slots=None."
+        )
     for story in walk(tree_of(trace.events)):
         name = path_name(story.path)
         if story.inherits is not None:

@@ -136,8 +136,8 @@ class ExitTests:
             if policy.reads == "nothing":
                 continue
             own = candidates[lanes.policy[candidates] == index]
-            checks = lanes.age[own] - policy.minimum - 1
-            due = own[(checks >= 0) & (checks % policy.every == 0)]
+            checks = lanes.age[own] - policy.min_iterations - 1
+            due = own[(checks >= 0) & (checks % policy.check_every == 0)]
             if len(due):
                 self._test(index, lanes, due, state, finish, exits)
         return exits

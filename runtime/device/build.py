@@ -72,22 +72,22 @@ def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape
     """Sizes of paged memory. Raises `CapacityError` where not one page fits into `settings.memory`, and where pages or
     lanes do not fit into the machine."""
     config = model.config
-    slots = most if settings.slots is None else min(settings.slots, most)
+    slots = most if settings.iteration_slots is None else min(settings.iteration_slots, most)
     shape = CacheShape(
         pages=0,
         page_size=settings.page_size,
         slots=slots,
-        rows=settings.lanes,
+        rows=settings.max_in_flight,
         pages_per_row=math.ceil(settings.context_size(config.block_size) / settings.page_size),
-        lanes=settings.lanes,
+        lanes=settings.max_in_flight,
     )
     numbers = 2 * shape.columns(config) * settings.page_size * config.n_kv_heads * config.head_dim
     bytes_per_page = numbers * model.lm_head.weight.element_size()
-    pages = settings.memory // bytes_per_page if settings.pages is None else settings.pages
+    pages = settings.kv_cache_bytes // bytes_per_page if settings.num_pages is None else settings.num_pages
     if pages < 1:
         raise CapacityError(
-            f"One page of {settings.page_size} tokens takes {bytes_per_page} bytes; EngineSettings.memory is "
-            f"{settings.memory}. Raise it, or lower page_size or slots."
+            f"One page of {settings.page_size} tokens takes {bytes_per_page} bytes; EngineSettings.kv_cache_bytes is "
+            f"{settings.kv_cache_bytes}. Raise it, or lower page_size or slots."
         )
     sized = msgspec.structs.replace(shape, pages=min(pages, MOST_PAGES))
     check_memory(model, settings, sized, bytes_per_page)
@@ -118,7 +118,7 @@ def build_loop(
     except (MemoryError, RuntimeError) as error:
         raise CapacityError(
             f"{cache.pages} pages, {cache.lanes} lanes and threads for them cannot be had ({described(error)}). Lower "
-            "EngineSettings.memory or pages, lanes or threads."
+            "EngineSettings.kv_cache_bytes or pages, lanes or threads."
         ) from error
     limits = ModelLimits(
         max_context=settings.context_size(model.config.block_size),
@@ -127,7 +127,7 @@ def build_loop(
         most_iterations=most,
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
-    return wire(backend, limits, settings.chunk, recorder, observe, open_trace, on_trace_error, scheduler)
+    return wire(backend, limits, settings.prefill_chunk, recorder, observe, open_trace, on_trace_error, scheduler)
 
 
 def wire(
@@ -191,7 +191,7 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
         )
     from runtime.backend.native.backend import FusedBackend
 
-    threads = settings.threads or worthwhile_threads(model)
+    threads = settings.cpu_threads or worthwhile_threads(model)
     return FusedBackend(model, cache, state_std=state_std, threads=threads)
 
 
@@ -210,7 +210,7 @@ def torch_threads(model: Model, settings: EngineSettings) -> int | None:
     """Threads that PyTorch may use on the device thread: one beside native code, which has threads of its own."""
     if model.lm_head.weight.device.type != "cpu":
         return None
-    return 1 if is_fused(model, settings) else settings.threads
+    return 1 if is_fused(model, settings) else settings.cpu_threads
 
 
 def is_fused(model: Model, settings: EngineSettings) -> bool:

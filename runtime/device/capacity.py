@@ -36,14 +36,19 @@ def check_memory(model: Model, settings: EngineSettings, cache: CacheShape, page
     """Raises `CapacityError`, naming the settings, where the machine has not the memory for pages and lanes."""
     config = model.config
     per_lane = _NUMBER * (cache.pages_per_row + config.vocab_size + 8 * config.n_embd + 2 * config.intermediate_size)
-    pages, lanes = cache.pages * page_bytes, settings.lanes * per_lane
+    pages, lanes = cache.pages * page_bytes, settings.max_in_flight * per_lane
     there = memory_of(model.lm_head.weight.device)
     if there is not None and pages + lanes > there:
-        asked = f"memory of {settings.memory}" if settings.pages is None else f"{settings.pages} pages"
+        asked = (
+            f"kv_cache_bytes of {settings.kv_cache_bytes}"
+            if settings.num_pages is None
+            else f"{settings.num_pages} pages"
+        )
         raise CapacityError(
             f"EngineSettings asks for {asked} with page_size {settings.page_size} and {cache.slots} slots, which is "
-            f"{pages} bytes, and for {settings.lanes} lanes, about {lanes} bytes; the device has {there}. Lower "
-            f"{'memory' if settings.pages is None else 'pages'}, lanes, page_size or slots."
+            f"{pages} bytes, and for {settings.max_in_flight} lanes, about {lanes} bytes; the device has {there}. "
+            f"Lower {'kv_cache_bytes' if settings.num_pages is None else 'num_pages'}, max_in_flight, page_size or "
+            "iteration_slots."
         )
 
 

@@ -185,7 +185,7 @@ class Scheduler:
             return True
         error = CapacityError(
             f"thread {sequence.path} needs {needed} pages of {self.memory.page_size} tokens; the pool has "
-            f"{self.memory.pool.size}. Raise EngineSettings.memory or EngineSettings.pages."
+            f"{self.memory.pool.size}. Raise EngineSettings.kv_cache_bytes or EngineSettings.num_pages."
         )
         self._generates.fail(sequence, error)
         return False

@@ -55,12 +55,15 @@ class Speculation:
             raise ValueError("bounds that change are not for Speculative; bound Fixed, or a policy that tests.")
         if not isinstance(policy, Speculative):
             return
-        if policy.draft >= most:
-            raise ValueError(f"draft ({policy.draft}) must be less than the {most} iterations that its tokens get.")
+        if policy.draft_iterations >= most:
+            raise ValueError(
+                f"draft_iterations ({policy.draft_iterations}) must be less than the {most} iterations that its "
+                "tokens get."
+            )
         if most > self._slots:
             raise ValueError(
                 f"its tokens get {most} iterations, and this engine keeps {self._slots} of them a token; raise "
-                "EngineSettings.slots, or take Fixed."
+                "EngineSettings.iteration_slots, or take Fixed."
             )
 
     def draft_of(self, flight: Flight) -> int:
@@ -71,7 +74,7 @@ class Speculation:
         # An iteration limit is not spent on what may be thrown away: a generate would end sooner.
         if generate.request.max_iterations is not None or flight.start >= self._last_computed(sequence, generate):
             return 0
-        return policy.draft if flight.guessed or sequence.span_at(flight.start).sampled else 0
+        return policy.draft_iterations if flight.guessed or sequence.span_at(flight.start).sampled else 0
 
     def take_draft(self, lane: int, token: int) -> None:
         """A lane has drafted its token's successor; of one that was thrown away meanwhile it is of no interest."""
@@ -195,8 +198,8 @@ def _innermost(policy: DepthPolicy) -> DepthPolicy:
 def reach(policy: Speculative, acceptance: float) -> int:
     """How many tokens ahead a thread drafts, of whose drafts this share was right of late."""
     if not policy.adaptive:
-        return policy.look
+        return policy.lookahead
     far = 1
-    while far < policy.look and acceptance ** (far + 1) >= LIKELY:
+    while far < policy.lookahead and acceptance ** (far + 1) >= LIKELY:
         far += 1
     return far

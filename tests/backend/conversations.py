@@ -137,7 +137,14 @@ class Said:
 
 
 def settings(**changes: Any) -> EngineSettings:
-    fields = {"pages": 400, "page_size": 16, "lanes": 64, "chunk": 16, "backend": "fused", "threads": 1}
+    fields = {
+        "num_pages": 400,
+        "page_size": 16,
+        "max_in_flight": 64,
+        "prefill_chunk": 16,
+        "backend": "fused",
+        "cpu_threads": 1,
+    }
     return EngineSettings(**{**fields, **changes})
 
 
@@ -242,12 +249,12 @@ def policies(most: int) -> tuple[DepthPolicy, ...]:
     return (
         Fixed(1),
         Fixed(most),
-        LatentDiff(0.6, most=most),
-        LatentDiff(0.9, most=most, minimum=most - 1, every=2),
-        LatentDiff(0.8, most=most, exit_received=False),
-        Cosine(0.3, most=most),
-        KL(0.05, most=most),
-        EvenBudget(LatentDiff(0.7, most=most)),
+        LatentDiff(0.6, max_iterations=most),
+        LatentDiff(0.9, max_iterations=most, min_iterations=most - 1, check_every=2),
+        LatentDiff(0.8, max_iterations=most, exit_received=False),
+        Cosine(0.3, max_iterations=most),
+        KL(0.05, max_iterations=most),
+        EvenBudget(LatentDiff(0.7, max_iterations=most)),
     )
 
 

@@ -172,12 +172,12 @@ def wide() -> Raven:
 
 def test_closed_and_forgotten_backends_end_their_helpers(wide: Raven) -> None:
     before = helpers_running()
-    core = build_loop(wide, conversations.settings(threads=3), Fixed(3))
+    core = build_loop(wide, conversations.settings(cpu_threads=3), Fixed(3))
     assert helpers_running() == before + 2
     core.close()
     core.close()
     assert helpers_running() == before
-    core = build_loop(wide, conversations.settings(threads=3), Fixed(3))
+    core = build_loop(wide, conversations.settings(cpu_threads=3), Fixed(3))
     assert helpers_running() == before + 2
     del core
     gc.collect()
@@ -196,7 +196,7 @@ def test_backends_on_several_device_threads(wide: Raven) -> None:
             sum(range(100))
 
     def device() -> None:
-        found.append(hold(wide, conversations.settings(threads=3), talks).essence())
+        found.append(hold(wide, conversations.settings(cpu_threads=3), talks).essence())
 
     burner = threading.Thread(target=burn)
     devices = [threading.Thread(target=device) for _ in range(3)]

@@ -91,7 +91,7 @@ MODELS: dict[str, Callable[[], Model]] = {
 @st.composite
 def programs(draw: st.DrawFn) -> list[tuple[list[int], DepthPolicy, Sampling, int]]:
     """Threads that run together: prompt, policy, sampling and tokens to generate."""
-    policies = [Fixed(1), Fixed(3), Fixed(MOST), LatentDiff(0.3, most=MOST), KL(0.05, most=MOST)]
+    policies = [Fixed(1), Fixed(3), Fixed(MOST), LatentDiff(0.3, max_iterations=MOST), KL(0.05, max_iterations=MOST)]
     thread = st.tuples(
         st.lists(st.integers(0, 39), min_size=1, max_size=20),
         st.sampled_from(policies),

@@ -61,11 +61,11 @@ def worlds(draw: st.DrawFn) -> tuple[Model, EngineSettings, list[Talk]]:
     needed = -(-CONTEXT // page_size)
     engine = conversations.settings(
         page_size=page_size,
-        chunk=chunk,
-        lanes=draw(st.sampled_from([16, 40])),
-        pages=needed * draw(st.integers(1, 6)),
+        prefill_chunk=chunk,
+        max_in_flight=draw(st.sampled_from([16, 40])),
+        num_pages=needed * draw(st.integers(1, 6)),
         most_iterations=most,
-        slots=draw(st.sampled_from([None, None, 1, 2])),
+        iteration_slots=draw(st.sampled_from([None, None, 1, 2])),
         reuse_prefixes=draw(st.booleans()),
     )
     return model, engine, draw(conversations.talks(model.config.vocab_size, most))
@@ -114,7 +114,7 @@ def test_nobody_notices_company_workers_or_runs(
 ) -> None:
     """Bit by bit: tokens, log-probabilities and depths."""
     model = wide_model(dtype)
-    engine = conversations.settings(page_size=page_size, slots=slots, lanes=48, reuse_prefixes=False)
+    engine = conversations.settings(page_size=page_size, iteration_slots=slots, max_in_flight=48, reuse_prefixes=False)
     crowded = msgspec.structs.replace(engine, threads=threads, pages=3 * -(-CONTEXT // page_size))
     together = hold(model, crowded, talks, most_ticks=most_ticks).essence()
     for talk in talks:
@@ -127,7 +127,7 @@ def test_nobody_notices_company_workers_or_runs(
 def test_rows_of_any_batch_are_bitwise_alike(dtype: str, threads: int) -> None:
     """One thread beside 0, 1, ... others: every number of rows in the last tile of a matrix product."""
     model = wide_model(dtype)
-    engine = conversations.settings(threads=threads, lanes=64)
+    engine = conversations.settings(cpu_threads=threads, max_in_flight=64)
     first = Talk((0,), Fixed(2), (Turn((5, 9, 2, 7, 7), 6, Sampling(temperature=1.0)),))
     alone = hold(model, engine, [first]).essence()[0,]
     for company in [*range(1, 9), 13, 30]:
@@ -160,7 +160,9 @@ def test_bfloat16_is_as_close_as_the_pytorch_backends(
         Talk((end,), Fixed(most), (Turn(tuple(prompt[:end]), 1, Sampling(logprobs=vocab)),))
         for end in {1, len(prompt) // 2, len(prompt)}
     ]
-    engine = conversations.settings(page_size=page_size, slots=slots, most_iterations=most, initial_state="zero")
+    engine = conversations.settings(
+        page_size=page_size, iteration_slots=slots, most_iterations=most, initial_state="zero"
+    )
     torch_engine = msgspec.structs.replace(engine, backend="torch")
     rounded = copy.deepcopy(model).to(torch.bfloat16)
     exact = hold(model, engine, talks)

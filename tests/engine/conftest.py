@@ -36,7 +36,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     braid = {
         "protocol": msgspec.to_builtins(PROTOCOL),
-        "policy": to_builtins(Policy(depth=LatentDiff(0.7, most=4))),
+        "policy": to_builtins(Policy(depth=LatentDiff(0.7, max_iterations=4))),
     }
     directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
     save_checkpoint(directory, tiny_model(3), tokenizer=Tokenizer(inner), braid=msgspec.json.encode(braid))

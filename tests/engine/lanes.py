@@ -34,10 +34,10 @@ class ByPosition(DepthPolicy, frozen=True):
 POLICIES: tuple[DepthPolicy, ...] = (
     Fixed(1),
     Fixed(2),
-    LatentDiff(0.7, most=MOST),
-    Cosine(0.3, most=3),
-    KL(0.3, most=3),
-    EvenBudget(LatentDiff(0.8, most=MOST)),
+    LatentDiff(0.7, max_iterations=MOST),
+    Cosine(0.3, max_iterations=3),
+    KL(0.3, max_iterations=3),
+    EvenBudget(LatentDiff(0.8, max_iterations=MOST)),
     ByPosition(),
 )
 HOT = Sampling(temperature=1.2)
@@ -45,8 +45,15 @@ SAMPLINGS = (Sampling(), HOT, HOT, Sampling(temperature=1.5, top_k=8, repetition
 
 
 def core_settings(**changes: Any) -> EngineSettings:
-    fields = {"pages": 300, "page_size": 16, "lanes": 48, "chunk": 8, "most_iterations": MOST, "backend": "fused"}
-    return EngineSettings(**{**fields, "threads": 1, "reuse_prefixes": False, **changes})
+    fields = {
+        "num_pages": 300,
+        "page_size": 16,
+        "max_in_flight": 48,
+        "prefill_chunk": 8,
+        "most_iterations": MOST,
+        "backend": "fused",
+    }
+    return EngineSettings(**{**fields, "cpu_threads": 1, "reuse_prefixes": False, **changes})
 
 
 class Spotter:

@@ -22,7 +22,7 @@ from traces import read
 
 pytestmark = pytest.mark.anyio
 
-SIZES: dict[str, Any] = {"page_size": 4, "pages": 64, "lanes": 16, "chunk": 16}
+SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 64, "max_in_flight": 16, "prefill_chunk": 16}
 
 
 async def coroutine_function(*arguments: object) -> None:
@@ -207,7 +207,7 @@ RIGHT: list[tuple[Call, dict[str, Any]]] = [
     ),
     (generate, {"sampling": Sampling(logprobs=1000, top_k=2**40, temperature=0.5), "depth": of(Fixed, np.int64(2))}),
     (generate, {"max_tokens": 2**50, "stop": {1, 2, 3, *range(4, 40)}}),
-    (stream, {"max_tokens": torch.tensor(2), "depth": of(LatentDiff, np.float32(0.5), most=np.int64(3))}),
+    (stream, {"max_tokens": torch.tensor(2), "depth": of(LatentDiff, np.float32(0.5), max_iterations=np.int64(3))}),
     (spawn, {"message": torch.tensor([1, 2]), "priority": np.int64(2**40)}),
     (fork, {"message": np.array([1]), "max_tokens": np.int64(1)}),
 ]
@@ -236,8 +236,19 @@ async def test_numbers_of_other_libraries_are_converted(
         ("sampling", NO_STRUCTS),
         ("observer", NO_FUNCTIONS),
         ("checkpoint", [None, 1, b"countdown", "", "a\0b", []]),
-        *((field, NO_COUNTS) for field in ("lanes", "chunk", "page_size", "pages", "memory", "context", "slots")),
-        *((field, [*NO_COUNTS, 2**16]) for field in ("most_iterations", "threads")),
+        *(
+            (field, NO_COUNTS)
+            for field in (
+                "max_in_flight",
+                "prefill_chunk",
+                "page_size",
+                "num_pages",
+                "kv_cache_bytes",
+                "max_context",
+                "iteration_slots",
+            )
+        ),
+        *((field, [*NO_COUNTS, 2**16]) for field in ("most_iterations", "cpu_threads")),
         ("queue_size", NO_COUNTS),
         ("dtype", [1, None, "float16", torch.float32]),
         ("lockstep", NO_FLAGS),
@@ -254,12 +265,12 @@ async def test_an_engine_is_not_made_of_wrong_values(tiny_checkpoint: Path, name
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"pages": None, "memory": 10}, "memory"),
-        ({"pages": 10**12}, "pages"),
-        ({"pages": None, "memory": 2**50}, "memory"),
-        ({"lanes": 10**12}, "lanes"),
+        ({"num_pages": None, "kv_cache_bytes": 10}, "kv_cache_bytes"),
+        ({"num_pages": 10**12}, "num_pages"),
+        ({"num_pages": None, "kv_cache_bytes": 2**50}, "kv_cache_bytes"),
+        ({"max_in_flight": 10**12}, "max_in_flight"),
         ({"page_size": 10**12}, "page_size"),
-        ({"pages": None, "page_size": 10**9}, "page_size"),
+        ({"num_pages": None, "page_size": 10**9}, "page_size"),
         ({"device": "no such thing"}, "device"),
         ({"device": "meta"}, "device"),
         ({"device": "cuda:99"}, "device"),
@@ -401,4 +412,4 @@ async def test_a_shipped_checkpoint_may_be_named_by_a_path(anyio_backend: str) -
 
 def test_settings_take_numbers_of_other_libraries() -> None:
     settings = of(EngineSettings, lanes=np.int64(32), chunk=torch.tensor(16))
-    assert (type(settings.lanes), type(settings.chunk)) == (int, int)
+    assert (type(settings.max_in_flight), type(settings.prefill_chunk)) == (int, int)

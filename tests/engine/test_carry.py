@@ -17,8 +17,8 @@ from tests.engine.tiny import tiny_model
 
 MOST = 6
 RAW, NORMED = Fixed(3, carry="raw"), Fixed(3, carry="normed")
-ADAPTIVE = LatentDiff(0.7, most=MOST, carry="raw")
-POLICIES = [Fixed(3), RAW, NORMED, ADAPTIVE, LatentDiff(0.7, most=MOST), EvenBudget(ADAPTIVE)]
+ADAPTIVE = LatentDiff(0.7, max_iterations=MOST, carry="raw")
+POLICIES = [Fixed(3), RAW, NORMED, ADAPTIVE, LatentDiff(0.7, max_iterations=MOST), EvenBudget(ADAPTIVE)]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,13 @@ def model() -> Raven:
 
 
 def settings(backend: str = "fused", **changes: Any) -> EngineSettings:
-    sizes: dict[str, Any] = {"pages": 256, "page_size": 4, "lanes": 32, "chunk": 16, "most_iterations": MOST}
+    sizes: dict[str, Any] = {
+        "num_pages": 256,
+        "page_size": 4,
+        "max_in_flight": 32,
+        "prefill_chunk": 16,
+        "most_iterations": MOST,
+    }
     return EngineSettings(**sizes | {"deterministic": True, "backend": backend} | changes)
 
 
@@ -95,7 +101,7 @@ def test_both_backends_carry_alike(model: Raven) -> None:
 @pytest.mark.parametrize("policy", [RAW, NORMED, ADAPTIVE], ids=repr)
 def test_a_state_that_is_lost_is_computed_again(model: Raven, policy: DepthPolicy, pages: int) -> None:
     """Eight rows for twelve threads that ask again and again, and sometimes pages for two or three."""
-    solo = Solo.over(model, settings(lanes=8, chunk=8, pages=pages), policy)
+    solo = Solo.over(model, settings(max_in_flight=8, prefill_chunk=8, num_pages=pages), policy)
     said: dict[ThreadPath, tuple[int, ...]] = {(number,): () for number in range(12)}
     for path in said:
         solo.send(OpenThread(thread=path, seed=5, depth=policy), Extend(path, prompt_for(path[0])))
@@ -115,7 +121,7 @@ def test_a_prompt_taken_over_leaves_the_state_after_it_to_be_computed(
     model: Raven, backend: str, slots: int | None
 ) -> None:
     """What is stored of an evicted thread's prompt ends where its first carrying token starts."""
-    solo = Solo.over(model, settings(backend, pages=16, chunk=4, slots=slots), RAW)
+    solo = Solo.over(model, settings(backend, num_pages=16, prefill_chunk=4, iteration_slots=slots), RAW)
     prompt = prompt_for(1, 12)
     start(solo, (0,), prompt_for(0, 7), 32, Fixed(3))
     start(solo, (1,), prompt, 31, RAW)
@@ -133,7 +139,7 @@ def test_tokens_carry_as_they_did_when_the_policy_has_changed(model: Raven, slot
     turns = [(RAW, 4), (Fixed(3), 5), (NORMED, 3), (ADAPTIVE, 4), (Fixed(2), 6)]
     said = []
     for pages in (256, 14):
-        solo = Solo.over(model, settings(pages=pages, slots=slots), Fixed(3))
+        solo = Solo.over(model, settings(num_pages=pages, iteration_slots=slots), Fixed(3))
         paths: list[ThreadPath] = [(number,) for number in range(4 if pages == 14 else 1)]
         for path in paths:
             solo.send(OpenThread(thread=path, seed=5, depth=Fixed(3)), Extend(path, prompt_for(4)))
@@ -166,7 +172,7 @@ def test_a_fork_carries_on_from_its_parents_last_token(model: Raven) -> None:
 
 def test_prompts_are_shared_whatever_is_carried(model: Raven) -> None:
     prompt = prompt_for(6, 33)
-    policies = [LatentDiff(0.7, most=MOST, carry=carry) for carry in ("none", "raw", "normed")]
+    policies = [LatentDiff(0.7, max_iterations=MOST, carry=carry) for carry in ("none", "raw", "normed")]
     solo = Solo.over(model, settings(), policies[0])
     for number, policy in enumerate(policies):
         start(solo, (number,), prompt, 8, policy)

@@ -17,7 +17,7 @@ from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 
-POLICY = LatentDiff(0.7, most=6)
+POLICY = LatentDiff(0.7, max_iterations=6)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def model() -> Raven:
 
 
 def settings(**changes: Any) -> EngineSettings:
-    return EngineSettings(**{"pages": 128, "page_size": 4, "lanes": 64, "chunk": 16, "most_iterations": 6, **changes})
+    return EngineSettings(
+        **{"num_pages": 128, "page_size": 4, "max_in_flight": 64, "prefill_chunk": 16, "most_iterations": 6, **changes}
+    )
 
 
 def prompt_for(number: int, length: int = 7) -> tuple[int, ...]:
@@ -59,7 +61,7 @@ def test_exited_tokens_are_replaced_without_waiting(model: Raven) -> None:
 
 def test_depth_first_order_under_pressure(model: Raven) -> None:
     """With lanes for one, the oldest tree is served to its end before the next begins."""
-    solo = Solo.over(model, settings(lanes=16), Fixed(2))
+    solo = Solo.over(model, settings(max_in_flight=16), Fixed(2))
     order: list[ThreadPath] = []
     for path in ((1,), (0, 1), (0,), (0, 0)):
         start(solo, path, prompt_for(1, 16), 2, policy=Fixed(2))
@@ -70,7 +72,7 @@ def test_depth_first_order_under_pressure(model: Raven) -> None:
 
 
 def test_priority_goes_before_depth_first(model: Raven) -> None:
-    solo = Solo.over(model, settings(lanes=16), Fixed(2))
+    solo = Solo.over(model, settings(max_in_flight=16), Fixed(2))
     start(solo, (0,), prompt_for(0, 16), 3, policy=Fixed(2))
     start(solo, (1,), prompt_for(1, 16), 3, policy=Fixed(2), priority=1)
     order = [report.thread for report in solo.run() if isinstance(report, Finished)]
@@ -96,7 +98,7 @@ def test_different_policies_do_not_share_pages(model: Raven) -> None:
     prompt = prompt_for(9, 33)
     solo = Solo.over(model, settings(), POLICY)
     start(solo, (0,), prompt, 1)
-    start(solo, (1,), prompt, 1, policy=LatentDiff(0.6, most=6))
+    start(solo, (1,), prompt, 1, policy=LatentDiff(0.6, max_iterations=6))
     start(solo, (2,), prompt, 1, policy=Fixed(6))
     assert all(report.work.cached_tokens == 0 for report in finished(solo).values())
 
@@ -140,7 +142,7 @@ def test_deterministic_mode_is_bitwise(model: Raven, backend: str) -> None:
 
 
 def test_eviction_recomputes_at_the_depths_there_were(model: Raven) -> None:
-    roomy, tight = Solo.over(model, settings(), POLICY), Solo.over(model, settings(pages=16), POLICY)
+    roomy, tight = Solo.over(model, settings(), POLICY), Solo.over(model, settings(num_pages=16), POLICY)
     for solo in (roomy, tight):
         for number in range(5):
             start(solo, (number,), prompt_for(number, 20), 24)
@@ -153,7 +155,7 @@ def test_eviction_recomputes_at_the_depths_there_were(model: Raven) -> None:
 
 
 def test_a_thread_larger_than_the_pool_fails_alone(model: Raven) -> None:
-    solo = Solo.over(model, settings(pages=4), POLICY)
+    solo = Solo.over(model, settings(num_pages=4), POLICY)
     start(solo, (0,), prompt_for(0, 20), 2)
     start(solo, (1,), prompt_for(1, 5), 2)
     reports = {report.thread: report for report in solo.run() if isinstance(report, Finished | Failed)}

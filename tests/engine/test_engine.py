@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 import torch
 
-from policies import ChildBudget, DepthPolicy, DepthView, Fixed, Limits, Policy
+from policies import DepthPolicy, DepthView, Fixed, Limits, MaxChildren, Policy
 from runtime import Engine, EngineFailed, LimitExceeded, PolicyError, Sampling
 from runtime.backend.torch.backend import TorchBackend
 from runtime.link.events import ThreadEnded
@@ -21,7 +21,13 @@ from traces import read, totals_of
 from traces.__main__ import main as traces_command
 
 pytestmark = pytest.mark.anyio
-SIZES: dict[str, Any] = {"page_size": 4, "pages": 128, "lanes": 64, "chunk": 16, "deterministic": True}
+SIZES: dict[str, Any] = {
+    "page_size": 4,
+    "num_pages": 128,
+    "max_in_flight": 64,
+    "prefill_chunk": 16,
+    "deterministic": True,
+}
 WARM = Sampling(temperature=4.0)
 FEW = Limits(tokens=400, threads=25, tree_depth=3)
 
@@ -61,7 +67,7 @@ async def test_any_tokens_a_model_emits_are_survived(tiny_checkpoint: Path, tmp_
 async def test_a_tree_says_the_same_in_company(tiny_checkpoint: Path) -> None:
     async def answers(pages: int, together: bool) -> dict[int, tuple[int, ...]]:
         found: dict[int, tuple[int, ...]] = {}
-        sizes = {**SIZES, "pages": pages}
+        sizes = {**SIZES, "num_pages": pages}
         async with Engine.open(tiny_checkpoint, sampling=WARM, **sizes) as engine:
             roots = [engine.thread(prompt(number)) for number in range(6)]
 
@@ -174,7 +180,7 @@ async def test_a_dead_device_wakes_every_waiter(tiny_checkpoint: Path, monkeypat
 
 async def test_recorded_runs_play_back_and_verify(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.trace"
-    policy = Policy(depth=Fixed(3), spawn=ChildBudget(2))
+    policy = Policy(depth=Fixed(3), spawn=MaxChildren(2))
     async with Engine.open(
         tiny_checkpoint, policy=policy, sampling=WARM, limits=FEW, trace=path, seed=7, **SIZES
     ) as engine:
@@ -230,7 +236,7 @@ async def test_the_callers_torch_threads_are_left_as_they_were(tiny_checkpoint: 
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        async with Engine.open(tiny_checkpoint, backend=backend, threads=before + 3, **SIZES) as engine:
+        async with Engine.open(tiny_checkpoint, backend=backend, cpu_threads=before + 3, **SIZES) as engine:
             await engine.run(prompt(1))
             assert torch.get_num_threads() == before + 1
         assert torch.get_num_threads() == before + 1

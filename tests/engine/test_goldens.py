@@ -24,12 +24,12 @@ NEW_TOKENS = 32
 MOST = 16
 SPEC = json.loads((GOLDEN / "golden.json").read_text())["spec"]["thresholds"]
 CRITERIA: dict[str, DepthPolicy] = {
-    "latent-diff": LatentDiff(SPEC["latent-diff"], most=MOST),
-    "cosine": Cosine(SPEC["cosine"], most=MOST),
-    "kl": KL(SPEC["kl"], most=MOST),
-    "minp-kl": MinPKL(SPEC["minp-kl"], most=MOST),
-    "entropy-diff": EntropyDiff(SPEC["entropy-diff"], most=MOST),
-    "argmax-stability": ArgmaxStability(SPEC["argmax-stability"], most=MOST),
+    "latent-diff": LatentDiff(SPEC["latent-diff"], max_iterations=MOST),
+    "cosine": Cosine(SPEC["cosine"], max_iterations=MOST),
+    "kl": KL(SPEC["kl"], max_iterations=MOST),
+    "minp-kl": MinPKL(SPEC["minp-kl"], max_iterations=MOST),
+    "entropy-diff": EntropyDiff(SPEC["entropy-diff"], max_iterations=MOST),
+    "argmax-stability": ArgmaxStability(SPEC["argmax-stability"], max_iterations=MOST),
 }
 
 
@@ -46,7 +46,7 @@ def golden() -> dict[str, Tensor]:
 
 
 def settings(backend: str = "torch", **changes: Any) -> EngineSettings:
-    sizes: dict[str, Any] = {"pages": 16, "lanes": 64, "chunk": 64, "most_iterations": MOST}
+    sizes: dict[str, Any] = {"num_pages": 16, "max_in_flight": 64, "prefill_chunk": 64, "most_iterations": MOST}
     return EngineSettings(**sizes | {"initial_state": "zero", "backend": backend} | changes)
 
 
@@ -111,7 +111,7 @@ def test_latents_after_every_iteration(model: Raven, golden: dict[str, Tensor], 
 )
 def test_greedy(model: Raven, golden: dict[str, Tensor], backend: str, tag: str, depth: int, slots: int | None) -> None:
     prompt = prompt_of(golden, tag.split(".")[1])
-    solo = Solo.over(model, settings(backend, slots=slots), Fixed(depth))
+    solo = Solo.over(model, settings(backend, iteration_slots=slots), Fixed(depth))
     sampling = Sampling(logprobs=model.config.vocab_size)
     finished = solo.generate(prompt, Fixed(depth), NEW_TOKENS, sampling=sampling)
     assert [*prompt, *finished.tokens] == golden[f"{tag}.tokens"].tolist()
@@ -161,10 +161,10 @@ def test_adaptive_depth(model: Raven, golden: dict[str, Tensor], backend: str, c
 @pytest.mark.parametrize(
     ("variant", "changes", "engine"),
     [
-        ("latest-m4.min2every2", {"minimum": 2, "every": 2}, {}),
+        ("latest-m4.min2every2", {"min_iterations": 2, "check_every": 2}, {}),
         ("latest-m4.noexitprefill", {"exit_received": False}, {}),
         ("latest-m4.continuous", {"carry": "raw"}, {}),
-        ("latest-m4-compress-s4", {}, {"slots": 1}),
+        ("latest-m4-compress-s4", {}, {"iteration_slots": 1}),
     ],
 )
 def test_adaptive_variants(
@@ -175,7 +175,7 @@ def test_adaptive_variants(
     changes: dict[str, Any],
     engine: dict[str, Any],
 ) -> None:
-    policy = LatentDiff(SPEC["latent-diff"], most=MOST, **changes)
+    policy = LatentDiff(SPEC["latent-diff"], max_iterations=MOST, **changes)
     solo = Solo.over(model, settings(backend, **engine), policy)
     assert_adaptive(solo, policy, golden, prompt_of(golden, "p0"), f"adaptive.latent-diff.p0.{variant}")
 

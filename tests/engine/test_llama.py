@@ -21,7 +21,7 @@ from traces import read
 from traces.__main__ import main as traces_command
 
 BACKENDS = ("torch", "fused")
-SIZES: dict[str, Any] = {"page_size": 4, "pages": 256, "lanes": 48, "chunk": 8}
+SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 256, "max_in_flight": 48, "prefill_chunk": 8}
 LENGTHS = (1, 3, 8, 9, 16, 21, 50)
 """Of prompts: shorter than a chunk, whole chunks, and several with a rest."""
 NEW = 24
@@ -73,10 +73,10 @@ def test_threads_together_say_what_transformers_generates(tmp_path: Path, backen
         {"backend": "torch", "attention": "torch"},
         {"backend": "torch", "attention": "torch", "deterministic": True},
         {"backend": "torch", "deterministic": True},
-        {"pages": 32},  # threads are evicted and computed again
-        {"lanes": 3, "chunk": 2},
+        {"num_pages": 32},  # threads are evicted and computed again
+        {"max_in_flight": 3, "prefill_chunk": 2},
         {"reuse_prefixes": False},
-        {"most_iterations": 3, "slots": 1},
+        {"most_iterations": 3, "iteration_slots": 1},
     ],
     ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()),
 )
@@ -92,7 +92,7 @@ def test_a_deeper_policy_only_repeats(tmp_path: Path) -> None:
     model = load_checkpoint(save_llama(tmp_path, reference)).model
     expected = [generated(reference, prompt) for prompt in prompts()]
     for backend in BACKENDS:
-        assert said(model, LatentDiff(0.01, most=3), backend=backend) == expected
+        assert said(model, LatentDiff(0.01, max_iterations=3), backend=backend) == expected
 
 
 def test_a_page_holds_the_heads_of_keys_alone(tmp_path: Path) -> None:
@@ -100,7 +100,9 @@ def test_a_page_holds_the_heads_of_keys_alone(tmp_path: Path) -> None:
     pages = []
     for heads in (4, 1):
         model = load_checkpoint(save_llama(tmp_path / str(heads), make_llama(num_key_value_heads=heads))).model
-        solo = Solo.over(model, EngineSettings(page_size=4, lanes=8, chunk=8, memory=2**18), Fixed())
+        solo = Solo.over(
+            model, EngineSettings(page_size=4, max_in_flight=8, prefill_chunk=8, kv_cache_bytes=2**18), Fixed()
+        )
         pages.append(solo.core.backend.cache.pages)
     # Keys and values, float32, two layers, eight numbers a head.
     assert pages == [2**18 // (2 * 4 * 2 * 4 * heads * 8) for heads in (4, 1)]

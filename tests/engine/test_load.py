@@ -18,10 +18,10 @@ pytestmark = pytest.mark.anyio
 
 SIZES: dict[str, Any] = {
     "backend": "torch",
-    "lanes": 8,
-    "chunk": 8,
+    "max_in_flight": 8,
+    "prefill_chunk": 8,
     "page_size": 4,
-    "pages": 64,
+    "num_pages": 64,
     "reuse_prefixes": False,
 }
 PROMPT = [5, 6, 7, 5, 6, 7, 5, 6]

@@ -21,7 +21,7 @@ from tests.engine.tiny import tiny_model
 from tests.llamas import make_llama, save_llama
 
 BACKENDS = ("torch", "fused")
-SIZES: dict[str, Any] = {"page_size": 4, "pages": 64, "lanes": 16, "chunk": 8}
+SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 64, "max_in_flight": 16, "prefill_chunk": 8}
 LAST_GOOD, VOCABULARY = 7, 16
 
 
@@ -53,7 +53,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("backend", BACKENDS)
-async def test_any_positive_temperature_is_one_that_can_be_drawn_with(llama: Path, backend: str) -> None:
+async def test_any_positive_temperature_is_one_that_can_be_drawn_with(llama: Path, backend: Any) -> None:
     async with Engine.open(llama, backend=backend, **SIZES) as engine:
 
         async def say(sampling: Sampling) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -78,7 +78,7 @@ async def test_any_positive_temperature_is_one_that_can_be_drawn_with(llama: Pat
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_logits_that_are_not_finite_end_their_own_thread(
-    counting: Path, backend: str, dtype: str, sampling: Sampling, is_streamed: bool
+    counting: Path, backend: Any, dtype: Any, sampling: Sampling, is_streamed: bool
 ) -> None:
     async with (
         Engine.open(counting, backend=backend, dtype=dtype, **SIZES) as engine,
@@ -104,7 +104,7 @@ async def test_logits_that_are_not_finite_end_their_own_thread(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("backend", BACKENDS)
-async def test_llamas_filters_are_those_of_transformers_unless_asked_otherwise(counting: Path, backend: str) -> None:
+async def test_llamas_filters_are_those_of_transformers_unless_asked_otherwise(counting: Path, backend: Any) -> None:
     async with Engine.open(counting, backend=backend, **SIZES) as engine:
 
         async def says(filters: str) -> int:
@@ -119,7 +119,7 @@ async def test_llamas_filters_are_those_of_transformers_unless_asked_otherwise(c
         assert sizes == {"model": 6, "transformers": 6, "huginn": 5}
 
 
-def tokens_of(model: Model, backend: str, samplings: list[Sampling]) -> list[tuple[Any, ...]]:
+def tokens_of(model: Model, backend: Any, samplings: list[Sampling]) -> list[tuple[Any, ...]]:
     """Tokens and log-probabilities of threads that run together, one for each sampling."""
     solo = Solo.over(model, EngineSettings(**SIZES | {"backend": backend, "deterministic": True}), Fixed(2))
     for number, sampling in enumerate(samplings):
@@ -150,7 +150,7 @@ def tokens_of(model: Model, backend: str, samplings: list[Sampling]) -> list[tup
     ),
     st.integers(1, 50),
 )
-def test_asking_for_logprobs_changes_nothing(backend: str, samplings: list[Sampling], count: int) -> None:
+def test_asking_for_logprobs_changes_nothing(backend: Any, samplings: list[Sampling], count: int) -> None:
     model = tiny_model(3)
     asking = [msgspec.structs.replace(sampling, logprobs=count) for sampling in samplings]
     assert tokens_of(model, backend, asking) == tokens_of(model, backend, samplings)

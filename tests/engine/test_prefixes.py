@@ -27,7 +27,7 @@ MOST = 6
 PROMPT = tuple((5 * position + position * position) % 40 for position in range(43))
 """Ten full pages of four tokens, and three tokens more."""
 SHAREABLE = 40
-POLICIES = [Fixed(3), LatentDiff(0.7, most=MOST), LatentDiff(0.7, most=MOST, exit_received=False)]
+POLICIES = [Fixed(3), LatentDiff(0.7, max_iterations=MOST), LatentDiff(0.7, max_iterations=MOST, exit_received=False)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,14 @@ def model() -> Raven:
 
 def settings(**changes: Any) -> EngineSettings:
     return EngineSettings(
-        **{"pages": 256, "page_size": 4, "lanes": 64, "chunk": 16, "most_iterations": MOST, "deterministic": True}
+        **{
+            "num_pages": 256,
+            "page_size": 4,
+            "max_in_flight": 64,
+            "prefill_chunk": 16,
+            "most_iterations": MOST,
+            "deterministic": True,
+        }
         | changes
     )
 
@@ -63,7 +70,7 @@ def alone(model: Raven, policy: DepthPolicy, prompt: tuple[int, ...] = PROMPT, *
 @pytest.mark.parametrize("lanes", [16, 64, 256])
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_threads_that_arrive_together_compute_a_prompt_once(model: Raven, policy: DepthPolicy, lanes: int) -> None:
-    solo = Solo.over(model, settings(lanes=lanes), policy)
+    solo = Solo.over(model, settings(max_in_flight=lanes), policy)
     for number in range(12):
         ask(solo, (number,), policy)
     found = finished(solo)
@@ -79,7 +86,7 @@ def test_threads_that_arrive_together_compute_a_prompt_once(model: Raven, policy
 
 def test_shared_slots_are_shared_in_whole_groups(model: Raven) -> None:
     policy = Fixed(3)
-    solo = Solo.over(model, settings(slots=1), policy)
+    solo = Solo.over(model, settings(iteration_slots=1), policy)
     for number in range(6):
         ask(solo, (number,), policy)
     found = finished(solo)
@@ -90,7 +97,12 @@ def test_shared_slots_are_shared_in_whole_groups(model: Raven) -> None:
 def test_policies_share_what_is_the_same_under_both(model: Raven) -> None:
     """Depth six everywhere is one content; twelve threads of three policies compute it once, and depth three once."""
     solo = Solo.over(model, settings(), Fixed(MOST))
-    policies = [Fixed(MOST), LatentDiff(0.7, most=MOST, exit_received=False), Fixed(MOST, carry="raw"), Fixed(3)]
+    policies = [
+        Fixed(MOST),
+        LatentDiff(0.7, max_iterations=MOST, exit_received=False),
+        Fixed(MOST, carry="raw"),
+        Fixed(3),
+    ]
     for number in range(16):
         ask(solo, (number,), policies[number % 4])
     found = finished(solo)
@@ -134,7 +146,7 @@ def test_followers_can_be_cancelled(model: Raven) -> None:
 def test_followers_may_lose_their_rows(model: Raven) -> None:
     """With fewer rows than threads, ones of higher priority take those of threads that wait for a prefix."""
     policy = Fixed(3)
-    solo = Solo.over(model, settings(lanes=16), policy)
+    solo = Solo.over(model, settings(max_in_flight=16), policy)
     for number in range(16):
         ask(solo, (number,), policy)
     solo.core.step()
@@ -152,7 +164,7 @@ def test_followers_may_lose_their_rows(model: Raven) -> None:
 )
 def test_nobody_waits_for_little(model: Raven, slots: int | None, shared: int, waits: bool) -> None:
     """At least half of a group is to be in flight elsewhere, all of it where only whole groups are shared."""
-    solo = Solo.over(model, settings(slots=slots), Fixed(3))
+    solo = Solo.over(model, settings(iteration_slots=slots), Fixed(3))
     ask(solo, (0,), Fixed(3))
     ask(solo, (1,), Fixed(3), (*PROMPT[:shared], *(token + 1 for token in PROMPT[shared:40])))
     solo.core.step()
@@ -189,7 +201,7 @@ async def test_the_hit_rate_is_the_same_in_usage_and_trace(tiny_checkpoint: Path
     examples = " ".join(f"w{(7 * step) % 32}" for step in range(24))
     trace, trees, policy = tmp_path / "run.trace", 8, Policy(depth=Fixed(4))
     async with Engine.open(
-        tiny_checkpoint, policy=policy, trace=trace, page_size=4, chunk=16, lanes=64, pages=256
+        tiny_checkpoint, policy=policy, trace=trace, page_size=4, prefill_chunk=16, max_in_flight=64, num_pages=256
     ) as engine:
         shares: list[float] = []
 
@@ -230,7 +242,7 @@ def test_policies_of_one_name_share_nothing(model: Raven) -> None:
             def is_done(self, values: Tensor) -> Tensor:
                 return values < (-1.0 if patient else 1e9)
 
-        return Careful(threshold=0.7, most=MOST)
+        return Careful(threshold=0.7, max_iterations=MOST)
 
     first, second = of_one_name(False), of_one_name(True)
     assert len({f"{type(policy).__module__}.{type(policy).__qualname__}" for policy in (first, second)}) == 1
@@ -249,7 +261,7 @@ def test_policies_of_one_name_share_nothing(model: Raven) -> None:
 
 def test_rules_of_policies_long_unused_are_forgotten() -> None:
     rules = PrefixRules()
-    policies = [LatentDiff(0.1 + number / 10_000, most=MOST) for number in range(MOST_KNOWN + 1)]
+    policies = [LatentDiff(0.1 + number / 10_000, max_iterations=MOST) for number in range(MOST_KNOWN + 1)]
     tags = [rules.rule_of(policy, MOST) for policy in policies]
     assert len(set(tags)) == len(policies)
     assert rules.rule_of(policies[-1], MOST) == tags[-1]

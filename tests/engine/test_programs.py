@@ -46,10 +46,10 @@ class FailsAtBound(DepthPolicy, frozen=True):
 POLICIES: tuple[DepthPolicy, ...] = (
     Fixed(2),
     Fixed(MOST),
-    LatentDiff(0.7, most=MOST),
-    LatentDiff(0.9, most=3),
+    LatentDiff(0.7, max_iterations=MOST),
+    LatentDiff(0.9, max_iterations=3),
     Fixed(3, carry="normed"),
-    LatentDiff(0.8, most=MOST, carry="raw"),
+    LatentDiff(0.8, max_iterations=MOST, carry="raw"),
 )
 SAMPLINGS = (Sampling(), Sampling(temperature=0.9), Sampling(temperature=1.5, top_k=8, repetition_penalty=1.3))
 
@@ -84,12 +84,12 @@ def engine_settings(draw: st.DrawFn) -> tuple[EngineSettings, str, int]:
     lanes = draw(st.sampled_from([8, 16, 48]))
     return (
         EngineSettings(
-            pages=draw(st.integers(PAGES_FOR_ONE, 3 * PAGES_FOR_ONE)),
+            num_pages=draw(st.integers(PAGES_FOR_ONE, 3 * PAGES_FOR_ONE)),
             page_size=PAGE,
-            lanes=lanes,
-            chunk=draw(st.sampled_from([4, 8])),
+            max_in_flight=lanes,
+            prefill_chunk=draw(st.sampled_from([4, 8])),
             most_iterations=MOST,
-            slots=draw(st.sampled_from([None, 1, 2])),
+            iteration_slots=draw(st.sampled_from([None, 1, 2])),
             deterministic=True,
         ),
         draw(st.sampled_from(["zero", "like-init"])),
@@ -231,12 +231,12 @@ def say_alone(program: Program, said: Said) -> None:
     """Repeats a thread in an engine of its own with memory to spare, and compares every token."""
     engine, state_init, coda = program.setup
     roomy = EngineSettings(
-        pages=8 * PAGES_FOR_ONE,
+        num_pages=8 * PAGES_FOR_ONE,
         page_size=PAGE,
-        lanes=48,
-        chunk=engine.chunk,
+        max_in_flight=48,
+        prefill_chunk=engine.prefill_chunk,
         most_iterations=MOST,
-        slots=engine.slots,
+        iteration_slots=engine.iteration_slots,
         backend=engine.backend,
         deterministic=True,
     )
@@ -293,7 +293,7 @@ def test_a_fork_goes_on_as_its_parent_would(
     """Greedy, from zero states: parent and fork must say the same, though they write to the same pages."""
     engine, _, coda = setup
     solo = Solo.over(model("zero", coda), engine, Fixed(MOST))
-    policy = LatentDiff(0.7, most=MOST)
+    policy = LatentDiff(0.7, max_iterations=MOST)
     solo.send(OpenThread(thread=(0,), seed=0, depth=policy), Extend((0,), prompt))
     solo.send(Generate(thread=(0,), max_tokens=before, sampling=Sampling()))
     solo.run()

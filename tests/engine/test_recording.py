@@ -14,7 +14,7 @@ import pytest
 from anyio.abc import TaskGroup, TaskStatus
 
 import runtime.loading
-from policies import ChildBudget, Fixed, Limits, Policy
+from policies import Fixed, Limits, MaxChildren, Policy
 from runtime import Answer, Engine, EngineFailed, LimitExceeded, ReasoningThread, Sampling, ThreadStateError, TraceError
 from runtime.backend.interface import Tick, TickResult
 from runtime.backend.torch.backend import TorchBackend
@@ -32,10 +32,16 @@ from traces import imbalances, read, totals_of, tree_of, walk
 from traces.__main__ import main as traces_command
 from traces.writer import TraceWriter
 
-SIZES: dict[str, Any] = {"page_size": 4, "pages": 128, "lanes": 64, "chunk": 16, "most_iterations": 4}
+SIZES: dict[str, Any] = {
+    "page_size": 4,
+    "num_pages": 128,
+    "max_in_flight": 64,
+    "prefill_chunk": 16,
+    "most_iterations": 4,
+}
 WARM = Sampling(temperature=4.0)
 FEW = Limits(tokens=150, threads=12, tree_depth=3)
-POLICY = Policy(depth=Fixed(3), spawn=ChildBudget(2))
+POLICY = Policy(depth=Fixed(3), spawn=MaxChildren(2))
 COUNTED = ("generated", "computed", "iterations", "recomputed", "cached_tokens", "prompt_tokens")
 
 
@@ -81,7 +87,7 @@ async def test_a_library_that_is_not_installed_is_not_in_the_header(
         return "1.0"
 
     monkeypatch.setattr(runtime.loading, "version", version)
-    async with Engine.open(tiny_checkpoint, backend="torch", pages=16, trace=tmp_path / "run.trace"):
+    async with Engine.open(tiny_checkpoint, backend="torch", num_pages=16, trace=tmp_path / "run.trace"):
         pass
     versions = read(tmp_path / "run.trace").header.versions
     assert versions.keys() == {"python", "torch", "numpy", "tokenizers", "msgspec", "anyio"}
@@ -175,7 +181,7 @@ def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """While a trace is written, the backend is asked for one tick at a time; before and after, for many."""
     core = build_loop(
         tiny_model(3),
-        EngineSettings(**SIZES, backend="fused", threads=1),
+        EngineSettings(**SIZES, backend="fused", cpu_threads=1),
         Fixed(3),
         open_trace=lambda path, overwrite: TraceWriter(path, header(), overwrite=overwrite),
     )

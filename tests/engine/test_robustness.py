@@ -38,7 +38,7 @@ from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 
-POLICY = LatentDiff(0.7, most=6)
+POLICY = LatentDiff(0.7, max_iterations=6)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,9 @@ def model() -> Raven:
 
 
 def settings(**changes: Any) -> EngineSettings:
-    return EngineSettings(**{"pages": 128, "page_size": 4, "lanes": 64, "chunk": 16, "most_iterations": 6, **changes})
+    return EngineSettings(
+        **{"num_pages": 128, "page_size": 4, "max_in_flight": 64, "prefill_chunk": 16, "most_iterations": 6, **changes}
+    )
 
 
 def prompt_for(number: int, length: int = 7) -> tuple[int, ...]:
@@ -273,7 +275,13 @@ class NumbersAsMask(LatentDiff, frozen=True):
 
 @pytest.mark.parametrize(
     "policy",
-    [HoldsAList(steps=[2]), BadWidth(), BadBegin(0.7, most=3), BadMask(0.7, most=3), NumbersAsMask(0.7, most=3)],
+    [
+        HoldsAList(steps=[2]),
+        BadWidth(),
+        BadBegin(0.7, max_iterations=3),
+        BadMask(0.7, max_iterations=3),
+        NumbersAsMask(0.7, max_iterations=3),
+    ],
 )
 def test_a_policy_that_fails_ends_its_threads_alone(model: Raven, policy: DepthPolicy) -> None:
     for opened_with in (policy, POLICY):
@@ -303,7 +311,7 @@ class SometimesNoMask(LatentDiff, frozen=True):
 
 def test_a_test_that_is_repeated_measures_each_token_once(model: Raven) -> None:
     """A batch whose test raises is tested group by group; what the policy remembers must be as before."""
-    policy = SometimesNoMask(0.7, most=6)
+    policy = SometimesNoMask(0.7, max_iterations=6)
     crowd = Solo.over(model, settings(), policy)
     for number in range(4):
         crowd.send(*beginning((number,), prompt_for(number), 5, policy=policy))
@@ -332,8 +340,8 @@ def test_a_limit_beyond_32_bits_is_no_limit_to_a_policy(model: Raven) -> None:
 def test_policies_of_threads_that_are_gone_are_forgotten(model: Raven) -> None:
     solo = Solo.over(model, settings(), POLICY)
     for number in range(200):
-        policy = LatentDiff(0.3 + number / 1000, most=3)
-        later = LatentDiff(0.6 + number / 1000, most=3)
+        policy = LatentDiff(0.3 + number / 1000, max_iterations=3)
+        later = LatentDiff(0.6 + number / 1000, max_iterations=3)
         solo.send(*beginning((number,), prompt_for(number), 1, policy=policy))
         said(solo, (number,))
         solo.send(asking((number,), 1, depth=later))
@@ -348,7 +356,7 @@ def test_policies_of_threads_that_are_gone_are_forgotten(model: Raven) -> None:
 @pytest.mark.parametrize("length", [7, 13, 23])
 def test_shared_slots_and_shared_prefixes_agree(model: Raven, length: int) -> None:
     """With few slots a token's content depends on what was in flight with it; a shared prompt must not change that."""
-    alone, solo = (Solo.over(model, settings(slots=1, deterministic=True), Fixed(5)) for _ in range(2))
+    alone, solo = (Solo.over(model, settings(iteration_slots=1, deterministic=True), Fixed(5)) for _ in range(2))
     prompt = prompt_for(9, length)
     alone.send(*beginning((1,), prompt, 6, policy=Fixed(5)))
     solo.send(*beginning((0,), prompt, 6, policy=Fixed(5)))
@@ -359,7 +367,7 @@ def test_shared_slots_and_shared_prefixes_agree(model: Raven, length: int) -> No
 
 @pytest.mark.parametrize("length", [7, 13, 20])
 def test_shared_slots_and_generating_again_agree(model: Raven, length: int) -> None:
-    alone, solo = (Solo.over(model, settings(slots=1, deterministic=True), Fixed(5)) for _ in range(2))
+    alone, solo = (Solo.over(model, settings(iteration_slots=1, deterministic=True), Fixed(5)) for _ in range(2))
     for each in (alone, solo):
         each.send(*beginning((0,), prompt_for(9, length), 6, policy=Fixed(5)))
     expected = said(alone)
@@ -372,7 +380,7 @@ def test_shared_slots_and_generating_again_agree(model: Raven, length: int) -> N
 
 
 def test_what_a_limit_made_shallow_is_not_shared(model: Raven) -> None:
-    policy = LatentDiff(0.01, most=6)
+    policy = LatentDiff(0.01, max_iterations=6)
     prompt = prompt_for(9, 33)
     alone, solo = (Solo.over(model, settings(), policy) for _ in range(2))
     alone.send(*beginning((1,), prompt, 4, policy=policy))
@@ -384,7 +392,7 @@ def test_what_a_limit_made_shallow_is_not_shared(model: Raven) -> None:
 
 def test_what_another_policy_computed_is_not_shared(model: Raven) -> None:
     """A prompt that one policy began and another finished belongs to neither."""
-    shallow, deep = LatentDiff(50.0, most=6), LatentDiff(0.01, most=6)
+    shallow, deep = LatentDiff(50.0, max_iterations=6), LatentDiff(0.01, max_iterations=6)
     prompt = prompt_for(9, 33)
     alone, solo = (Solo.over(model, settings(), POLICY) for _ in range(2))
     for each in (alone, solo):
@@ -402,7 +410,7 @@ def test_what_another_policy_computed_is_not_shared(model: Raven) -> None:
 
 def test_one_row_is_not_held_against_a_thread_that_comes_first(model: Raven) -> None:
     """The later thread has the only row, the earlier one the pages it needs: neither may wait for the other."""
-    tight = settings(lanes=1, chunk=1, pages=8)
+    tight = settings(max_in_flight=1, prefill_chunk=1, num_pages=8)
     solo = Solo.over(model, tight, Fixed(2))
     solo.send(*beginning((0,), prompt_for(0, 14), 2, policy=Fixed(2)))
     said(solo)
@@ -415,7 +423,7 @@ def test_one_row_is_not_held_against_a_thread_that_comes_first(model: Raven) -> 
 
 
 def test_a_thread_of_priority_does_not_wait_for_a_row(model: Raven) -> None:
-    solo = Solo.over(model, settings(lanes=2, chunk=2), Fixed(2))
+    solo = Solo.over(model, settings(max_in_flight=2, prefill_chunk=2), Fixed(2))
     for number in range(2):
         solo.send(*beginning((number,), prompt_for(number, 4), 30, policy=Fixed(2)))
     for _ in range(12):
@@ -423,7 +431,7 @@ def test_a_thread_of_priority_does_not_wait_for_a_row(model: Raven) -> None:
     solo.send(*beginning((5,), prompt_for(5, 4), 3, policy=Fixed(2), priority=1))
     reports = ended(solo)
     assert next(iter(reports)) == (5,)
-    expected = Solo.over(model, settings(lanes=2, chunk=2), Fixed(2))
+    expected = Solo.over(model, settings(max_in_flight=2, prefill_chunk=2), Fixed(2))
     expected.send(*beginning((1,), prompt_for(1, 4), 30, policy=Fixed(2)))
     (report,) = reports[1,]
     assert isinstance(report, Finished)
@@ -516,7 +524,7 @@ class FailsFrom(DepthPolicy, frozen=True):
 async def test_a_failed_generate_leaves_the_context_as_it_was(tiny_checkpoint: Path) -> None:
     """On the device too: what it had sampled before it failed is not what the next generate goes on from."""
     prompt = prompt_for(1, 5)
-    async with Engine.open(tiny_checkpoint, page_size=4, pages=64, lanes=16, chunk=16) as engine:
+    async with Engine.open(tiny_checkpoint, page_size=4, num_pages=64, max_in_flight=16, prefill_chunk=16) as engine:
         async with engine.thread(prompt, policy=Policy(depth=Fixed(2))) as whole:
             expected = await whole.generate(max_tokens=8)
         async with engine.thread(prompt) as thread:

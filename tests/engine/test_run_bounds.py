@@ -60,7 +60,7 @@ def test_more_sets_of_stop_tokens_than_are_known_at_a_time(model: Raven) -> None
     """Also where one of a tick takes the place of another's."""
     ends = []
     for stepwise in (False, True):
-        bench = Bench.over(model, core_settings(lanes=128), stepwise=stepwise)
+        bench = Bench.over(model, core_settings(max_in_flight=128), stepwise=stepwise)
         for number in range(90):
             bench.open((number,), Fixed(1 + number % 3), (number % 40, 7 * number % 40, 3))
             stops = frozenset({number % 40, (3 * number + 1 + number // 40) % 40})

@@ -110,7 +110,7 @@ def test_a_child_of_a_thread_that_had_taken_pages_writes_to_its_own(
 
 def test_without_pages_to_spare_a_run_ends_with_its_page(model: Raven) -> None:
     """Pages are not taken ahead from those who will need them."""
-    spare, scarce = (Bench.over(model, core_settings(page_size=4, pages=pages)) for pages in (300, 17))
+    spare, scarce = (Bench.over(model, core_settings(page_size=4, num_pages=pages)) for pages in (300, 17))
     said = []
     for bench in (spare, scarce):
         for number in range(3):
@@ -128,9 +128,9 @@ def test_eviction_in_the_middle_of_runs(model: Raven, most_ticks: int) -> None:
     """Memory for one and a half threads: later ones lose their pages in the middle of their runs, and no token."""
     said = []
     for pages in (300, 24):
-        bench = Bench.over(model, core_settings(page_size=4, pages=pages), most_ticks=most_ticks)
+        bench = Bench.over(model, core_settings(page_size=4, num_pages=pages), most_ticks=most_ticks)
         for number in (3, 2, 1, 0):
-            bench.open((number,), LatentDiff(0.7, most=MOST), (number, 2, 3))
+            bench.open((number,), LatentDiff(0.7, max_iterations=MOST), (number, 2, 3))
             bench.generate((number,), 50)
             for _ in range(30 // most_ticks):
                 assert not bench.step()

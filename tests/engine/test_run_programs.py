@@ -224,9 +224,14 @@ def test_any_program_says_what_it_says_token_by_token(
     steps: list[tuple[Any, ...]],
 ) -> None:
     one = math.ceil(CONTEXT / page_size)
-    calm = core_settings(page_size=page_size, slots=slots, pages=30 * one)
+    calm = core_settings(page_size=page_size, iteration_slots=slots, num_pages=30 * one)
     tight = core_settings(
-        page_size=page_size, slots=slots, lanes=lanes, pages=scarcity * one, reuse_prefixes=True, chunk=8
+        page_size=page_size,
+        iteration_slots=slots,
+        max_in_flight=lanes,
+        num_pages=scarcity * one,
+        reuse_prefixes=True,
+        prefill_chunk=8,
     )
     program = Program(Bench.over(model, calm if roomy else tight, most_ticks=most_ticks), roomy)
     for name, *arguments in [*first, *steps]:

@@ -44,7 +44,9 @@ from tests.engine.tiny import tiny_model
 from traces import imbalances, read
 from traces.__main__ import main as traces_command
 
-ROOMY = EngineSettings(pages=128, page_size=4, lanes=64, chunk=16, most_iterations=6, deterministic=True)
+ROOMY = EngineSettings(
+    num_pages=128, page_size=4, max_in_flight=64, prefill_chunk=16, most_iterations=6, deterministic=True
+)
 PROMPT = (3, 17, 5, 30, 11, 8)
 PLAIN = Fixed(6)
 
@@ -117,7 +119,7 @@ SPECULATIONS = [(prompt, *lengths) for lengths in ((2, 4), (4, 4), (3, 8)) for p
 def test_reference_speculation(prompt: str, draft: int, look: int, backend: str) -> None:
     golden, tag = load_file(GOLDEN / "golden.safetensors"), f"spec.{prompt}.draft{draft}.look{look}.n8"
     expected, given = golden[f"{tag}.tokens"].tolist(), golden[f"prompt.{prompt}"].tolist()
-    policy = Speculative(draft, look, most=8, adaptive=False)
+    policy = Speculative(draft, look, max_iterations=8, adaptive=False)
     solo, drafts = Solo.over(load_checkpoint(GOLDEN).model, golden_settings(backend), policy), Drafts()
     drafts.watch(solo)
     # One more, because the last token of all drafts nothing.
@@ -132,13 +134,15 @@ def test_reference_speculation(prompt: str, draft: int, look: int, backend: str)
 
 policies = st.one_of(
     st.builds(
-        lambda most, draft, look, adaptive: Speculative(min(draft, most - 1), look, most=most, adaptive=adaptive),
+        lambda most, draft, look, adaptive: Speculative(
+            min(draft, most - 1), look, max_iterations=most, adaptive=adaptive
+        ),
         st.integers(2, MOST),
         st.integers(1, MOST - 1),
         st.integers(1, 6),
         st.booleans(),
     ),
-    st.sampled_from([Fixed(2), LatentDiff(0.7, most=MOST), Fixed(3, carry="raw")]),
+    st.sampled_from([Fixed(2), LatentDiff(0.7, max_iterations=MOST), Fixed(3, carry="raw")]),
 )
 beginnings = st.lists(
     st.tuples(policies, prompts, st.integers(2, 40), st.sampled_from(SAMPLINGS)), min_size=1, max_size=6
@@ -161,15 +165,15 @@ operations = st.lists(
 @st.composite
 def setups(draw: st.DrawFn) -> tuple[EngineSettings, str, int]:
     engine = EngineSettings(
-        pages=draw(st.sampled_from([PAGES_FOR_ONE, PAGES_FOR_ONE + 3, 3 * PAGES_FOR_ONE])),
+        num_pages=draw(st.sampled_from([PAGES_FOR_ONE, PAGES_FOR_ONE + 3, 3 * PAGES_FOR_ONE])),
         page_size=PAGE,
-        lanes=draw(st.sampled_from([8, 16, 32])),
-        chunk=draw(st.sampled_from([4, 8])),
+        max_in_flight=draw(st.sampled_from([8, 16, 32])),
+        prefill_chunk=draw(st.sampled_from([4, 8])),
         most_iterations=MOST,
         # A tick of PyTorch's takes ten times as long.
         backend=draw(st.sampled_from(["fused", "fused", "fused", "torch"])),
         deterministic=True,
-        threads=1,
+        cpu_threads=1,
     )
     return engine, draw(st.sampled_from(["zero", "like-init"])), draw(st.sampled_from([0, 1]))
 
@@ -218,7 +222,7 @@ def test_threads_that_speculate_say_what_plain_ones_say(
     for said in program.threads.values():
         if said.alive and not said.origins:
             if isinstance(said.policy, Speculative):
-                said.policy = Fixed(said.policy.most)
+                said.policy = Fixed(said.policy.max_iterations)
             say_alone(program, said)
     for said in program.threads.values():
         program.close(said)
@@ -245,7 +249,7 @@ def test_fewer_ticks_and_only_what_was_thrown_away_more(
 ) -> None:
     plain, speculating = (solo_over(seed, coda=int(coda)) for _ in range(2))
     ask(plain, PLAIN, 30, sampling=sampling)
-    ask(speculating, Speculative(draft, look, most=6, adaptive=adaptive), 30, sampling=sampling)
+    ask(speculating, Speculative(draft, look, max_iterations=6, adaptive=adaptive), 30, sampling=sampling)
     expected, finished = only(plain), only(speculating)
     assert finished.tokens == expected.tokens
     assert finished.logprobs == expected.logprobs
@@ -275,7 +279,7 @@ class Listens:
         return (Signal(kind="stop", stops=True),) if len(self.fed) == self.stop_after else ()
 
 
-SPECULATIVE = Speculative(2, 4, most=6, adaptive=False)
+SPECULATIVE = Speculative(2, 4, max_iterations=6, adaptive=False)
 
 
 def plain_tokens(count: int, **changes: Any) -> tuple[int, ...]:
@@ -324,7 +328,7 @@ def test_a_stop_token_ends_it_and_nothing_is_drafted_behind_one(monkeypatch: pyt
 @pytest.mark.parametrize("tokens", [1, 2, 3, 7])
 def test_nothing_is_computed_beyond_the_last_token(tokens: int) -> None:
     solo = solo_over()
-    ask(solo, Speculative(1, 8, most=6, adaptive=False), tokens)
+    ask(solo, Speculative(1, 8, max_iterations=6, adaptive=False), tokens)
     finished = only(solo)
     assert finished.tokens == plain_tokens(tokens)
     assert finished.reason == "length"
@@ -451,8 +455,8 @@ def test_drafts_wait_for_threads_that_want_to_enter() -> None:
 
 @pytest.mark.anyio
 async def test_a_recorded_run_adds_up_and_verifies(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    path, policy = tmp_path / "run.trace", Policy(depth=Speculative(2, 3, most=4))
-    sizes: dict[str, Any] = {"pages": 30, "page_size": 4, "lanes": 16, "chunk": 8}
+    path, policy = tmp_path / "run.trace", Policy(depth=Speculative(2, 3, max_iterations=4))
+    sizes: dict[str, Any] = {"num_pages": 30, "page_size": 4, "max_in_flight": 16, "prefill_chunk": 8}
     answers: list[tuple[int, ...]] = []
     async with Engine.open(
         tiny_checkpoint, policy=policy, trace=path, seed=7, sampling=Sampling(temperature=0.7), **sizes
@@ -487,7 +491,7 @@ def test_adaptive_threads_waste_less_where_drafts_are_bad() -> None:
     wasted = []
     for adaptive in (False, True):
         solo = solo_over(1)
-        ask(solo, Speculative(1, 5, most=6, adaptive=adaptive), 50, sampling=Sampling(temperature=3.0))
+        ask(solo, Speculative(1, 5, max_iterations=6, adaptive=adaptive), 50, sampling=Sampling(temperature=3.0))
         only(solo)
         wasted.append(solo.core.journal.drafted - solo.core.journal.accepted)
     assert wasted[1] < wasted[0]
@@ -496,13 +500,17 @@ def test_adaptive_threads_waste_less_where_drafts_are_bad() -> None:
 @pytest.mark.parametrize(
     ("policy", "slots", "said"),
     [
-        (Speculative(2, 4, most=6), 3, "keeps 3 of them"),
+        (Speculative(2, 4, max_iterations=6), 3, "keeps 3 of them"),
         (Speculative(3), None, "less than the 3 iterations"),
-        (ByLoad(EvenBudget(Speculative(2, most=6))), None, "not for Speculative"),
+        (ByLoad(EvenBudget(Speculative(2, max_iterations=6))), None, "not for Speculative"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(policy: DepthPolicy, slots: int | None, said: str) -> None:
-    solo = solo_over(engine=EngineSettings(pages=64, page_size=4, lanes=16, chunk=8, most_iterations=6, slots=slots))
+    solo = solo_over(
+        engine=EngineSettings(
+            num_pages=64, page_size=4, max_in_flight=16, prefill_chunk=8, most_iterations=6, iteration_slots=slots
+        )
+    )
     ask(solo, policy, 5)
     (failed,) = solo.run()
     assert isinstance(failed, Failed)

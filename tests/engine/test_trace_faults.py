@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 import traces.writer
-from policies import ChildBudget, Fixed, Policy
+from policies import Fixed, MaxChildren, Policy
 from runtime import Engine, EngineFailed, TraceError
 from runtime.backend.interface import Tick
 from runtime.backend.torch.backend import TorchBackend
@@ -24,8 +24,15 @@ from tests.runtime_loop.scripted import SteppedDevice, counting
 from traces import read, tree_of
 from traces.file import TraceFile
 
-SIZES: dict[str, Any] = {"page_size": 4, "pages": 64, "lanes": 16, "chunk": 16, "backend": "torch", "seed": 7}
-POLICY = Policy(depth=Fixed(2), spawn=ChildBudget(2))
+SIZES: dict[str, Any] = {
+    "page_size": 4,
+    "num_pages": 64,
+    "max_in_flight": 16,
+    "prefill_chunk": 16,
+    "backend": "torch",
+    "seed": 7,
+}
+POLICY = Policy(depth=Fixed(2), spawn=MaxChildren(2))
 
 
 class Faulty:

@@ -32,7 +32,13 @@ from tests.runtime_loop.scripted import SteppedDevice, counting
 from tests.runtime_loop.turns import turn
 from traces import read
 
-SIZES: dict[str, Any] = {"page_size": 4, "pages": 64, "lanes": 32, "chunk": 16, "most_iterations": 6}
+SIZES: dict[str, Any] = {
+    "page_size": 4,
+    "num_pages": 64,
+    "max_in_flight": 32,
+    "prefill_chunk": 16,
+    "most_iterations": 6,
+}
 PROMPT = [(5 * position + position * position) % 40 for position in range(27)]
 """Six full pages, and three tokens more."""
 BACKENDS = [("torch", "float32"), ("fused", "float32"), ("torch", "bfloat16"), ("fused", "bfloat16")]
@@ -56,7 +62,7 @@ def weights_of(model: Model) -> Weights:
 async def say(engine: Engine) -> tuple[tuple[object, ...], ...]:
     """What greedy threads under two depth policies say, to the last bit, and how much of their prompt was found."""
     said: list[tuple[object, ...]] = []
-    for depth in (LatentDiff(0.7, most=6), Fixed(3)):
+    for depth in (LatentDiff(0.7, max_iterations=6), Fixed(3)):
         async with engine.thread(PROMPT, policy=Policy(depth=depth)) as thread:
             generation = await thread.generate(max_tokens=8, stop=[-1])
             said.append((generation.tokens, generation.logprobs, generation.depths, thread.usage.cached_tokens))
@@ -72,7 +78,7 @@ async def said_anew(directory: Path, **changes: Any) -> tuple[object, ...]:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS)
 async def test_new_weights_say_what_a_new_engine_says(
-    directories: tuple[Path, Path], tmp_path: Path, backend: str, dtype: str
+    directories: tuple[Path, Path], tmp_path: Path, backend: Any, dtype: Any
 ) -> None:
     old, new = directories
     kind: dict[str, Any] = {"backend": backend, "dtype": dtype}
@@ -113,7 +119,7 @@ def pairs(draw: st.DrawFn) -> tuple[Model, Model]:
 
 @given(pairs(), st.sampled_from(["fused", "torch"]), st.booleans())
 @settings(max_examples=8)
-def test_any_model_becomes_another_of_its_shape(models: tuple[Model, Model], backend: str, published: bool) -> None:
+def test_any_model_becomes_another_of_its_shape(models: tuple[Model, Model], backend: Any, published: bool) -> None:
     first, second = models
     sizes = conversations.settings(backend=backend, most_iterations=3)
     policy = Fixed(3)
@@ -195,7 +201,7 @@ WRONG: list[tuple[Callable[[Weights], None], str]] = [
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("backend", ["torch", "fused"])
-async def test_wrong_weights_change_nothing(directories: tuple[Path, Path], backend: str) -> None:
+async def test_wrong_weights_change_nothing(directories: tuple[Path, Path], backend: Any) -> None:
     async with Engine.open(directories[0], backend=backend, reuse_prefixes=False, **SIZES) as engine:
         expected = await say(engine)
         for spoil, message in WRONG:

@@ -9,7 +9,7 @@ from runtime import Engine
 
 def test_a_window_ends_threads_that_reach_it() -> None:
     async def run(context: int | None) -> tuple[str, str, int]:
-        async with Engine.open("countdown", context=context) as engine:
+        async with Engine.open("countdown", max_context=context) as engine:
             answer = await engine.run("22 26 31 53 -> 27")
             return answer.reason, answer.text, answer.usage.max_context
 

@@ -129,14 +129,14 @@ class Roomy:
             self._solos.move_to_end(key)
         else:
             settings = EngineSettings(
-                pages=4 * math.ceil(CONTEXT / setup.page_size),
+                num_pages=4 * math.ceil(CONTEXT / setup.page_size),
                 page_size=setup.page_size,
-                lanes=16,
-                chunk=setup.chunk,
+                max_in_flight=16,
+                prefill_chunk=setup.chunk,
                 most_iterations=MOST,
-                slots=setup.slots,
+                iteration_slots=setup.slots,
                 backend=setup.backend,
-                threads=1,
+                cpu_threads=1,
                 deterministic=True,
                 reuse_prefixes=False,
             )

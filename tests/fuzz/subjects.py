@@ -18,7 +18,6 @@ from policies import (
     KL,
     ByLoad,
     ByRole,
-    ChildBudget,
     Cosine,
     DepthPolicy,
     DepthView,
@@ -26,6 +25,7 @@ from policies import (
     EvenBudget,
     Fixed,
     LatentDiff,
+    MaxChildren,
     Policy,
     Speculative,
     to_builtins,
@@ -69,20 +69,20 @@ class FaultyAtRole(DepthPolicy, frozen=True):
 DEPTHS: dict[str, DepthPolicy] = {
     "shallow": Fixed(2),
     "deep": Fixed(MOST),
-    "latent": LatentDiff(0.7, most=MOST),
-    "slower": LatentDiff(0.9, most=3),
-    "alone": LatentDiff(0.7, most=MOST, exit_received=False),
-    "cosine": Cosine(0.3, most=3),
-    "divergence": KL(0.3, most=3),
+    "latent": LatentDiff(0.7, max_iterations=MOST),
+    "slower": LatentDiff(0.9, max_iterations=3),
+    "alone": LatentDiff(0.7, max_iterations=MOST, exit_received=False),
+    "cosine": Cosine(0.3, max_iterations=3),
+    "divergence": KL(0.3, max_iterations=3),
     "normed": Fixed(3, carry="normed"),
-    "raw": LatentDiff(0.8, most=MOST, carry="raw"),
-    "speculative": Speculative(draft=1, look=3, most=MOST),
-    "roles": ByRole(root=Fixed(MOST), parent=Fixed(3), otherwise=LatentDiff(0.7, most=MOST)),
-    "budget": EvenBudget(LatentDiff(0.8, most=MOST)),
+    "raw": LatentDiff(0.8, max_iterations=MOST, carry="raw"),
+    "speculative": Speculative(draft_iterations=1, lookahead=3, max_iterations=MOST),
+    "roles": ByRole(root=Fixed(MOST), parent=Fixed(3), otherwise=LatentDiff(0.7, max_iterations=MOST)),
+    "budget": EvenBudget(LatentDiff(0.8, max_iterations=MOST)),
     "load": ByLoad(Fixed(MOST)),
-    "fails at test": FaultyAtTest(most=MOST),
-    "fails at bound": FaultyAtBound(most=MOST),
-    "fails at role": FaultyAtRole(most=MOST),
+    "fails at test": FaultyAtTest(max_iterations=MOST),
+    "fails at bound": FaultyAtBound(max_iterations=MOST),
+    "fails at role": FaultyAtRole(max_iterations=MOST),
 }
 FAILING = ("fails at test", "fails at bound", "fails at role")
 BY_LOAD = ("load",)
@@ -95,7 +95,7 @@ SAMPLINGS: dict[str, Sampling] = {
     "filtered": Sampling(temperature=1.5, top_k=8, repetition_penalty=1.3),
     "nucleus": Sampling(temperature=0.9, top_p=0.8, logprobs=2),
 }
-SPAWN = ChildBudget(2)
+SPAWN = MaxChildren(2)
 
 
 def policy_of(depth: str) -> Policy:

@@ -52,7 +52,9 @@ def test_without_a_bound_of_its_own_a_policy_takes_the_models(policy: DepthPolic
     assert policy.deepest(11) == 11
 
 
-@pytest.mark.parametrize("policy", [Fixed(6), LatentDiff(most=6), EvenBudget(most=6), ByLoad(most=6)], ids=repr)
+@pytest.mark.parametrize(
+    "policy", [Fixed(6), LatentDiff(max_iterations=6), EvenBudget(max_iterations=6), ByLoad(max_iterations=6)], ids=repr
+)
 def test_most_bounds(policy: DepthPolicy) -> None:
     assert policy.bound(entering([3, 3])).tolist() == [6, 6]
     assert policy.deepest(99) == 6
@@ -70,11 +72,11 @@ def test_role_decides_where_the_level_does_not() -> None:
 
 
 def test_roles_nest_and_resolve_within_a_budget() -> None:
-    inner = ByRole(by_tree_depth=(Fixed(5),), child=KL(0.2, most=7, minimum=2))
+    inner = ByRole(by_tree_depth=(Fixed(5),), child=KL(0.2, max_iterations=7, min_iterations=2))
     assert ByRole(otherwise=inner).for_thread("root", 0) == Fixed(5)
     budget = EvenBudget(inner)
     assert budget.for_thread("root", 0) == EvenBudget(Fixed(5))
-    assert budget.for_thread("child", 3) == EvenBudget(KL(0.2, most=7, minimum=2))
+    assert budget.for_thread("child", 3) == EvenBudget(KL(0.2, max_iterations=7, min_iterations=2))
     assert EvenBudget(Fixed(5)).for_thread("root", 0) == EvenBudget(Fixed(5))
 
 
@@ -84,13 +86,18 @@ def test_a_policy_by_role_gives_no_bound_itself() -> None:
 
 
 def test_a_bounding_policy_exits_as_its_criterion() -> None:
-    criterion = ArgmaxStability(3, minimum=2, every=4, most=20, exit_received=False)
+    criterion = ArgmaxStability(3, min_iterations=2, check_every=4, max_iterations=20, exit_received=False)
     for policy in (EvenBudget(criterion), ByLoad(criterion), ByLoad(EvenBudget(criterion))):
-        assert (policy.reads, policy.minimum, policy.every, policy.exit_received) == ("logits", 2, 4, False)
-        assert (policy.threshold, policy.most, policy.memory_width(3, 5)) == (3, 20, 2)
+        assert (policy.reads, policy.min_iterations, policy.check_every, policy.exit_received) == (
+            "logits",
+            2,
+            4,
+            False,
+        )
+        assert (policy.threshold, policy.max_iterations, policy.memory_width(3, 5)) == (3, 20, 2)
     assert EvenBudget(LatentDiff()).reads == "latent"
     assert Bounding().reads == "nothing"
-    assert EvenBudget(LatentDiff(), most=9) == EvenBudget(LatentDiff(most=9))
+    assert EvenBudget(LatentDiff(), max_iterations=9) == EvenBudget(LatentDiff(max_iterations=9))
 
 
 @given(tokens=st.integers(-2, 2000), iterations=st.integers(-5, NO_LIMIT), most=st.integers(1, 64))
@@ -145,6 +152,6 @@ def test_load_lowers_a_bound_linearly_and_counts_waiting_threads() -> None:
 
 
 def test_a_budget_and_the_load_bound_together() -> None:
-    policy = ByLoad(EvenBudget(LatentDiff(most=16)), calm=0.0, busy=1.0)
+    policy = ByLoad(EvenBudget(LatentDiff(max_iterations=16)), calm=0.0, busy=1.0)
     assert policy.bound(entering([10, 10], [80, 400], load=0.0)).tolist() == [8, 16]
     assert policy.bound(entering([10, 10], [80, 400], load=1.0)).tolist() == [1, 1]

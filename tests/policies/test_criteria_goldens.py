@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "latest-m4-compress-s4": {},
     "always-last-m4": {},
     "latest-m4.continuous": {},
-    "latest-m4.min2every2": {"minimum": 2, "every": 2},
+    "latest-m4.min2every2": {"min_iterations": 2, "check_every": 2},
     "latest-m4.noexitprefill": {"exit_received": False},
 }
 
@@ -74,8 +74,8 @@ def run_group(policy: DepthPolicy, states: Tensor, logits: Tensor) -> tuple[list
     assert memory.shape == (len(rows), policy.memory_width(rows.shape[-1], logits.shape[-1]))
     values: list[float] = []
     for iteration in range(1, MOST + 1):
-        checks = iteration - policy.minimum - 1
-        if not policy.exit_received or checks < 0 or checks % policy.every:
+        checks = iteration - policy.min_iterations - 1
+        if not policy.exit_received or checks < 0 or checks % policy.check_every:
             continue
         latent = states[iteration - 1] if policy.reads == "latent" else states[iteration - 1, -1:]
         seen = logits[iteration - 1 : iteration] if policy.reads == "logits" else None
@@ -105,7 +105,7 @@ def recorded_runs() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("criterion", "prompt", "variant"), recorded_runs())
 def test_values_and_depth_of_a_prompt(criterion: str, prompt: str, variant: str) -> None:
-    policy = POLICIES[criterion](threshold=THRESHOLDS[criterion], most=MOST, **VARIANTS[variant])
+    policy = POLICIES[criterion](threshold=THRESHOLDS[criterion], max_iterations=MOST, **VARIANTS[variant])
     name = f"adaptive.{criterion}.{prompt}.{variant}"
     states = golden()[f"forward.{prompt}.states"]
     steps, exited = golden()[f"{name}.steps"][0], golden()[f"{name}.exited"][0]
@@ -121,7 +121,7 @@ def test_values_and_depth_of_each_prompt_of_a_batch(row: int) -> None:
     steps, recorded = int(golden()[f"{name}.steps"][0, row]), golden()[f"{name}.exit_values"][0, row]
     # The reference goes on measuring a row that has exited until the whole batch has.
     recorded = recorded.where(torch.arange(MOST) < steps, torch.nan)
-    policy = LatentDiff(THRESHOLDS["latent-diff"], most=MOST)
+    policy = LatentDiff(THRESHOLDS["latent-diff"], max_iterations=MOST)
     assert_as_reference(policy, states, recorded, steps, int(golden()[f"{name}.exited"][0, row]))
 
 

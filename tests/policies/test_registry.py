@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 
 from policies import (
     KL,
+    AllChildren,
     ArgmaxStability,
-    AsAsked,
     BestOf,
     Bounding,
     ByEntropy,
     ByLoad,
     ByRole,
-    ChildBudget,
     Cosine,
     DepthPolicy,
     EntropyDiff,
     EvenBudget,
     Fixed,
     LatentDiff,
+    MaxChildren,
     MinPKL,
     NoChildren,
     Policy,
@@ -55,9 +55,9 @@ thresholds = st.floats(0, 10, allow_nan=False)
 tests = st.fixed_dictionaries(
     {},
     optional={
-        "minimum": st.integers(0, 3),
-        "most": st.integers(4, 99),
-        "every": counts,
+        "min_iterations": st.integers(0, 3),
+        "max_iterations": st.integers(4, 99),
+        "check_every": counts,
         "exit_received": st.booleans(),
         "carry": st.sampled_from(["none", "raw", "normed"]),
     },
@@ -94,9 +94,9 @@ def combined(inner: st.SearchStrategy[DepthPolicy]) -> st.SearchStrategy[DepthPo
 depths = st.recursive(simple, combined, max_leaves=6)
 samples = st.integers(1, 9)
 spawns = st.one_of(
-    st.builds(AsAsked, st.none() | counts),
+    st.builds(AllChildren, st.none() | counts),
     st.just(NoChildren()),
-    st.builds(ChildBudget, counts),
+    st.builds(MaxChildren, counts),
     st.builds(ByEntropy, thresholds, st.none() | counts),
 )
 selects = st.builds(SelfConsistency, samples) | st.builds(BestOf, samples)
@@ -125,7 +125,7 @@ def test_every_public_policy_is_known() -> None:
         *("Fixed", "LatentDiff", "Cosine", "KL", "MinPKL", "EntropyDiff", "ArgmaxStability"),
         *("ByRole", "EvenBudget", "ByLoad", "Schedule"),
     }
-    assert set(known(SpawnPolicy)) >= {"AsAsked", "NoChildren", "ChildBudget", "ByEntropy"}
+    assert set(known(SpawnPolicy)) >= {"AllChildren", "NoChildren", "MaxChildren", "ByEntropy"}
     assert set(known(SelectPolicy)) >= {"SelfConsistency", "BestOf"}
     assert known(SpawnPolicy).keys().isdisjoint(known(DepthPolicy))
 
@@ -139,10 +139,10 @@ BAD: list[tuple[object, type[Any] | None, str]] = [
     ({"threshold": 1}, None, 'policy: "type" is missing'),
     ({"type": "Latent"}, DepthPolicy, "'Latent' is no known DepthPolicy; known are .*LatentDiff.* once the module"),
     ({"type": ["Fixed"]}, None, r"\['Fixed'\] is no known"),
-    ({"type": "AsAsked"}, DepthPolicy, "'AsAsked' is no known DepthPolicy"),
-    ({"type": "Fixed", "depth": 3}, None, "policy: Fixed has no field 'depth'; it has most,"),
-    ({"type": "ChildBudget"}, None, "policy: ChildBudget needs children"),
-    ({"type": "Fixed", "most": "x"}, None, "policy.most: Expected `int | null`, got `str`"),
+    ({"type": "AllChildren"}, DepthPolicy, "'AllChildren' is no known DepthPolicy"),
+    ({"type": "Fixed", "depth": 3}, None, "policy: Fixed has no field 'depth'; it has max_iterations,"),
+    ({"type": "MaxChildren"}, None, "policy: MaxChildren needs children"),
+    ({"type": "Fixed", "max_iterations": "x"}, None, "policy.max_iterations: Expected `int | null`, got `str`"),
     ({"type": "LatentDiff", "threshold": -1}, None, "policy: LatentDiff: threshold is -1"),
     ({"type": "Policy", "depth": {"type": "Nope"}}, None, "policy.depth: 'Nope' is no known DepthPolicy"),
     ({"type": "ByRole", "root": {"type": "Nope"}}, None, "policy.root: 'Nope' is no known"),
@@ -160,7 +160,7 @@ BAD: list[tuple[object, type[Any] | None, str]] = [
         "policy.pair: expected 2 items, found 1",
     ),
     (
-        {"type": "Schedule", "pair": [{"type": "KL"}, {"type": "AsAsked"}]},
+        {"type": "Schedule", "pair": [{"type": "KL"}, {"type": "AllChildren"}]},
         None,
         r"policy.pair\[0\]: 'KL' is no known LatentDiff",
     ),
@@ -240,7 +240,7 @@ def test_a_policy_with_a_function_for_a_field_cannot_be_written_down() -> None:
 
 
 def test_bases_round_trip_too() -> None:
-    for policy in (DepthPolicy(most=3), SpawnPolicy(), Bounding(KL()), SelectPolicy(2)):
+    for policy in (DepthPolicy(max_iterations=3), SpawnPolicy(), Bounding(KL()), SelectPolicy(2)):
         assert from_builtins(to_builtins(policy)) == policy
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies import (
-    AsAsked,
+    AllChildren,
     BestOf,
     ByEntropy,
-    ChildBudget,
+    MaxChildren,
     NoChildren,
     Policy,
     SelectPolicy,
@@ -35,28 +35,28 @@ def asks(policy: SpawnPolicy, index: int = 0, granted: int = 0, entropy: float =
 
 
 def test_children_run_as_asked_or_not_at_all() -> None:
-    assert all(asks(AsAsked(), number, number) for number in range(50))
+    assert all(asks(AllChildren(), number, number) for number in range(50))
     assert not any(asks(NoChildren(), number) for number in range(3))
 
 
 @pytest.mark.parametrize("tree_depth", [0, 1, 2, None])
 def test_children_run_down_to_a_level(tree_depth: int | None) -> None:
     parents = [(3,), (3, 0), (3, 0, 5), (3, 0, 5, 1)]
-    ran = [AsAsked(tree_depth).decide(SpawnRequest(parent, (5,), 0, 0, math.nan), TREE).run for parent in parents]
+    ran = [AllChildren(tree_depth).decide(SpawnRequest(parent, (5,), 0, 0, math.nan), TREE).run for parent in parents]
     assert ran == [tree_depth is None or level <= tree_depth for level in (1, 2, 3, 4)]
-    with pytest.raises(ValueError, match="AsAsked: tree_depth is -1"):
-        AsAsked(-1)
+    with pytest.raises(ValueError, match="AllChildren: tree_depth is -1"):
+        AllChildren(-1)
 
 
 def test_entropies_are_computed_only_for_policies_that_read_them() -> None:
-    unread = (SpawnPolicy(), AsAsked(2), NoChildren(), ChildBudget(3))
+    unread = (SpawnPolicy(), AllChildren(2), NoChildren(), MaxChildren(3))
     assert {policy.reads for policy in unread} == {"nothing"}
     assert ByEntropy(0.5).reads == "entropy"
 
 
 @given(children=st.integers(0, 20), requests=st.integers(0, 40))
 def test_a_child_budget_grants_the_first(children: int, requests: int) -> None:
-    policy, granted = ChildBudget(children), 0
+    policy, granted = MaxChildren(children), 0
     for index in range(requests):
         runs = asks(policy, index, granted)
         assert runs == (index < children)
@@ -123,7 +123,7 @@ def test_best_of_without_a_verifier_says_what_to_do() -> None:
 
 def test_voting_is_no_spawn_policy() -> None:
     assert SelectPolicy(2).choose("prompt", ["a", "b"]) == 0
-    assert Policy(select=SelfConsistency(3)).spawn == AsAsked()
+    assert Policy(select=SelfConsistency(3)).spawn == AllChildren()
     wrong: Any = SelfConsistency(3)
     with pytest.raises(ValueError, match="spawn"):
         Policy(spawn=wrong)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from policies import (
     BestOf,
     ByEntropy,
-    ChildBudget,
     DepthPolicy,
     Fixed,
+    MaxChildren,
     NoChildren,
     Policy,
     SelfConsistency,
@@ -136,7 +136,7 @@ class Inspecting(SpawnPolicy, frozen=True):
 
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         self.seen.append((request, tree))
-        return SpawnDecision(run=request.index % 2 == 0, depth=Fixed(most=7), reason="because")
+        return SpawnDecision(run=request.index % 2 == 0, depth=Fixed(max_iterations=7), reason="because")
 
 
 async def test_the_policy_decides_what_runs() -> None:
@@ -155,7 +155,9 @@ async def test_the_policy_decides_what_runs() -> None:
     assert (tree.threads, tree.running) == (1, 1)
     assert 0 < tree.tokens <= 3
     assert policy.seen[2][1].threads == 2
-    assert {c.depth.most for c in device.core.commands if isinstance(c, OpenThread) and len(c.thread) > 1} == {7}
+    assert {
+        c.depth.max_iterations for c in device.core.commands if isinstance(c, OpenThread) and len(c.thread) > 1
+    } == {7}
     spawned = [(e.child is not None, e.reason) for e in device.core.events if isinstance(e, Spawned)]
     assert spawned == [(True, "because"), (False, "because")] * 2 + [(True, "because")]
     assert_all_closed(device.core)
@@ -166,7 +168,7 @@ async def test_the_policy_decides_what_runs() -> None:
     [
         (SpawnPolicy(), 4, False),
         (NoChildren(), 0, False),
-        (ChildBudget(1), 2, False),
+        (MaxChildren(1), 2, False),
         (ByEntropy(threshold=0.4), 4, True),
         (ByEntropy(threshold=0.6), 0, True),
     ],

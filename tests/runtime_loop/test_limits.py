@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from policies import AsAsked, Policy, SelfConsistency, SpawnDecision, SpawnRequest, TreeView
+from policies import AllChildren, Policy, SelfConsistency, SpawnDecision, SpawnRequest, TreeView
 from runtime import Engine, LimitExceeded, Limits, ReasoningThread
 from runtime.link.events import Spawned, ThreadEnded
 
@@ -197,7 +197,7 @@ async def test_a_model_that_runs_out_returns_nothing_to_its_parent() -> None:
     )
     async with engine_over(device, protocol=bound_protocol()) as engine:
 
-        class Bounded(AsAsked, frozen=True):
+        class Bounded(AllChildren, frozen=True):
             def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
                 return SpawnDecision(run=True, limits=Limits(tokens=6))
 

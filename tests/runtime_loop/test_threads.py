@@ -28,6 +28,9 @@ from .turns import turn
 
 pytestmark = pytest.mark.anyio
 
+WRONG_NAME: Any = {"lames": 3}
+WRONG_VALUE: Any = {"dtype": "float16"}
+
 
 def engine_over(device: ScriptedDevice | SteppedDevice, **options: Any) -> Engine:
     return Engine.over(device, tokenizer=word_tokenizer(), vocab_size=200, **options)
@@ -144,22 +147,26 @@ async def test_a_thread_may_fail_alone() -> None:
 
 
 async def test_depth_policies_follow_the_role() -> None:
-    policy = Policy(depth=ByRole(root=Fixed(most=1), parent=Fixed(most=2), child=Fixed(most=3)))
+    policy = Policy(
+        depth=ByRole(root=Fixed(max_iterations=1), parent=Fixed(max_iterations=2), child=Fixed(max_iterations=3))
+    )
     device = ScriptedDevice(counting)
     async with engine_over(device, policy=policy) as engine, engine.thread("a") as root:
 
         async def run(thread: ReasoningThread) -> None:
             await thread.generate(1)
             await thread.join([thread.spawn("c", max_tokens=1)])
-            await thread.generate(1, depth=Fixed(most=9))
+            await thread.generate(1, depth=Fixed(max_iterations=9))
             await thread.generate(1)
 
         await root.generate(1)
         await root.join([root.spawn("b", run=run)])
-    opened = {c.thread: c.depth.most for c in device.core.commands if isinstance(c, OpenThread)}
+    opened = {c.thread: c.depth.max_iterations for c in device.core.commands if isinstance(c, OpenThread)}
     assert opened == {(0,): 1, (0, 0): 3, (0, 0, 0): 3}
     replaced = [
-        c.depth and c.depth.most for c in device.core.commands if isinstance(c, Generate) and c.thread == (0, 0)
+        c.depth and c.depth.max_iterations
+        for c in device.core.commands
+        if isinstance(c, Generate) and c.thread == (0, 0)
     ]
     assert replaced == [None, 9, 2]
 
@@ -278,9 +285,9 @@ async def test_an_engine_that_is_not_open_says_so() -> None:
     with pytest.raises(ValueError, match="queue_size"):
         engine_over(ScriptedDevice(counting), queue_size=0)
     with pytest.raises(ValueError, match="no setting lames"):
-        Engine.open("countdown", lames=3)
+        Engine.open("countdown", **WRONG_NAME)
     with pytest.raises(ValueError, match="float16"):
-        Engine.open("countdown", dtype="float16")
+        Engine.open("countdown", **WRONG_VALUE)
 
 
 async def test_without_a_tokenizer_there_are_only_ids() -> None:

@@ -365,6 +365,6 @@ def test_verify_without_the_checkpoint_or_with_other_settings(
     TraceWriter(path, header(checkpoint=str(tmp_path / "gone"))).close()
     assert main(["replay", str(path), "--verify"]) == 2
     assert "gone" in capsys.readouterr().err
-    TraceWriter(path, header(engine={"lanes": "many"}), overwrite=True).close()
+    TraceWriter(path, header(engine={"max_in_flight": "many"}), overwrite=True).close()
     assert main(["replay", str(path), "--verify"]) == 2
     assert "lanes" in capsys.readouterr().err

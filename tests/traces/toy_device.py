@@ -54,7 +54,7 @@ def header(**changed: Any) -> Header:
         "fingerprint": "0" * 16,
         "policy": None,
         "seed": 7,
-        "engine": {"pages": 64},
+        "engine": {"num_pages": 64},
         "versions": {"python": "3"},
     }
     return Header(**(fields | changed))

@@ -18,13 +18,13 @@ from policies import (
     KL,
     ArgmaxStability,
     ByRole,
-    ChildBudget,
     Cosine,
     DepthPolicy,
     DepthView,
     EntropyDiff,
     Fixed,
     LatentDiff,
+    MaxChildren,
     MinPKL,
     Policy,
     to_builtins,
@@ -44,13 +44,13 @@ MOST = 6
 PLAIN = tiny_model(5, coda=0)
 WITH_CODA = tiny_model(5)
 EXITING: list[DepthPolicy] = [
-    LatentDiff(0.7, most=MOST),
-    LatentDiff(0.7, most=MOST, exit_received=False),
-    Cosine(0.25, most=MOST, minimum=1, every=2),
-    KL(1.0, most=MOST),
-    MinPKL(0.3, most=MOST),
-    EntropyDiff(0.3, most=MOST),
-    ArgmaxStability(1, most=MOST),
+    LatentDiff(0.7, max_iterations=MOST),
+    LatentDiff(0.7, max_iterations=MOST, exit_received=False),
+    Cosine(0.25, max_iterations=MOST, min_iterations=1, check_every=2),
+    KL(1.0, max_iterations=MOST),
+    MinPKL(0.3, max_iterations=MOST),
+    EntropyDiff(0.3, max_iterations=MOST),
+    ArgmaxStability(1, max_iterations=MOST),
 ]
 
 
@@ -77,7 +77,7 @@ def record(
 
     async def main() -> None:
         prompts, sampling = random.Random(1), Sampling(temperature=temperature)
-        settings: dict[str, Any] = {"backend": "torch", "chunk": 4, "page_size": 8, "most_iterations": MOST}
+        settings: dict[str, Any] = {"backend": "torch", "prefill_chunk": 4, "page_size": 8, "most_iterations": MOST}
         async with Engine.open(folder / "model", trace=trace, sampling=sampling, **settings) as engine:
             for policy in policies:
                 async with anyio.create_task_group() as group:
@@ -160,7 +160,7 @@ def test_dense_exit_values_are_the_engines(kind: type[DepthPolicy], tmp_path: Pa
         save_checkpoint(tmp_path, PLAIN)
         async with (
             Engine.open(
-                tmp_path, trace=tmp_path / "run.trace", backend="torch", chunk=4, most_iterations=MOST
+                tmp_path, trace=tmp_path / "run.trace", backend="torch", prefill_chunk=4, most_iterations=MOST
             ) as engine,
             engine.thread(list(range(7)), policy=Policy(depth=watched)) as root,
         ):
@@ -171,12 +171,12 @@ def test_dense_exit_values_are_the_engines(kind: type[DepthPolicy], tmp_path: Pa
     anyio.run(one_thread)
     (thread,) = threads_in(read(tmp_path / "run.trace"))
     (batch,) = batches([thread])
-    (values,), _ = run_full(PLAIN, batch, [kind(most=MOST)])
+    (values,), _ = run_full(PLAIN, batch, [kind(max_iterations=MOST)])
     torch.testing.assert_close(torch.tensor(measured).view(-1, MOST), values, atol=1e-5, rtol=1e-4, equal_nan=True)
 
 
 def test_latent_depths_are_the_engines_with_coda_layers_too(tmp_path: Path) -> None:
-    policy = LatentDiff(0.7, most=MOST)
+    policy = LatentDiff(0.7, max_iterations=MOST)
     trace = record(tmp_path, WITH_CODA, [policy])
     for thread, story in zip(threads_in(trace), stories_of(trace)[0], strict=True):
         (batch,) = batches([thread])
@@ -191,8 +191,8 @@ def test_batches_hold_every_token_once(full: list[ThreadTokens]) -> None:
     assert all(batch.tokens.numel() <= 100 for batch in made)
     assert sum(int(batch.is_counted.sum()) for batch in made) == sum(len(thread.tokens) - 1 for thread in full)
     assert sum(int(batch.is_read.sum()) for batch in made) == sum(sum(thread.is_sampled) for thread in full)
-    whole = CalibrationSet(PLAIN, full[:8], [LatentDiff(0.7, most=MOST)])
-    apart = [CalibrationSet(PLAIN, [thread], [LatentDiff(0.7, most=MOST)]) for thread in full[:8]]
+    whole = CalibrationSet(PLAIN, full[:8], [LatentDiff(0.7, max_iterations=MOST)])
+    apart = [CalibrationSet(PLAIN, [thread], [LatentDiff(0.7, max_iterations=MOST)]) for thread in full[:8]]
     together = whole.measure(whole.criteria[0])
     alone = [each.measure(each.criteria[0]) for each in apart]
     assert together.mean_depth == pytest.approx(
@@ -205,7 +205,7 @@ def test_batches_hold_every_token_once(full: list[ThreadTokens]) -> None:
 def test_a_wanted_depth_is_met_on_other_threads(
     full: list[ThreadTokens], kind: type[DepthPolicy], wanted: float
 ) -> None:
-    criterion = kind(most=MOST)
+    criterion = kind(max_iterations=MOST)
     half = len(full) // 2
     chosen = CalibrationSet(PLAIN, full[:half], [criterion]).at_depth(criterion, wanted)
     assert chosen.mean_depth == pytest.approx(wanted, rel=0.03)
@@ -215,7 +215,7 @@ def test_a_wanted_depth_is_met_on_other_threads(
 
 
 def test_thresholds_that_count_stay_whole_numbers(full: list[ThreadTokens]) -> None:
-    criterion = ArgmaxStability(most=MOST)
+    criterion = ArgmaxStability(max_iterations=MOST)
     measured = CalibrationSet(PLAIN, full[:20], [criterion])
     assert set(measured.thresholds(criterion)) <= set(range(1, MOST))
     chosen = measured.at_depth(criterion, 3.0).policy
@@ -223,7 +223,7 @@ def test_thresholds_that_count_stay_whole_numbers(full: list[ThreadTokens]) -> N
 
 
 def test_what_was_read_off_at_the_ends_is_what_happens(full: list[ThreadTokens]) -> None:
-    criterion = LatentDiff(most=MOST)
+    criterion = LatentDiff(max_iterations=MOST)
     measured = CalibrationSet(PLAIN, full[:20], [criterion])
     for threshold, depth in ((0.0, MOST), (1e6, 1)):
         result = measured.measure(with_threshold(criterion, threshold))
@@ -283,7 +283,7 @@ def test_what_cannot_be_calibrated_says_why(full: list[ThreadTokens]) -> None:
         measured.at_depth(LatentDiff(), 7)
     with pytest.raises(ValueError, match="price of an iteration is -1"):
         measured.at_price(LatentDiff(), -1)
-    late = Cosine(minimum=2)  # its only test has nothing to compare with
+    late = Cosine(min_iterations=2)  # its only test has nothing to compare with
     with pytest.raises(ValueError, match="measured nothing on these threads; lower its minimum"):
         CalibrationSet(PLAIN, full[:1], [late]).at_depth(late, 2.0)
 
@@ -298,10 +298,10 @@ def test_the_engine_follows_what_was_saved(tmp_path: Path) -> None:
     directory = tmp_path / "model"
     shutil.copytree(shipped_directory() / "countdown", directory)
     before = msgspec.json.decode((directory / "braid.json").read_bytes())
-    before["policy"] = to_builtins(Policy(spawn=ChildBudget(7)))
+    before["policy"] = to_builtins(Policy(spawn=MaxChildren(7)))
     (directory / "braid.json").write_bytes(msgspec.json.encode(before))
-    policy = save_default_policy(directory, LatentDiff(0.25, minimum=1))
-    assert policy == Policy(depth=LatentDiff(0.25, minimum=1), spawn=ChildBudget(7))
+    policy = save_default_policy(directory, LatentDiff(0.25, min_iterations=1))
+    assert policy == Policy(depth=LatentDiff(0.25, min_iterations=1), spawn=MaxChildren(7))
     after = msgspec.json.decode((directory / "braid.json").read_bytes())
     assert after["protocol"] == before["protocol"]
     assert [path.name for path in directory.glob("*.partial")] == []

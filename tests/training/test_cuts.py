@@ -42,7 +42,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=[Fixed(3), LatentDiff(0.7, most=4)], ids=repr)
+@pytest.fixture(scope="module", params=[Fixed(3), LatentDiff(0.7, max_iterations=4)], ids=repr)
 def policy(request: pytest.FixtureRequest) -> DepthPolicy:
     found = request.param
     assert isinstance(found, DepthPolicy)
@@ -58,7 +58,13 @@ def trace(tiny_checkpoint: Path, backend: str, policy: DepthPolicy, tmp_path_fac
     save_checkpoint(directory, tiny_model(3, coda=0), tokenizer=tokenizer, braid=braid)
 
     async def record() -> None:
-        settings: dict[str, Any] = {"backend": backend, "most_iterations": 6, "seed": 5, "chunk": 4, "page_size": 4}
+        settings: dict[str, Any] = {
+            "backend": backend,
+            "most_iterations": 6,
+            "seed": 5,
+            "prefill_chunk": 4,
+            "page_size": 4,
+        }
         async with (
             Engine.open(directory, policy=Policy(depth=policy), **settings) as engine,
             engine.recording(directory / "run.trace"),

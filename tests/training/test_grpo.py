@@ -41,19 +41,19 @@ from traces import read
 POLICIES: list[DepthPolicy] = [
     Fixed(3),
     Fixed(1),
-    LatentDiff(0.7, most=4),
-    LatentDiff(0.7, most=5, minimum=1, every=2, exit_received=False),
-    KL(0.05, most=4),
-    EntropyDiff(0.05, most=4),
-    ArgmaxStability(1, most=5),
-    ByRole(root=LatentDiff(0.5, most=5), otherwise=Fixed(2)),
-    EvenBudget(LatentDiff(0.6, most=4)),
-    Speculative(1, 2, most=3),
+    LatentDiff(0.7, max_iterations=4),
+    LatentDiff(0.7, max_iterations=5, min_iterations=1, check_every=2, exit_received=False),
+    KL(0.05, max_iterations=4),
+    EntropyDiff(0.05, max_iterations=4),
+    ArgmaxStability(1, max_iterations=5),
+    ByRole(root=LatentDiff(0.5, max_iterations=5), otherwise=Fixed(2)),
+    EvenBudget(LatentDiff(0.6, max_iterations=4)),
+    Speculative(1, 2, max_iterations=3),
 ]
 
 
 async def rollouts_of(
-    checkpoint: Path, policy: DepthPolicy, trace: Path, backend: str, temperature: float = 1.0
+    checkpoint: Path, policy: DepthPolicy, trace: Path, backend: Any, temperature: float = 1.0
 ) -> list[ThreadTokens]:
     async with (
         Engine.open(checkpoint, policy=Policy(depth=policy), backend=backend, most_iterations=6, seed=3) as engine,
@@ -103,7 +103,7 @@ def largest_gap(checkpoint: Path, rollouts: list[ThreadTokens], temperature: flo
 @pytest.mark.parametrize("backend", ["torch", "fused"])
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_a_replay_computes_what_the_engine_sampled_with(
-    tiny_checkpoint: Path, tmp_path: Path, policy: DepthPolicy, backend: str
+    tiny_checkpoint: Path, tmp_path: Path, policy: DepthPolicy, backend: Any
 ) -> None:
     rollouts = anyio.run(rollouts_of, tiny_checkpoint, policy, tmp_path / "rollouts.trace", backend)
     sampled = sum(sum(thread.is_sampled) for thread in rollouts)
@@ -114,7 +114,7 @@ def test_a_replay_computes_what_the_engine_sampled_with(
 
 
 def test_a_replay_at_another_depth_is_another_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    rollouts = anyio.run(rollouts_of, tiny_checkpoint, LatentDiff(0.7, most=4), tmp_path / "r.trace", "torch")
+    rollouts = anyio.run(rollouts_of, tiny_checkpoint, LatentDiff(0.7, max_iterations=4), tmp_path / "r.trace", "torch")
     assert len({depth for thread in rollouts for depth in thread.depths}) > 1
     wrong = [msgspec.structs.replace(thread, depths=tuple(4 for _ in thread.depths)) for thread in rollouts]
     assert largest_gap(tiny_checkpoint, wrong) > 1e-2
@@ -144,7 +144,7 @@ def test_models_that_start_from_noise_are_refused() -> None:
 def test_rollouts_that_shared_slots_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     async def record() -> None:
         async with (
-            Engine.open(tiny_checkpoint, policy=Policy(depth=Fixed(3)), slots=1) as engine,
+            Engine.open(tiny_checkpoint, policy=Policy(depth=Fixed(3)), iteration_slots=1) as engine,
             engine.recording(tmp_path / "r.trace"),
         ):
             await engine.run([1, 2], max_tokens=4)

@@ -69,8 +69,8 @@ def read_facts(checkpoint: str | Path) -> CheckpointFacts:
 def resolved(cell: Cell, facts: CheckpointFacts) -> Cell:
     """The cell with the checkpoint's defaults written out, so that cells that do the same are equal."""
     depth = facts.depth if cell.depth is None else cell.depth
-    if isinstance(depth, Fixed) and depth.most is None:
-        depth = msgspec.structs.replace(depth, most=facts.mean_recurrence)
+    if isinstance(depth, Fixed) and depth.max_iterations is None:
+        depth = msgspec.structs.replace(depth, max_iterations=facts.mean_recurrence)
     slots = cell.slots
     if slots is not None and slots >= depth.deepest(facts.mean_recurrence):
         slots = None

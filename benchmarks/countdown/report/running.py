@@ -17,7 +17,7 @@ from benchmarks.countdown.report.watching import ChildrenWatch, is_asked, is_fou
 from examples.countdown.problems import Problem
 from examples.countdown.solve import LIMITS, prompt_of, solution_of
 from examples.countdown.vocabulary import CHILDREN
-from policies import AsAsked, ChildBudget, Policy, SpawnPolicy
+from policies import AllChildren, MaxChildren, Policy, SpawnPolicy
 from runtime import Answer, Engine, Sampling
 from traces import ThreadStory, critical_path, read, tree_of, walk
 
@@ -95,8 +95,8 @@ async def _run(
             trace=trace,
             limits=LIMITS[NUMBERS[cell.problems]],
             observer=watch.observe,
-            context=cell.context,
-            slots=cell.slots,
+            max_context=cell.context,
+            iteration_slots=cell.slots,
             seed=SEED,
         ) as engine:
             if cell.at_once == 1:
@@ -131,7 +131,7 @@ async def _run(
 def _spawn_policy(cell: Cell) -> SpawnPolicy:
     """The model is told its budget of children, and held to it."""
     kind, _, budget = cell.condition.partition(" ")
-    return ChildBudget(int(budget)) if kind == CHILDREN else AsAsked()
+    return MaxChildren(int(budget)) if kind == CHILDREN else AllChildren()
 
 
 def _first(errors: ExceptionGroup) -> Exception:

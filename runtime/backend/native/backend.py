@@ -90,7 +90,7 @@ class FusedBackend(LaneBackend):
         index = super().register(policy)
         if index == len(self._criteria):
             self._criteria = np.append(self._criteria, np.zeros(1, _TEST))
-        self._criteria[index] = criterion_of(policy), policy.threshold, policy.minimum, policy.every
+        self._criteria[index] = criterion_of(policy), policy.threshold, policy.min_iterations, policy.check_every
         return index
 
     def run_of(self, lane: int) -> Run | None:
