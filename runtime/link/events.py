@@ -24,7 +24,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 ThreadPath = Annotated[tuple[Count, ...], Meta(min_length=1)]
 
-FORMAT = 1
+FORMAT = 2
 """The format this vocabulary belongs to, as in `Header.format`. A field added at the end of an event, with a default,
 keeps it: older readers skip the field and newer readers fill it in."""
 
