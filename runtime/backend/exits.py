@@ -170,11 +170,11 @@ class ExitTests:
         age = torch.from_numpy(lanes.age[rows].astype(np.int64)).to(self._device)
         values, remembered = self._values(policy, rows, DepthView(age, state[at].float(), logits, memory[at]))
         if values.shape != (len(rows),):
-            raise ValueError(f"measure() answered values of shape {tuple(values.shape)} for {len(rows)} rows")
+            raise ValueError(f"measure() answered values of shape {tuple(values.shape)} for {len(rows)} rows.")
         if remembered.shape != (len(rows), memory.shape[1]):
             raise ValueError(
                 f"measure() answered a memory of shape {tuple(remembered.shape)}; memory_width() says "
-                f"{(len(rows), memory.shape[1])}"
+                f"{(len(rows), memory.shape[1])}."
             )
         last = due[is_last]
         if policy.reads == "latent" and len(last) < len(due):
@@ -183,7 +183,7 @@ class ExitTests:
         if done.shape != values.shape or done.dtype != torch.bool:
             raise ValueError(
                 f"is_done() answered {done.dtype} of shape {tuple(done.shape)} for {len(values)} values; it must be "
-                "one bool for each"
+                "one bool for each."
             )
         exits.tested.append(Tested(last, values, done.cpu().numpy(), logits))
         exits.remembered.append((memory, at, remembered))

@@ -85,7 +85,7 @@ def _sample_group(
         token = torch.argmax(logits, dim=-1)
     else:
         if uniforms is None:
-            raise ValueError("rows with a temperature above 0 need uniforms to be drawn with; pass one for each row")
+            raise ValueError("rows with a temperature above 0 need uniforms to be drawn with; pass one for each row.")
         weights = filtered_probabilities(logits, sampling, rule).double()
         cumulative = torch.cumsum(weights, dim=-1)
         token = draw(cumulative, uniforms)

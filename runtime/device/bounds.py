@@ -81,11 +81,11 @@ def _ask(
 def _checked(policy: DepthPolicy, view: EntryView, most: int) -> list[int]:
     answer: list[int] = np.asarray(policy.bound(view)).astype(np.int64).tolist()
     if len(answer) != len(view.position):
-        raise ValueError(f"bound() answered {len(answer)} values for {len(view.position)} tokens")
+        raise ValueError(f"bound() answered {len(answer)} values for {len(view.position)} tokens.")
     if min(answer) < 1 or max(answer) > most:
         raise ValueError(
             f"bound() answered {min(answer)} to {max(answer)} iterations; this engine allows 1 to {most} "
-            "(EngineSettings.most_iterations)"
+            "(EngineSettings.most_iterations)."
         )
     return answer
 
