@@ -165,7 +165,7 @@ def test_newer_fields_are_skipped(tmp_path: Path) -> None:
         (b"", "has 0 bytes"),
         (b"braid-tr", "has 8 bytes"),
         (b"PK\x03\x04 and so on and so on", "not a Braid trace"),
-        (b"braid-trace 0002 and so on", "has trace format 2; this version reads format 1"),
+        (b"braid-trace 0003 and so on", "has trace format 3; this version reads format 2"),
     ],
 )
 def test_not_a_trace(tmp_path: Path, data: bytes, message: str) -> None:
@@ -210,7 +210,7 @@ def test_a_closed_writer(tmp_path: Path) -> None:
 
 
 def test_a_header_of_another_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="writes trace format 1; the header says 3"):
+    with pytest.raises(TraceError, match="writes trace format 2; the header says 3"):
         TraceWriter(tmp_path / "run.trace", header(format=3))
 
 
