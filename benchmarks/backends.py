@@ -1,4 +1,4 @@
-"""The fused CPU backend against the plain PyTorch one: the same threads on the same core, with as many threads."""
+"""The native CPU backend against the plain PyTorch one: the same threads on the same core, with as many threads."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def measure(size: Size, rounds: int) -> Result:
     shapes = {"countdown": models.embedded_shape(), **({"d 256, 1/2/1": models.wider()} if size.wide else {})}
     return Result(
         name="backends",
-        title="fused CPU backend against plain PyTorch",
+        title="native CPU backend against plain PyTorch",
         columns=(
             "model",
             "threads",
-            "fused / PyTorch, tokens/s",
-            "fused, tokens/s",
+            "native / PyTorch, tokens/s",
+            "native, tokens/s",
             "PyTorch, tokens/s",
             "equal answers",
         ),
@@ -48,9 +48,9 @@ def measure(size: Size, rounds: int) -> Result:
 
 def _compare(name: str, model: Raven, size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
     depth, given = Fixed(max_iterations=size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
-    settings = EngineSettings(device="cpu", backend="fused", kv_cache_bytes=2**28)
+    settings = EngineSettings(device="cpu", backend="native", kv_cache_bytes=2**28)
     cores = {
-        "fused": build_loop(model, settings, depth),
+        "native": build_loop(model, settings, depth),
         "torch": build_loop(model, msgspec.structs.replace(settings, backend="torch"), depth),
     }
     answers: dict[str, dict[ThreadPath, Finished]] = {}
@@ -62,13 +62,13 @@ def _compare(name: str, model: Raven, size: Size, threads: int, rounds: int) -> 
     seconds = in_turn({which: partial(side, which, core) for which, core in cores.items()}, rounds)
     for core in cores.values():
         core.close()
-    equal = sum(answers["fused"][path].tokens == answers["torch"][path].tokens for path in answers["torch"])
+    equal = sum(answers["native"][path].tokens == answers["torch"][path].tokens for path in answers["torch"])
     count = threads * size.tokens
     return (
         name,
         threads,
-        Spread.of(ratios(seconds["torch"], seconds["fused"])),
-        Spread.of(count / taken for taken in seconds["fused"]),
+        Spread.of(ratios(seconds["torch"], seconds["native"])),
+        Spread.of(count / taken for taken in seconds["native"]),
         Spread.of(count / taken for taken in seconds["torch"]),
         f"{equal} of {threads}",
     )

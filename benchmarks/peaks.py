@@ -13,7 +13,7 @@ from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
 from policies import Fixed
 from runtime import EngineSettings
-from runtime.backend.native.backend import FusedBackend
+from runtime.backend.native.backend import NativeBackend
 from runtime.backend.native.compiled import HEAD
 from runtime.device.build import build_loop
 from runtime.model import Llama, LlamaConfig
@@ -83,7 +83,7 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _backend(size: Size, threads: int, dtype: torch.dtype) -> FusedBackend:
+def _backend(size: Size, threads: int, dtype: torch.dtype) -> NativeBackend:
     """A backend of a model of one layer whose head is the product."""
     config = LlamaConfig(
         n_embd=size.width,
@@ -99,8 +99,8 @@ def _backend(size: Size, threads: int, dtype: torch.dtype) -> FusedBackend:
     model = Llama(config).eval()
     model.initialise(torch.Generator().manual_seed(0))
     settings = EngineSettings(
-        device="cpu", backend="fused", cpu_threads=threads, max_in_flight=max(size.rows, 128), num_pages=64
+        device="cpu", backend="native", cpu_threads=threads, max_in_flight=max(size.rows, 128), num_pages=64
     )
     backend = build_loop(model.to(dtype), settings, Fixed(max_iterations=1)).backend
-    assert isinstance(backend, FusedBackend)
+    assert isinstance(backend, NativeBackend)
     return backend

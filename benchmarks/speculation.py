@@ -59,7 +59,7 @@ def measure(size: Size, rounds: int) -> Result:
     """The prompts are drawn like the model's training problems, from a seed of their own."""
     rows = [
         _compare(EngineSettings(device="cpu", backend=backend), size, threads, rounds)
-        for backend in ("fused", "torch")
+        for backend in ("native", "torch")
         for threads in size.threads
     ]
     return Result(
@@ -73,7 +73,7 @@ def measure(size: Size, rounds: int) -> Result:
         rows=tuple(rows),
         notes=(
             "Tokens a full-depth pass: ticks of plain decoding, which gives each thread one, over those it took.",
-            "In the fused backend, only plain threads go on by themselves; those that draft go tick by tick.",
+            "In the native backend, only plain threads go on by themselves; those that draft go tick by tick.",
         ),
     )
 

@@ -3,6 +3,7 @@
 `Policy(depth=..., spawn=..., select=...)` is what an engine takes; docs/policies.md lists the choices.
 """
 
+from policies.depth import exit_rule
 from policies.depth.argmax_stability import ArgmaxStability
 from policies.depth.base import Carry, DepthPolicy, DepthView, EntryView, Role
 from policies.depth.bounding import Bounding
@@ -58,6 +59,7 @@ __all__ = [
     "SpawnRequest",
     "Speculative",
     "TreeView",
+    "exit_rule",
     "from_builtins",
     "from_json",
     "to_builtins",

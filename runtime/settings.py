@@ -40,11 +40,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     initial_state: Literal["model", "zero"] = "model"
     """Latent state that a token starts from: as the model's configuration says, or zero."""
     deterministic: bool = False
-    """Whether results are bitwise independent of what else is in the batch. Slower in the PyTorch backend; in the fused
-    one they always are."""
+    """Whether results are bitwise independent of what else is in the batch. Slower in the PyTorch backend; in the
+    native one they always are."""
     reuse_prefixes: bool = True
     """Whether threads share the pages of equal leading tokens."""
-    backend: Literal["auto", "torch", "fused"] = "auto"
+    backend: Literal["auto", "torch", "native"] = "auto"
     """What computes ticks: plain PyTorch, or native code for whole ticks, on CPUs. "auto" is native where it runs."""
     cpu_threads: Exact | None = None
     """Threads that share a tick on a CPU; None is as many as there are cores, but not more than the model is worth."""
@@ -105,7 +105,7 @@ class SettingsOptions(TypedDict, total=False):
     initial_state: Literal["model", "zero"]
     deterministic: bool
     reuse_prefixes: bool
-    backend: Literal["auto", "torch", "fused"]
+    backend: Literal["auto", "torch", "native"]
     cpu_threads: int | None
     attention: Literal["auto", "torch"]
     cuda_graphs: bool

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from runtime.backend.native.compiled import load_entries
+from runtime.backend.native.compiled import load_native_functions
 
 if __name__ == "__main__":
     for narrow in (False, True):
-        load_entries(narrow)
+        load_native_functions(narrow)

@@ -148,11 +148,11 @@ def test_command_prints_tables_and_writes_json(
     files = ["--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "found.md")]
     assert command.main(["backends", "--rounds", "1", *files]) == 0
     printed = capsys.readouterr().out
-    assert "fused / PyTorch" in printed
+    assert "native / PyTorch" in printed
     assert printed.startswith(processor())
     heading, _, title, _, columns, _, *rows = (tmp_path / "found.md").read_text().splitlines()
     assert heading.startswith(f"Measured on {processor()}, {cores()} cores, ")
-    assert title == "**backends**: fused CPU backend against plain PyTorch."
+    assert title == "**backends**: native CPU backend against plain PyTorch."
     assert columns.startswith("| model | threads |")
     assert rows[0].startswith("| countdown | 2 |")
     found = json.loads((tmp_path / "found.json").read_bytes())

@@ -19,6 +19,10 @@ Role = Literal["root", "parent", "child"]
 Carry = Literal["none", "raw", "normed"]
 
 
+_EXIT_TEST = frozenset({"reads", "memory_width", "begin", "measure", "is_done"})
+"""What an exit test consists of."""
+
+
 class EntryView(NamedTuple):
     """Tokens of one policy that enter the device in one tick; arrays have one row a token."""
 
@@ -86,8 +90,13 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     bounds_all_alike: ClassVar[bool] = True
     """Whether `bound` is this class's, which does not look at the token. Found out where a subclass is defined."""
 
+    exit_test: ClassVar[type]
+    """The class that an exit test is of: the nearest to define any part of it. Found out where a subclass is defined,
+    so that backends that know a class's test can run it their own way."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls.exit_test = next(kind for kind in cls.__mro__ if not _EXIT_TEST.isdisjoint(vars(kind)))
         cls.bounds_all_alike = cls.bound is DepthPolicy.bound
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policies import DepthPolicy, DepthView, Role
+from policies import DepthPolicy, DepthView, Role, exit_rule
 from policies.training.batching import by_length
 from policies.training.last_written import LastWritten
 from policies.training.thread_tokens import ThreadTokens
@@ -125,8 +125,9 @@ class ExitTest:
         self._sizes = torch.bincount(run.batch.group)
 
     def is_due(self, iteration: int) -> bool:
-        checks = iteration - self.policy.min_iterations - 1
-        return self.policy.reads != "nothing" and checks >= 0 and checks % self.policy.check_every == 0
+        return self.policy.reads != "nothing" and exit_rule.is_due(
+            iteration, self.policy.min_iterations, self.policy.check_every
+        )
 
     def values(self, iteration: int, logits: Tensor | None) -> Tensor:
         """[groups] float32 after `iteration`, from logits [n, vocab] where the policy reads them."""
@@ -134,13 +135,14 @@ class ExitTest:
         latent = self._rows(self._run.latent)
         iterations = latent.new_full((len(latent),), iteration, dtype=torch.int64)
         values, self._memory = self.policy.measure(DepthView(iterations, latent.float(), seen, self._memory))
-        if self.policy.reads == "logits":
-            return values
-        sums = values.new_zeros(len(self._sizes)).index_add_(0, self._run.batch.group, values)
-        return sums / self._sizes
+        return (
+            values
+            if exit_rule.is_by_last_token(self.policy)
+            else exit_rule.group_means(values, self._run.batch.group, self._sizes)
+        )
 
     def _rows(self, of_tokens: Tensor) -> Tensor:
-        return of_tokens[self._run.batch.last] if self.policy.reads == "logits" else of_tokens
+        return of_tokens[self._run.batch.last] if exit_rule.is_by_last_token(self.policy) else of_tokens
 
 
 @torch.no_grad()

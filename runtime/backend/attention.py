@@ -22,7 +22,7 @@ class PagedMemory(NamedTuple):
     page_table: Tensor
     """[rows, pages_per_row] int32: the pages of each computing thread, in order of position.
 
-    Entries beyond a thread's last token are never read and may hold anything.
+    What lies beyond a thread's last token is never read and may hold anything.
     """
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policies import DepthPolicy, DepthView
-from runtime.backend.interface import Bool, Entering, Int64
+from policies import DepthPolicy, DepthView, exit_rule
+from runtime.backend.interface import Bool, Entering, Int32, Int64
 from runtime.backend.lanes import Lanes
 
 Finish = Callable[[Int64, Bool], Tensor]
@@ -97,7 +97,7 @@ class ExitTests:
     def begin(self, entering: Entering, state: Tensor) -> dict[int, Exception]:
         """Sets the memory of entering tokens whose initial latent states are `state` [n, width].
 
-        Returns what policies raised, by the last lane of the group to blame.
+        Returns what policies raised, by the last lane of the group that they raised for.
         """
         failures: dict[int, Exception] = {}
         for index in np.unique(entering.policy[entering.tests]):
@@ -109,9 +109,9 @@ class ExitTests:
     def _begin(
         self, index: int, rows: Int64, entering: Entering, state: Tensor, failures: dict[int, Exception]
     ) -> None:
-        """Begins all groups of one policy together; if that raises, each group alone, so that one is to blame."""
-        at = torch.from_numpy(rows).to(self._device)
-        lane = torch.from_numpy(entering.lane[rows].astype(np.int64)).to(self._device)
+        """Begins all groups of one policy together; if that raises, each group alone, so that only those that it
+        raises for fail."""
+        at, lane = self._on_device(rows), self._on_device(entering.lane[rows])
         try:
             self._memory[index][lane] = self._policies[index].begin(state[at].float(), self._vocab)
         except torch.OutOfMemoryError:
@@ -136,8 +136,7 @@ class ExitTests:
             if policy.reads == "nothing":
                 continue
             own = candidates[lanes.policy[candidates] == index]
-            checks = lanes.age[own] - policy.min_iterations - 1
-            due = own[(checks >= 0) & (checks % policy.check_every == 0)]
+            due = own[exit_rule.is_due(lanes.age[own], policy.min_iterations, policy.check_every)]
             if len(due):
                 self._test(index, lanes, due, state, finish, exits)
         return exits
@@ -148,7 +147,8 @@ class ExitTests:
             memory[at] = remembered
 
     def _test(self, index: int, lanes: Lanes, due: Int64, state: Tensor, finish: Finish, exits: TickExits) -> None:
-        """Tests whole groups of one policy together; if that raises, each group alone, so that one is to blame."""
+        """Tests whole groups of one policy together; if that raises, each group alone, so that only those that it
+        raises for fail."""
         try:
             self._measure(index, lanes, due, state, finish, exits)
         except torch.OutOfMemoryError:
@@ -163,11 +163,11 @@ class ExitTests:
 
     def _measure(self, index: int, lanes: Lanes, due: Int64, state: Tensor, finish: Finish, exits: TickExits) -> None:
         policy, memory = self._policies[index], self._memory[index]
-        is_last = lanes.group[due] == due
+        group = lanes.group[due]
+        is_last = group == due
         logits = finish(due, is_last) if policy.reads == "logits" else None
-        rows = due[is_last] if policy.reads == "logits" else due
-        at = torch.from_numpy(rows).to(self._device)
-        age = torch.from_numpy(lanes.age[rows].astype(np.int64)).to(self._device)
+        rows = due[is_last] if exit_rule.is_by_last_token(policy) else due
+        at, age = self._on_device(rows), self._on_device(lanes.age[rows])
         values, remembered = self._values(policy, rows, DepthView(age, state[at].float(), logits, memory[at]))
         if values.shape != (len(rows),):
             raise ValueError(f"measure() answered values of shape {tuple(values.shape)} for {len(rows)} rows.")
@@ -176,26 +176,23 @@ class ExitTests:
                 f"measure() answered a memory of shape {tuple(remembered.shape)}; memory_width() says "
                 f"{(len(rows), memory.shape[1])}."
             )
-        last = due[is_last]
-        if policy.reads == "latent" and len(last) < len(due):
-            values = self._mean_by_group(values, lanes.group[due], last)
+        tested = rows
+        if not (is_last.all() or exit_rule.is_by_last_token(policy)):
+            # A group's last token may rest at its bound already, while others go on and are tested.
+            tested, number, sizes = np.unique(group, return_inverse=True, return_counts=True)
+            values = exit_rule.group_means(values, self._on_device(number), self._on_device(sizes))
         done = policy.is_done(values)
         if done.shape != values.shape or done.dtype != torch.bool:
             raise ValueError(
                 f"is_done() answered {done.dtype} of shape {tuple(done.shape)} for {len(values)} values; it must be "
                 "one bool for each."
             )
-        exits.tested.append(Tested(last, values, done.cpu().numpy(), logits))
+        exits.tested.append(Tested(tested, values, done.cpu().numpy(), logits))
         exits.remembered.append((memory, at, remembered))
 
     def _values(self, policy: DepthPolicy, lanes: Int64, view: DepthView) -> tuple[Tensor, Tensor]:
         """What a policy measures of lanes; a backend may know a faster way."""
         return policy.measure(view)
 
-    def _mean_by_group(self, values: Tensor, group: np.ndarray, last: Int64) -> Tensor:
-        number_of = np.zeros(self._lanes, np.int64)
-        number_of[last] = np.arange(len(last))
-        number = number_of[group]
-        index = torch.from_numpy(number).to(self._device)
-        sums = torch.zeros(len(last), dtype=values.dtype, device=self._device).index_add_(0, index, values)
-        return sums / torch.from_numpy(np.bincount(number, minlength=len(last))).to(self._device)
+    def _on_device(self, numbers: Int32 | Int64) -> Tensor:
+        return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(self._device)

@@ -48,15 +48,15 @@ class Lanes:
         """How the token's successor is sampled; None where its logits are not wanted."""
 
     def enter(self, entering: Entering, samplings: tuple[Sampling, ...], cell: Int64) -> None:
-        """Seats tokens. `cell` is [n]."""
+        """Puts tokens into their lanes; `cell` is [n]."""
         lane = entering.lane
         self.occupied[lane] = True
         self.age[lane] = 0
         self.cell[lane] = cell
         for name in _ENTERING:
             getattr(self, name)[lane] = getattr(entering, name)
-        for seat, index in zip(lane.tolist(), entering.sample.tolist(), strict=True):
-            self.sampling[seat] = samplings[index] if index >= 0 else None
+        for place, index in zip(lane.tolist(), entering.sample.tolist(), strict=True):
+            self.sampling[place] = samplings[index] if index >= 0 else None
 
     def leave(self, lane: Int32 | Int64) -> None:
         self.occupied[lane] = False

@@ -160,12 +160,12 @@ class LaneBackend(ABC):
         return result
 
     def _enter(self, tick: Tick) -> dict[int, Exception]:
-        """Seats the entering tokens, runs their prelude and sets their initial latent states.
+        """Puts the entering tokens into their lanes, runs their prelude and sets their initial latent states.
 
-        Returns what policies raised at it, by the last lane of the group to blame.
+        Returns what policies raised at it, by the last lane of the group that they raised for.
         """
         entering = tick.entering
-        self._seat(tick)
+        self._put_in_lanes(tick)
         lane = entering.lane.astype(np.int64)
         self._prelude(lane, entering.token.astype(np.int64))
         state = self._initial_state(entering)
@@ -174,7 +174,7 @@ class LaneBackend(ABC):
         self._lanes.tests[lane[np.isin(entering.group, list(failures))]] = False
         return failures
 
-    def _seat(self, tick: Tick) -> None:
+    def _put_in_lanes(self, tick: Tick) -> None:
         """Puts the entering tokens into their lanes."""
         entering, size = tick.entering, self._cache.page_size
         page = self._table[entering.row, entering.position // size].astype(np.int64)
@@ -215,9 +215,9 @@ class LaneBackend(ABC):
             assert tested.logits is not None
             logits.append(tested.logits[self._on_device(np.flatnonzero(picked))])
             source.append(tested.lane[picked])
-        place = np.zeros(self._cache.lanes, np.int64)
-        place[leaving] = np.arange(count)
-        order = place[np.concatenate(source)]
+        row_of = np.zeros(self._cache.lanes, np.int64)
+        row_of[leaving] = np.arange(count)
+        order = row_of[np.concatenate(source)]
         if len(order):
             chosen = self._sample(leaving[order], torch.cat(logits))
             token[order] = chosen.token.cpu().numpy()
@@ -226,8 +226,8 @@ class LaneBackend(ABC):
                 entropy[order] = np.where(
                     lanes.entropy[leaving[order]], chosen.entropy.cpu().numpy(), np.float32(np.nan)
                 )
-            for place, likeliest in zip(order.tolist(), chosen.top, strict=False):
-                top[place] = likeliest
+            for row, likeliest in zip(order.tolist(), chosen.top, strict=False):
+                top[row] = likeliest
         return TickResult(
             lane=leaving.astype(np.int32),
             depth=np.minimum(lanes.age[leaving], lanes.bound[leaving]),
@@ -254,12 +254,12 @@ class LaneBackend(ABC):
         distinct: dict[Sampling, int] = {}
         which = np.empty(len(lane), np.int32)
         contexts: dict[int, Int32] = {}
-        for row, seat in enumerate(lane.tolist()):
-            sampling = lanes.sampling[seat]
+        for row, place in enumerate(lane.tolist()):
+            sampling = lanes.sampling[place]
             assert sampling is not None
             which[row] = distinct.setdefault(sampling, len(distinct))
             if sampling.repetition_penalty != 1.0:
-                contexts[row] = self._contexts[seat]
+                contexts[row] = self._contexts[place]
         draws = None
         if not all(sampling.is_greedy for sampling in distinct):
             key, position = self._on_device(lanes.sampling_key[lane]), self._on_device(lanes.position[lane])

@@ -179,9 +179,9 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
             batch_buckets(cache.lanes),
             state_std=state_std,
         )
-    if not is_fused(model, settings):
+    if not is_native(model, settings):
         if settings.backend == "auto" and device == "cpu":
-            _log.warning("no_fused_backend", reason=why_not_fused(model))
+            _log.warning("no_native_backend", reason=why_not_native(model))
         return TorchBackend(
             model,
             cache,
@@ -189,10 +189,10 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
             state_std=state_std,
             deterministic=settings.deterministic,
         )
-    from runtime.backend.native.backend import FusedBackend
+    from runtime.backend.native.backend import NativeBackend
 
     threads = settings.cpu_threads or worthwhile_threads(model)
-    return FusedBackend(model, cache, state_std=state_std, threads=threads)
+    return NativeBackend(model, cache, state_std=state_std, cpu_threads=threads)
 
 
 def load_native_code(model: Model, settings: EngineSettings) -> None:
@@ -200,30 +200,30 @@ def load_native_code(model: Model, settings: EngineSettings) -> None:
 
     Raises `ValueError` where native code is asked for and does not run.
     """
-    if is_fused(model, settings):
-        from runtime.backend.native.compiled import load_entries
+    if is_native(model, settings):
+        from runtime.backend.native.compiled import load_native_functions
 
-        load_entries(model.lm_head.weight.dtype is torch.bfloat16)
+        load_native_functions(model.lm_head.weight.dtype is torch.bfloat16)
 
 
 def torch_threads(model: Model, settings: EngineSettings) -> int | None:
     """Threads that PyTorch may use on the device thread: one beside native code, which has threads of its own."""
     if model.lm_head.weight.device.type != "cpu":
         return None
-    return 1 if is_fused(model, settings) else settings.cpu_threads
+    return 1 if is_native(model, settings) else settings.cpu_threads
 
 
-def is_fused(model: Model, settings: EngineSettings) -> bool:
+def is_native(model: Model, settings: EngineSettings) -> bool:
     """Whether ticks will be native code. Raises `ValueError` where the settings ask for that and it does not run."""
     if settings.backend == "torch" or settings.cuda_graphs:
         return False
-    reason = why_not_fused(model)
-    if reason is not None and settings.backend == "fused":
-        raise ValueError(f"EngineSettings.backend is 'fused', but {reason}. Use 'auto' or 'torch'.")
+    reason = why_not_native(model)
+    if reason is not None and settings.backend == "native":
+        raise ValueError(f"EngineSettings.backend is 'native', but {reason}. Use 'auto' or 'torch'.")
     return reason is None
 
 
-def why_not_fused(model: Model) -> str | None:
+def why_not_native(model: Model) -> str | None:
     """Why ticks of a model cannot be computed natively where it is; None if they can."""
     if model.lm_head.weight.device.type != "cpu":
         return "the device is not a CPU"

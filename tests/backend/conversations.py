@@ -142,7 +142,7 @@ def settings(**changes: Any) -> EngineSettings:
         "page_size": 16,
         "max_in_flight": 64,
         "prefill_chunk": 16,
-        "backend": "fused",
+        "backend": "native",
         "cpu_threads": 1,
     }
     return EngineSettings(**{**fields, **changes})

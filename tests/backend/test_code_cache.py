@@ -15,7 +15,7 @@ from numba import types
 from numba.core import config
 from numba.core.caching import IndexDataCacheFile
 
-from runtime.backend.native.compiled import compile_callback, compile_entry
+from runtime.backend.native.compiled import compile_callback, compile_function
 
 
 @pytest.fixture
@@ -36,11 +36,11 @@ def put_nothing(number: Any) -> None:
 def loaded() -> tuple[bool, list[str]]:
     """Whether a function came from disk, and what was wrong there; it works in any case."""
     problems: list[str] = []
-    entry: Any = compile_entry(types.void(types.int64[::1]), put_seven, problems)
+    function: Any = compile_function(types.void(types.int64[::1]), put_seven, problems)
     numbers = np.zeros(1, np.int64)
-    entry(numbers)
+    function(numbers)
     assert numbers[0] == 7
-    return bool(entry.stats.cache_hits), problems
+    return bool(function.stats.cache_hits), problems
 
 
 class Intruder:
@@ -113,7 +113,7 @@ def test_a_directory_in_a_file_s_place_costs_a_compilation(cache: Path, kind: st
 def test_code_of_another_function_is_not_taken(cache: Path) -> None:
     loaded()
     (file,) = cache.rglob("*.nbc")
-    compile_entry(types.void(types.int64), put_nothing, [])
+    compile_function(types.void(types.int64), put_nothing, [])
     (other,) = set(cache.rglob("*.nbc")) - {file}
     file.write_bytes(other.read_bytes())
     assert loaded() == (False, [])

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Fixed
-from runtime.backend.native.backend import FusedBackend
+from runtime.backend.native.backend import NativeBackend
 from runtime.backend.torch.backend import TorchBackend
 from runtime.device.build import build_loop, load_native_code
 from runtime.link.commands import ThreadPath
@@ -115,7 +115,7 @@ def test_nobody_notices_company_workers_or_runs(
     """Bit by bit: tokens, log-probabilities and depths."""
     model = wide_model(dtype)
     engine = conversations.settings(page_size=page_size, iteration_slots=slots, max_in_flight=48, reuse_prefixes=False)
-    crowded = msgspec.structs.replace(engine, threads=threads, pages=3 * -(-CONTEXT // page_size))
+    crowded = msgspec.structs.replace(engine, cpu_threads=threads, num_pages=3 * -(-CONTEXT // page_size))
     together = hold(model, crowded, talks, most_ticks=most_ticks).essence()
     for talk in talks:
         alone = hold(model, engine, family_of(talks, talk.path), observed=True).essence()
@@ -205,7 +205,7 @@ class Warnings(logging.Handler):
 
 def test_the_native_backend_is_chosen_where_it_runs() -> None:
     model = wide_model("float32")
-    for choice, kind in (("auto", FusedBackend), ("fused", FusedBackend), ("torch", TorchBackend)):
+    for choice, kind in (("auto", NativeBackend), ("native", NativeBackend), ("torch", TorchBackend)):
         backend, warned = build(model, backend=choice)
         assert type(backend) is kind
         assert not warned
@@ -231,15 +231,15 @@ def test_where_it_does_not_run_the_pytorch_backend_does_and_says_so_once(
     backend, warned = build(model, backend="auto")
     assert type(backend) is TorchBackend
     (message,) = warned
-    assert "no_fused_backend" in message
+    assert "no_native_backend" in message
     assert reason in message
     backend, warned = build(model, backend="torch")
     assert type(backend) is TorchBackend
     assert not warned, "who asks for it knows"
-    with pytest.raises(ValueError, match=f"EngineSettings.backend is 'fused', but {reason}. Use 'auto' or 'torch'."):
-        build(model, backend="fused")
+    with pytest.raises(ValueError, match=f"EngineSettings.backend is 'native', but {reason}. Use 'auto' or 'torch'."):
+        build(model, backend="native")
     with pytest.raises(ValueError, match=reason):
-        load_native_code(model, EngineSettings(backend="fused"))
+        load_native_code(model, EngineSettings(backend="native"))
     load_native_code(model, EngineSettings())
 
 
@@ -247,7 +247,7 @@ def test_the_native_backend_is_for_cpus() -> None:
     with torch.device("meta"):
         elsewhere = Raven(WIDE)
     with pytest.raises(ValueError, match="the device is not a CPU"):
-        build(elsewhere, backend="fused")
+        build(elsewhere, backend="native")
 
 
 def test_unknown_backends_are_refused() -> None:

@@ -51,7 +51,7 @@ def core_settings(**changes: Any) -> EngineSettings:
         "max_in_flight": 48,
         "prefill_chunk": 8,
         "most_iterations": MOST,
-        "backend": "fused",
+        "backend": "native",
     }
     return EngineSettings(**{**fields, "cpu_threads": 1, "reuse_prefixes": False, **changes})
 

@@ -26,7 +26,7 @@ def model() -> Raven:
     return tiny_model(3)
 
 
-def settings(backend: str = "fused", **changes: Any) -> EngineSettings:
+def settings(backend: str = "native", **changes: Any) -> EngineSettings:
     sizes: dict[str, Any] = {
         "num_pages": 256,
         "page_size": 4,
@@ -55,7 +55,7 @@ def finished(solo: Solo) -> dict[ThreadPath, Finished]:
 
 
 def alone(
-    model: Raven, policy: DepthPolicy, prompt: tuple[int, ...], tokens: int, backend: str = "fused", **changes: Any
+    model: Raven, policy: DepthPolicy, prompt: tuple[int, ...], tokens: int, backend: str = "native", **changes: Any
 ) -> Finished:
     solo = Solo.over(model, settings(backend, **changes), policy)
     start(solo, (0,), prompt, tokens, policy)
@@ -67,7 +67,7 @@ def test_carrying_changes_what_is_said(model: Raven) -> None:
     assert len(said) == 3
 
 
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 def test_threads_that_carry_and_threads_that_do_not_share_batches(model: Raven, backend: str) -> None:
     crowd = Solo.over(model, settings(backend), Fixed(3))
     for number in range(12):
@@ -92,7 +92,7 @@ def test_threads_go_on_by_themselves_beside_one_that_carries(model: Raven) -> No
 
 def test_both_backends_carry_alike(model: Raven) -> None:
     for policy in (RAW, NORMED, ADAPTIVE):
-        native, plain = (alone(model, policy, prompt_for(2), 16, backend) for backend in ("fused", "torch"))
+        native, plain = (alone(model, policy, prompt_for(2), 16, backend) for backend in ("native", "torch"))
         assert (native.tokens, native.depths) == (plain.tokens, plain.depths)
         assert native.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
 
@@ -116,7 +116,7 @@ def test_a_state_that_is_lost_is_computed_again(model: Raven, policy: DepthPolic
 
 
 @pytest.mark.parametrize("slots", [None, 1])
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 def test_a_prompt_taken_over_leaves_the_state_after_it_to_be_computed(
     model: Raven, backend: str, slots: int | None
 ) -> None:

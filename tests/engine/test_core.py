@@ -128,7 +128,7 @@ def test_sampling_does_not_depend_on_company(model: Raven) -> None:
         assert finished(alone)[number,].tokens == together[number,].tokens
 
 
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 def test_deterministic_mode_is_bitwise(model: Raven, backend: str) -> None:
     modes = settings(deterministic=True, backend=backend)
     crowd = Solo.over(model, modes, POLICY)

@@ -224,7 +224,7 @@ async def test_the_loop_goes_on_while_the_device_computes(
     assert engine.statistics.generated > 20
 
 
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 async def test_the_callers_torch_threads_are_left_as_they_were(tiny_checkpoint: Path, backend: Any) -> None:
     def by_new_thread() -> int:
         found: list[int] = []

@@ -50,7 +50,7 @@ def settings(backend: str = "torch", **changes: Any) -> EngineSettings:
     return EngineSettings(**sizes | {"initial_state": "zero", "backend": backend} | changes)
 
 
-@pytest.fixture(params=["torch", "fused"])
+@pytest.fixture(params=["torch", "native"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -145,7 +145,7 @@ def assert_adaptive(solo: Solo, policy: DepthPolicy, golden: dict[str, Tensor], 
 
 # Backends know nothing of the others' prompts: on the slow one, each criterion is tried with one.
 ADAPTIVE = [
-    *(("fused", criterion, prompt) for criterion in CRITERIA for prompt in ("p0", "p2")),
+    *(("native", criterion, prompt) for criterion in CRITERIA for prompt in ("p0", "p2")),
     *(("torch", criterion, "p0") for criterion in CRITERIA),
     ("torch", "latent-diff", "p2"),
 ]

@@ -20,7 +20,7 @@ from tests.llamas import VARIANTS, make_llama, save_llama
 from traces import read
 from traces.__main__ import main as traces_command
 
-BACKENDS = ("torch", "fused")
+BACKENDS = ("torch", "native")
 SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 256, "max_in_flight": 48, "prefill_chunk": 8}
 LENGTHS = (1, 3, 8, 9, 16, 21, 50)
 """Of prompts: shorter than a chunk, whole chunks, and several with a rest."""

@@ -20,7 +20,7 @@ from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 from tests.llamas import make_llama, save_llama
 
-BACKENDS = ("torch", "fused")
+BACKENDS = ("torch", "native")
 SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 64, "max_in_flight": 16, "prefill_chunk": 8}
 LAST_GOOD, VOCABULARY = 7, 16
 

@@ -45,7 +45,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("depth", [Fixed(3), KL(0.05), EntropyDiff(0.05)])
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 async def test_padding_has_no_part_in_any_choice(saved: tuple[Path, Path], backend: Any, depth: DepthPolicy) -> None:
     said: list[list[Any]] = []
     for checkpoint in saved:

@@ -131,7 +131,7 @@ async def test_a_block_is_recorded_and_nothing_else(tiny_checkpoint: Path, tmp_p
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 async def test_two_recordings_of_two_models(
     tiny_checkpoint: Path, tmp_path: Path, backend: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +181,7 @@ def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """While a trace is written, the backend is asked for one tick at a time; before and after, for many."""
     core = build_loop(
         tiny_model(3),
-        EngineSettings(**SIZES, backend="fused", cpu_threads=1),
+        EngineSettings(**SIZES, backend="native", cpu_threads=1),
         Fixed(3),
         open_trace=lambda path, overwrite: TraceWriter(path, header(), overwrite=overwrite),
     )

@@ -443,7 +443,7 @@ def test_a_thread_of_priority_does_not_wait_for_a_row(model: Raven) -> None:
 
 @pytest.mark.parametrize("where", ["_prelude", "_iterate", "_logits"])
 @pytest.mark.parametrize(
-    "changes", [{"backend": "torch"}, {"backend": "torch", "deterministic": True}, {"backend": "fused"}]
+    "changes", [{"backend": "torch"}, {"backend": "torch", "deterministic": True}, {"backend": "native"}]
 )
 def test_memory_that_runs_out_in_the_middle_of_a_tick_changes_nothing(
     model: Raven, monkeypatch: pytest.MonkeyPatch, where: str, changes: dict[str, Any]

@@ -114,7 +114,7 @@ def step_until_drafts_fly(solo: Solo) -> None:
 SPECULATIONS = [(prompt, *lengths) for lengths in ((2, 4), (4, 4), (3, 8)) for prompt in ("p0", "p2")]
 
 
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize(("prompt", "draft", "look"), SPECULATIONS)
 def test_reference_speculation(prompt: str, draft: int, look: int, backend: str) -> None:
     golden, tag = load_file(GOLDEN / "golden.safetensors"), f"spec.{prompt}.draft{draft}.look{look}.n8"
@@ -171,7 +171,7 @@ def setups(draw: st.DrawFn) -> tuple[EngineSettings, str, int]:
         prefill_chunk=draw(st.sampled_from([4, 8])),
         most_iterations=MOST,
         # A tick of PyTorch's takes ten times as long.
-        backend=draw(st.sampled_from(["fused", "fused", "fused", "torch"])),
+        backend=draw(st.sampled_from(["native", "native", "native", "torch"])),
         deterministic=True,
         cpu_threads=1,
     )
@@ -433,7 +433,7 @@ def test_a_tick_that_does_not_fit_is_retried_without_drafts(monkeypatch: pytest.
 
 def test_drafts_wait_for_threads_that_want_to_enter() -> None:
     """A prompt takes six of eight lanes: until all prompts are in, drafts would keep them waiting."""
-    solo = solo_over(engine=msgspec.structs.replace(ROOMY, lanes=8, chunk=8, reuse_prefixes=False))
+    solo = solo_over(engine=msgspec.structs.replace(ROOMY, max_in_flight=8, prefill_chunk=8, reuse_prefixes=False))
     for number in range(3):
         ask(solo, SPECULATIVE, 12, path=(number,), stream=True)
     begun: set[ThreadPath] = set()

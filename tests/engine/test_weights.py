@@ -41,7 +41,7 @@ SIZES: dict[str, Any] = {
 }
 PROMPT = [(5 * position + position * position) % 40 for position in range(27)]
 """Six full pages, and three tokens more."""
-BACKENDS = [("torch", "float32"), ("fused", "float32"), ("torch", "bfloat16"), ("fused", "bfloat16")]
+BACKENDS = [("torch", "float32"), ("native", "float32"), ("torch", "bfloat16"), ("native", "bfloat16")]
 
 Weights = dict[str, Tensor]
 
@@ -117,7 +117,7 @@ def pairs(draw: st.DrawFn) -> tuple[Model, Model]:
     return model, conversations.sharpened(build_model(model.config), draw(st.integers(0, 2**16)))
 
 
-@given(pairs(), st.sampled_from(["fused", "torch"]), st.booleans())
+@given(pairs(), st.sampled_from(["native", "torch"]), st.booleans())
 @settings(max_examples=8)
 def test_any_model_becomes_another_of_its_shape(models: tuple[Model, Model], backend: Any, published: bool) -> None:
     first, second = models
@@ -200,7 +200,7 @@ WRONG: list[tuple[Callable[[Weights], None], str]] = [
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 async def test_wrong_weights_change_nothing(directories: tuple[Path, Path], backend: Any) -> None:
     async with Engine.open(directories[0], backend=backend, reuse_prefixes=False, **SIZES) as engine:
         expected = await say(engine)

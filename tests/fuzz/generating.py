@@ -40,7 +40,7 @@ class _Drawing:
         one = math.ceil(CONTEXT / page_size)
         lanes = chance.choice((8, 16, 48))
         ending = chance.random()
-        backend: Literal["torch", "fused"] = "torch" if self.likely(0.15) else "fused"
+        backend: Literal["torch", "native"] = "torch" if self.likely(0.15) else "native"
         return p.Setup(
             loop=chance.choice(("asyncio", "trio")),
             model=chance.choice((*MODELS, "raven")),
@@ -53,7 +53,7 @@ class _Drawing:
             chunk=chance.choice((4, 8)),
             slots=chance.choice((None, None, 1, 2)),
             # Sums of PyTorch's depend on how many threads share them.
-            threads=2 if backend == "fused" and self.likely(0.1) else 1,
+            threads=2 if backend == "native" and self.likely(0.1) else 1,
             deterministic=self.likely(0.9),
             reuse_prefixes=self.likely(0.8),
             queue_size=chance.choice((4096, 4096, 8, 2)),

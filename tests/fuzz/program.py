@@ -121,7 +121,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     loop: Literal["asyncio", "trio"] = "asyncio"
     model: str = "raven"
     """A name in `subjects.MODELS`."""
-    backend: Literal["torch", "fused"] = "fused"
+    backend: Literal["torch", "native"] = "native"
     trace: Literal["none", "engine", "recording"] = "none"
     observer: Literal["none", "counts", "raises"] = "none"
     pages: int = 64

@@ -37,7 +37,7 @@ CUTTING = TagProtocol(
 """As APR's: spawns stand in blocks, and what children return takes the place of the block."""
 
 
-@pytest.fixture(scope="module", params=["torch", "fused"])
+@pytest.fixture(scope="module", params=["torch", "native"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

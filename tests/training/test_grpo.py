@@ -100,7 +100,7 @@ def largest_gap(checkpoint: Path, rollouts: list[ThreadTokens], temperature: flo
     return gap
 
 
-@pytest.mark.parametrize("backend", ["torch", "fused"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_a_replay_computes_what_the_engine_sampled_with(
     tiny_checkpoint: Path, tmp_path: Path, policy: DepthPolicy, backend: Any

@@ -1,9 +1,9 @@
 """Attention in place over paged memory, and what is written there.
 
-A page of one column and one head is a block of strips of 16 positions. In a strip, keys lie dimension by dimension, so
+A page of one column and one head is a run of blocks of 16 positions. In a block, keys lie dimension by dimension, so
 that one vector instruction multiplies 16 positions; values lie position by position. Iteration r writes slot
-(r - 1) mod slots; once a token has left, its last entry is copied into the slots that it never came to, so that every
-reader at slot s finds in slot s what lookup "latest" asks for: the entry of iteration min(s + 1, depth).
+(r - 1) mod slots; once a token has left, its last keys and values are copied into the slots that it never came to, so
+that every reader at slot s finds in slot s what lookup "latest" asks for: those of iteration min(s + 1, depth).
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backend.native.intrinsics import LANES, compiled
-from runtime.backend.native.key_blocks import fetch, strip_exp, strip_largest, strip_scores, strip_values
+from runtime.backend.native.intrinsics import VECTOR, jit
+from runtime.backend.native.key_blocks import block_exponentials, block_largest, block_scores, block_values, fetch
 from runtime.backend.native.number_formats import floats, ints, longs, put, stored
 
 
-@compiled
-def _block(c: Any, column: Any, page: Any, head: Any) -> Any:
-    """Number of the first strip of a page's block."""
-    return ((column * c.pages + page) * c.kv_heads + head) * c.strips
+@jit
+def _first_block(buffers: Any, column: Any, page: Any, head: Any) -> Any:
+    """Number of a page's first block of 16 positions."""
+    return ((column * buffers.pages + page) * buffers.kv_heads + head) * buffers.blocks_per_page
 
 
-@compiled
-def rotate_and_write(c: Any, i: Any, lane: Any, layer: Any, column: Any, slots: Any) -> None:
+@jit
+def rotate_and_write(buffers: Any, i: Any, lane: Any, layer: Any, column: Any, slots: Any) -> None:
     """Biases, rotates and scales the query of row i in `qkv`; rotates its key and writes it and its value to memory.
 
     `column` is the layer's first, `slots` how many it owns.
     """
-    column += ints(c.age)[lane] % slots
-    heads, width = c.heads, c.head_dim
-    keys, values = stored(c.keys, c.kind), stored(c.values, c.kind)
-    qkv, bias = floats(c.qkv), floats(c.query_key_bias)
-    rotation, turn = floats(c.rotation), ints(c.position)[lane] * width
-    bias_at = layer * (heads + c.kv_heads) * width
+    column += ints(buffers.age)[lane] % slots
+    heads, width = buffers.heads, buffers.head_dim
+    keys, values = stored(buffers.keys, buffers.kind), stored(buffers.values, buffers.kind)
+    qkv, bias = floats(buffers.qkv), floats(buffers.query_key_bias)
+    rotation, turn = floats(buffers.rotation), ints(buffers.position)[lane] * width
+    bias_at = layer * (heads + buffers.kv_heads) * width
     scale = np.float32(1.0 / math.sqrt(width))
-    page, offset = longs(c.cell)[lane] // c.page_size, longs(c.cell)[lane] % c.page_size
-    strip, place = offset // LANES, offset % LANES
-    for head in range(heads + c.kv_heads):
-        at, biased = i * c.qkv_stride + head * width, bias_at + head * width
+    page, offset = longs(buffers.cell)[lane] // buffers.page_size, longs(buffers.cell)[lane] % buffers.page_size
+    block, place = offset // VECTOR, offset % VECTOR
+    for head in range(heads + buffers.kv_heads):
+        at, biased = i * buffers.qkv_stride + head * width, bias_at + head * width
         is_query = head < heads
         factor = scale if is_query else np.float32(1.0)
         k = 0
         if not is_query:
-            k = (_block(c, column, page, head - heads) + strip) * width * LANES + place
+            k = (_first_block(buffers, column, page, head - heads) + block) * width * VECTOR + place
         for j in range(0, width, 2):
             cosine, sine = rotation[turn + j] * factor, rotation[turn + j + 1] * factor
             even, odd = qkv[at + j] + bias[biased + j], qkv[at + j + 1] + bias[biased + j + 1]
@@ -54,99 +54,102 @@ def rotate_and_write(c: Any, i: Any, lane: Any, layer: Any, column: Any, slots: 
                 qkv[at + j] = first
                 qkv[at + j + 1] = second
             else:
-                put(keys, k + j * LANES, first)
-                put(keys, k + (j + 1) * LANES, second)
-    for head in range(c.kv_heads):
-        at = i * c.qkv_stride + (heads + c.kv_heads + head) * width
-        v = ((_block(c, column, page, head) + strip) * LANES + place) * c.head_room
+                put(keys, k + j * VECTOR, first)
+                put(keys, k + (j + 1) * VECTOR, second)
+    for head in range(buffers.kv_heads):
+        at = i * buffers.qkv_stride + (heads + buffers.kv_heads + head) * width
+        v = ((_first_block(buffers, column, page, head) + block) * VECTOR + place) * buffers.head_room
         for d in range(width):
             put(values, v + d, qkv[at + d])
 
 
-@compiled
-def pages_of(c: Any, lane: Any) -> Any:
+@jit
+def pages_of(buffers: Any, lane: Any) -> Any:
     """Pages that a lane's token sees."""
-    return ints(c.position)[lane] // c.page_size + 1
+    return ints(buffers.position)[lane] // buffers.page_size + 1
 
 
-@compiled
-def attend(c: Any, item: Any, items: Any, worker: Any, column: Any, slots: Any) -> None:
+@jit
+def attend(buffers: Any, item: Any, items: Any, worker: Any, column: Any, slots: Any) -> None:
     """Attention of one row of the batch over one head of keys and values: all query heads that share it.
 
     While one pass computes, what the next one reads is on its way: the values, then the keys of the next item.
     """
-    rows = items // c.kv_heads
-    i, kv_head = item // c.kv_heads, item % c.kv_heads
-    lane = longs(c.batch)[i]
-    column += ints(c.age)[lane] % slots
-    length = ints(c.position)[lane] + 1
-    table, pages_at = ints(c.page_table), ints(c.row)[lane] * c.pages_per_row
-    group = c.heads // c.kv_heads
-    keys, values, attended = stored(c.keys, c.kind), stored(c.values, c.kind), stored(c.attended, c.kind)
-    qkv, scores, sums = floats(c.qkv), floats(c.scores), floats(c.sums)
-    scores_at, sums_at = worker * c.scores_stride, worker * c.head_room
-    pages = pages_of(c, lane)
+    rows = items // buffers.kv_heads
+    i, kv_head = item // buffers.kv_heads, item % buffers.kv_heads
+    lane = longs(buffers.batch)[i]
+    column += ints(buffers.age)[lane] % slots
+    length = ints(buffers.position)[lane] + 1
+    table, pages_at = ints(buffers.page_table), ints(buffers.row)[lane] * buffers.pages_per_row
+    group = buffers.heads // buffers.kv_heads
+    room = buffers.head_room
+    keys, values = stored(buffers.keys, buffers.kind), stored(buffers.values, buffers.kind)
+    attended = stored(buffers.attended, buffers.kind)
+    qkv, scores, sums = floats(buffers.qkv), floats(buffers.scores), floats(buffers.sums)
+    scores_at, sums_at = worker * buffers.scores_stride, worker * room
+    pages = pages_of(buffers, lane)
     next_pages, next_at, next_head = pages, pages_at, kv_head + 1
-    if next_head == c.kv_heads:
-        follower = longs(c.batch)[min(i + 1, rows - 1)]
-        next_pages, next_at, next_head = pages_of(c, follower), ints(c.row)[follower] * c.pages_per_row, 0
+    if next_head == buffers.kv_heads:
+        follower = longs(buffers.batch)[min(i + 1, rows - 1)]
+        next_pages, next_at = pages_of(buffers, follower), ints(buffers.row)[follower] * buffers.pages_per_row
+        next_head = 0
     for head in range(kv_head * group, (kv_head + 1) * group):
-        query = i * c.qkv_stride + head * c.head_dim
+        query = i * buffers.qkv_stride + head * buffers.head_dim
         largest = np.float32(-np.inf)
         at = scores_at
         for number in range(pages):
-            left = min(c.page_size, length - number * c.page_size)
-            block = _block(c, column, table[pages_at + number], kv_head)
-            for strip in range((left + LANES - 1) // LANES):
-                k = (block + strip) * c.head_dim * LANES
-                fetch(values, (block + strip) * LANES * c.head_room, LANES * c.head_room)
-                strip_scores(qkv, query, keys, k, c.head_dim, scores, at)
-                for p in range(left - strip * LANES, LANES):
+            left = min(buffers.page_size, length - number * buffers.page_size)
+            first = _first_block(buffers, column, table[pages_at + number], kv_head)
+            for block in range((left + VECTOR - 1) // VECTOR):
+                k = (first + block) * buffers.head_dim * VECTOR
+                fetch(values, (first + block) * VECTOR * room, VECTOR * room)
+                block_scores(qkv, query, keys, k, buffers.head_dim, scores, at)
+                for p in range(left - block * VECTOR, VECTOR):
                     scores[at + p] = -np.inf
-                largest = max(largest, strip_largest(scores, at))
-                at += LANES
+                largest = max(largest, block_largest(scores, at))
+                at += VECTOR
         total = np.float32(0.0)
-        for start in range(scores_at, at, LANES):
-            total += strip_exp(scores, start, largest)
-        for d in range(c.head_room):
+        for start in range(scores_at, at, VECTOR):
+            total += block_exponentials(scores, start, largest)
+        for d in range(room):
             sums[sums_at + d] = np.float32(0.0)
         at = scores_at
         for number in range(pages):
-            left = min(c.page_size, length - number * c.page_size)
-            block = _block(c, column, table[pages_at + number], kv_head)
+            left = min(buffers.page_size, length - number * buffers.page_size)
+            first = _first_block(buffers, column, table[pages_at + number], kv_head)
             if number < next_pages:
-                start = _block(c, column, table[next_at + number], next_head) * c.head_dim * LANES
-                fetch(keys, start, c.strips * c.head_dim * LANES)
-            for strip in range((left + LANES - 1) // LANES):
-                v = (block + strip) * LANES * c.head_room
-                count = left - strip * LANES
-                if count >= LANES:
-                    strip_values(scores, at, values, v, c.head_room, sums, sums_at, 16)
+                start = _first_block(buffers, column, table[next_at + number], next_head) * buffers.head_dim * VECTOR
+                fetch(keys, start, buffers.blocks_per_page * buffers.head_dim * VECTOR)
+            for block in range((left + VECTOR - 1) // VECTOR):
+                v = (first + block) * VECTOR * room
+                count = left - block * VECTOR
+                if count >= VECTOR:
+                    block_values(scores, at, values, v, room, sums, sums_at, 16)
                 else:
                     for p in range(count):
-                        strip_values(scores, at + p, values, v + p * c.head_room, c.head_room, sums, sums_at, 1)
-                at += LANES
+                        block_values(scores, at + p, values, v + p * room, room, sums, sums_at, 1)
+                at += VECTOR
         inverse = np.float32(1.0) / total
-        out = i * c.attended_stride + head * c.head_dim
-        for d in range(c.head_dim):
+        out = i * buffers.attended_stride + head * buffers.head_dim
+        for d in range(buffers.head_dim):
             put(attended, out + d, sums[sums_at + d] * inverse)
 
 
-@compiled
-def settle(c: Any, lane: Any) -> None:
-    """Copies the last entry of a token that has done its iterations into the slots that it never came to."""
-    depth = min(ints(c.age)[lane], ints(c.bound)[lane])
-    page, offset = longs(c.cell)[lane] // c.page_size, longs(c.cell)[lane] % c.page_size
-    strip, place = offset // LANES, offset % LANES
-    width, room = c.head_dim, c.head_room
-    keys, values = stored(c.keys, c.kind), stored(c.values, c.kind)
-    for layer in range(c.core_layers):
-        column = c.prelude_layers + layer * c.slots
-        for head in range(c.kv_heads):
-            last = _block(c, column + depth - 1, page, head) + strip
-            for slot in range(depth, c.slots):
-                to = _block(c, column + slot, page, head) + strip
+@jit
+def settle(buffers: Any, lane: Any) -> None:
+    """Copies the last keys and values of a token that has done its iterations into the slots that it never came to."""
+    depth = min(ints(buffers.age)[lane], ints(buffers.bound)[lane])
+    page, offset = longs(buffers.cell)[lane] // buffers.page_size, longs(buffers.cell)[lane] % buffers.page_size
+    block, place = offset // VECTOR, offset % VECTOR
+    width, room = buffers.head_dim, buffers.head_room
+    keys, values = stored(buffers.keys, buffers.kind), stored(buffers.values, buffers.kind)
+    for layer in range(buffers.core_layers):
+        column = buffers.prelude_layers + layer * buffers.slots
+        for head in range(buffers.kv_heads):
+            last = _first_block(buffers, column + depth - 1, page, head) + block
+            for slot in range(depth, buffers.slots):
+                to = _first_block(buffers, column + slot, page, head) + block
                 for d in range(width):
-                    keys[(to * width + d) * LANES + place] = keys[(last * width + d) * LANES + place]
+                    keys[(to * width + d) * VECTOR + place] = keys[(last * width + d) * VECTOR + place]
                 for d in range(room):
-                    values[(to * LANES + place) * room + d] = values[(last * LANES + place) * room + d]
+                    values[(to * VECTOR + place) * room + d] = values[(last * VECTOR + place) * room + d]

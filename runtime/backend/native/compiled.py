@@ -14,7 +14,8 @@ from numba import from_dtype, njit, types
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
-from runtime.backend.native import loop, passes, tasks
+from policies import exit_rule
+from runtime.backend.native import passes, tasks, ticks
 from runtime.backend.native.code_cache import CodeCache
 from runtime.backend.native.intrinsics import FLAGS
 from runtime.backend.native.number_formats import longs
@@ -35,11 +36,11 @@ PRELUDE, ITERATE, CODA, HEAD, SAMPLE, MEASURE, SETTLE = range(7)
 """Passes over a batch: see `runtime.backend.native.passes`."""
 
 
-class Entries(NamedTuple):
+class NativeFunctions(NamedTuple):
     """Native functions that run without the GIL."""
 
     advance: Callable[..., None]
-    """advance(record, entering, most_ticks, counts): see `runtime.backend.native.loop`."""
+    """advance(record, entering, most_ticks, counts): see `runtime.backend.native.ticks`."""
     perform: Callable[..., None]
     """perform(record, which pass, rows, counts)."""
     help_out: Callable[..., None]
@@ -49,52 +50,52 @@ class Entries(NamedTuple):
 
 
 @functools.cache
-def load_entries(narrow: bool) -> Entries:
+def load_native_functions(narrow: bool) -> NativeFunctions:
     """For bfloat16 weights or float32 ones. Compiles for a quarter of a minute where this machine has not yet."""
     kind = types.Array(from_dtype(record_type(narrow)), 1, "C")
     source = _fingerprint()
 
-    def advance(context: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
+    def advance(record: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
         counts[7] = source
-        loop.advance(context[0], entering, most_ticks, counts)
+        ticks.advance(record[0], entering, most_ticks, counts)
 
-    def perform(context: Any, which: Any, n: Any, counts: Any) -> None:
+    def perform(record: Any, which: Any, n: Any, counts: Any) -> None:
         counts[7] = source
-        c = context[0]
+        buffers = record[0]
         if which == PRELUDE:
-            passes.prelude(c, n)
+            passes.prelude(buffers, n)
         elif which == ITERATE:
-            passes.iterate(c, n)
+            passes.iterate(buffers, n)
         elif which == CODA:
-            passes.coda(c, n)
+            passes.coda(buffers, n)
         elif which == HEAD:
-            passes.head(c, n)
+            passes.head(buffers, n)
         elif which == SAMPLE:
-            passes.sample(c, n)
+            passes.sample(buffers, n)
         elif which == MEASURE:
-            passes.measure(c, n)
+            passes.measure(buffers, n)
         elif which == SETTLE:
-            passes.settle(c, n)
+            passes.settle(buffers, n)
 
-    def help_out(context: Any, worker: Any, counts: Any) -> None:
+    def help_out(record: Any, worker: Any, counts: Any) -> None:
         counts[7] = source
-        tasks.help_out(context[0], worker)
+        tasks.help_out(record[0], worker)
 
-    def do_task(context: Any, task: Any, worker: Any) -> None:
-        c = _carray(context, 1)[0]
+    def do_task(record: Any, task: Any, worker: Any) -> None:
+        buffers = _carray(record, 1)[0]
         if task < 0:
-            longs(c.shared)[0] = source
-        tasks.do_task(c, task, worker)
+            longs(buffers.shared)[0] = source
+        tasks.do_task(buffers, task, worker)
 
     counts = types.Array(types.int64, 1, "C")
     slow = threading.Timer(_SLOW, _log.warning, ["compiling_native_code"], {"once": "on this machine", "seconds": 15})
     slow.start()
     problems: list[str] = []
     try:
-        return Entries(
-            advance=compile_entry(types.void(kind, types.int64, types.int64, counts), advance, problems),
-            perform=compile_entry(types.void(kind, types.int64, types.int64, counts), perform, problems),
-            help_out=compile_entry(types.void(kind, types.int64, counts), help_out, problems),
+        return NativeFunctions(
+            advance=compile_function(types.void(kind, types.int64, types.int64, counts), advance, problems),
+            perform=compile_function(types.void(kind, types.int64, types.int64, counts), perform, problems),
+            help_out=compile_function(types.void(kind, types.int64, counts), help_out, problems),
             do_task=compile_callback(types.void(_pointer(kind.dtype), types.int64, types.int64), do_task, problems),
         )
     finally:
@@ -103,39 +104,39 @@ def load_entries(narrow: bool) -> Entries:
             _log.warning("native_code_cache", problem=problems[0], more=len(problems) - 1)
 
 
-def compile_entry(signature: Any, function: Callable[..., None], problems: list[str]) -> Callable[..., None]:
-    entry: Any = njit(**_OPTIONS)(function)
-    _give_cache(entry, function, problems)
-    entry.compile(signature)
-    entry.disable_compile()
-    compiled: Callable[..., None] = entry
-    return compiled
+def compile_function(signature: Any, function: Callable[..., None], problems: list[str]) -> Callable[..., None]:
+    compiled: Any = njit(**_OPTIONS)(function)
+    _give_cache(compiled, function, problems)
+    compiled.compile(signature)
+    compiled.disable_compile()
+    native: Callable[..., None] = compiled
+    return native
 
 
 def compile_callback(signature: Any, function: Callable[..., None], problems: list[str]) -> Any:
     options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
-    entry = CFunc(function, normalize_signature(signature), {}, options)
-    _give_cache(entry, function, problems)
-    entry.compile()
-    return entry
+    compiled = CFunc(function, normalize_signature(signature), {}, options)
+    _give_cache(compiled, function, problems)
+    compiled.compile()
+    return compiled
 
 
-def _give_cache(entry: Any, function: Callable[..., None], problems: list[str]) -> None:
+def _give_cache(compiled: Any, function: Callable[..., None], problems: list[str]) -> None:
     """Has a function that is not compiled yet looked for on disk, and kept there."""
     try:
-        entry._cache = CodeCache(function, problems)
+        compiled._cache = CodeCache(function, problems)
     except (OSError, RuntimeError) as error:
         # Numba finds no place at all, so every process compiles for itself.
         problems.append(str(error))
 
 
 def _fingerprint() -> int:
-    """Of this package's source, as 62 bits.
+    """Of the source of native code, as 62 bits.
 
-    Numba looks at the file of the function that it has on disk, not at those of the functions it calls; as the entries
-    write this number, it does see when any of them has changed.
+    Numba looks at the file of the function that it has on disk, not at those of the functions it calls; as those that
+    Python calls write this number, it does see when any of them has changed.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in (*sorted(Path(__file__).parent.glob("*.py")), Path(exit_rule.__file__)):
         digest.update(path.read_bytes())
     return int.from_bytes(digest.digest(), "little") >> 2

@@ -1,4 +1,4 @@
-"""Pieces of LLVM code that the native functions' own instructions are put together from.
+"""Pieces of LLVM code that the native functions' own intrinsics are put together from.
 
 Left to the compiler, the loops that these are for ran several times slower. Numbers are float32, or bfloat16 held in
 16-bit integers; all sums are float32. Every sum is made in an order that depends on its own operands alone, so a
@@ -11,25 +11,25 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import extending, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-LANES = 16
+VECTOR = 16
 """Floats in the widest vector register there is; the compiler splits vectors for machines with narrower ones."""
 
 FLAGS = ("reassoc", "contract", "nsz")
-compiled: Callable[..., Any] = njit(nogil=True, fastmath=set(FLAGS), error_model="numpy")
-"""For functions that are called from others."""
+jit: Callable[..., Any] = njit(nogil=True, fastmath=set(FLAGS), error_model="numpy")
+"""For native functions that others of them call."""
 
 declare: Callable[..., Any] = cgutils.get_or_insert_function
 pointer: Callable[[Any], Any] = types.CPointer
-emitted: Callable[..., Any] = intrinsic(prefer_literal=True)
+intrinsic: Callable[..., Any] = extending.intrinsic(prefer_literal=True)
+"""For functions whose code is generated here, piece by piece, instead of compiled from Python."""
 FLOAT = ir.FloatType()
 INT = ir.IntType(32)
-WIDE = ir.VectorType(FLOAT, LANES)
-BITS = ir.VectorType(INT, LANES)
-HALF = ir.VectorType(ir.IntType(16), LANES)
+FLOAT_VECTOR = ir.VectorType(FLOAT, VECTOR)
+INT_VECTOR = ir.VectorType(INT, VECTOR)
+HALF_VECTOR = ir.VectorType(ir.IntType(16), VECTOR)
 
 
 class BFloat(ir.Type):  # type: ignore[misc]
@@ -45,18 +45,23 @@ class BFloat(ir.Type):  # type: ignore[misc]
         return hash("bfloat")
 
 
-PAIRS = ir.VectorType(BFloat(), 2 * LANES)
+BFLOAT_PAIRS = ir.VectorType(BFloat(), 2 * VECTOR)
 
 
 def element(builder: Any, data: Any, start: Any, offset: int) -> Any:
     return builder.gep(data, [builder.add(start, ir.Constant(start.type, offset))])
 
 
+def in_all(value: int) -> Any:
+    """An integer vector of one number."""
+    return ir.Constant(INT_VECTOR, [value] * VECTOR)
+
+
 def splat(builder: Any, value: Any) -> Any:
-    kind = ir.VectorType(value.type, LANES)
+    kind = ir.VectorType(value.type, VECTOR)
     empty = ir.Constant(kind, ir.Undefined)
     lane = builder.insert_element(empty, value, ir.Constant(INT, 0))
-    return builder.shuffle_vector(lane, empty, ir.Constant(BITS, [0] * LANES))
+    return builder.shuffle_vector(lane, empty, in_all(0))
 
 
 def is_bfloat(kind: Any) -> bool:
@@ -67,25 +72,25 @@ def load(builder: Any, kind: Any, data: Any, start: Any, offset: int) -> Any:
     """A float vector from a float32 array, or from bfloat16 as uint16."""
     address = element(builder, data, start, offset)
     if not is_bfloat(kind):
-        return builder.load(builder.bitcast(address, WIDE.as_pointer()), align=4)
-    stored = builder.load(builder.bitcast(address, HALF.as_pointer()), align=2)
-    return builder.bitcast(builder.shl(builder.zext(stored, BITS), ir.Constant(BITS, [16] * LANES)), WIDE)
+        return builder.load(builder.bitcast(address, FLOAT_VECTOR.as_pointer()), align=4)
+    stored = builder.load(builder.bitcast(address, HALF_VECTOR.as_pointer()), align=2)
+    return builder.bitcast(builder.shl(builder.zext(stored, INT_VECTOR), in_all(16)), FLOAT_VECTOR)
 
 
 def rounded(builder: Any, vector: Any) -> Any:
     """A float vector as bfloat16 in 16-bit integers, to nearest, ties to even. Not for NaN."""
-    bits = builder.bitcast(vector, BITS)
-    odd = builder.and_(builder.lshr(bits, ir.Constant(BITS, [16] * LANES)), ir.Constant(BITS, [1] * LANES))
-    bits = builder.add(bits, builder.add(odd, ir.Constant(BITS, [0x7FFF] * LANES)))
-    return builder.trunc(builder.lshr(bits, ir.Constant(BITS, [16] * LANES)), HALF)
+    bits = builder.bitcast(vector, INT_VECTOR)
+    odd = builder.and_(builder.lshr(bits, in_all(16)), in_all(1))
+    bits = builder.add(bits, builder.add(odd, in_all(0x7FFF)))
+    return builder.trunc(builder.lshr(bits, in_all(16)), HALF_VECTOR)
 
 
 def store(builder: Any, kind: Any, vector: Any, data: Any, start: Any, offset: int) -> None:
     address = element(builder, data, start, offset)
     if is_bfloat(kind):
-        builder.store(rounded(builder, vector), builder.bitcast(address, HALF.as_pointer()), align=2)
+        builder.store(rounded(builder, vector), builder.bitcast(address, HALF_VECTOR.as_pointer()), align=2)
     else:
-        builder.store(vector, builder.bitcast(address, WIDE.as_pointer()), align=4)
+        builder.store(vector, builder.bitcast(address, FLOAT_VECTOR.as_pointer()), align=4)
 
 
 def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
@@ -97,22 +102,22 @@ def exponential(builder: Any, x: Any) -> Any:
     """e to the power of a float vector, clipped to [-87, 88], to about 1e-7 of the result (Cephes). NaN stays NaN."""
 
     def constant(value: float) -> Any:
-        return ir.Constant(WIDE, [value] * LANES)
+        return ir.Constant(FLOAT_VECTOR, [value] * VECTOR)
 
     def times_plus(a: Any, b: Any, c: Any) -> Any:
         return builder.fadd(builder.fmul(a, b, flags=FLAGS), c, flags=FLAGS)
 
     for relation, bound in (("<", constant(-87.0)), (">", constant(88.0))):
         x = builder.select(builder.fcmp_ordered(relation, x, bound), bound, x)
-    power = call(builder, "llvm.floor.v16f32", WIDE, times_plus(x, constant(1.44269504), constant(0.5)))
+    power = call(builder, "llvm.floor.v16f32", FLOAT_VECTOR, times_plus(x, constant(1.44269504), constant(0.5)))
     x = times_plus(power, constant(-0.693359375), x)
     x = times_plus(power, constant(2.12194440e-4), x)
     y = constant(1.9875691500e-4)
     for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         y = times_plus(y, x, constant(term))
     y = builder.fadd(times_plus(builder.fmul(y, x, flags=FLAGS), x, x), constant(1.0), flags=FLAGS)
-    exponent = builder.add(builder.fptosi(power, BITS), ir.Constant(BITS, [127] * LANES))
-    scale = builder.bitcast(builder.shl(exponent, ir.Constant(BITS, [23] * LANES)), WIDE)
+    exponent = builder.add(builder.fptosi(power, INT_VECTOR), in_all(127))
+    scale = builder.bitcast(builder.shl(exponent, in_all(23)), FLOAT_VECTOR)
     return builder.fmul(y, scale, flags=FLAGS)
 
 
@@ -144,4 +149,4 @@ def add_product(builder: Any, total: Any, a: Any, b: Any) -> Any:
 
 
 def zeros(count: int) -> list[Any]:
-    return [ir.Constant(WIDE, [0.0] * LANES) for _ in range(count)]
+    return [ir.Constant(FLOAT_VECTOR, [0.0] * VECTOR) for _ in range(count)]

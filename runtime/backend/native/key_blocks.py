@@ -1,4 +1,4 @@
-"""Strips of 16 numbers: what attention and sampling do to 16 positions, or 16 tokens, at once."""
+"""Blocks of 16 numbers, a vector's width: what attention and sampling do to 16 positions, or 16 tokens, at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numba import types
 from runtime.backend.native.intrinsics import (
     FLAGS,
     FLOAT,
+    FLOAT_VECTOR,
     INT,
-    LANES,
-    WIDE,
+    VECTOR,
     add_product,
     call,
     declare,
     element,
-    emitted,
     exponential,
+    intrinsic,
     is_bfloat,
     load,
     loop,
@@ -29,8 +29,8 @@ from runtime.backend.native.intrinsics import (
 )
 
 
-@emitted
-def strip_scores(
+@intrinsic
+def block_scores(
     typing: Any, query: Any, q_start: Any, keys: Any, k_start: Any, width: Any, out: Any, o_start: Any
 ) -> Any:
     """out[o_start + p] = sum over d of query[q_start + d] * keys[k_start + 16 d + p], p below 16.
@@ -44,11 +44,11 @@ def strip_scores(
 
         def body(k: Any, sums: list[Any]) -> list[Any]:
             d = builder.mul(k, two)
-            start = builder.add(args[3], builder.mul(d, ir.Constant(d.type, LANES)))
+            start = builder.add(args[3], builder.mul(d, ir.Constant(d.type, VECTOR)))
             totals = []
             for i, total in enumerate(sums):
                 factor = splat(builder, builder.load(element(builder, wanted, builder.add(args[1], d), i), align=4))
-                totals.append(add_product(builder, total, factor, load(builder, keys, stored, start, i * LANES)))
+                totals.append(add_product(builder, total, factor, load(builder, keys, stored, start, i * VECTOR)))
             return totals
 
         even, odd = loop(builder, builder.sdiv(args[4], two), zeros(2), body)
@@ -59,8 +59,8 @@ def strip_scores(
     return types.none(query, index, keys, index, index, out, index), generate
 
 
-@emitted
-def strip_values(
+@intrinsic
+def block_values(
     typing: Any, shares: Any, s_start: Any, values: Any, v_start: Any, width: Any, out: Any, o_start: Any, count: Any
 ) -> Any:
     """out[o_start + d] += sum over p below the literal `count` of shares[s_start + p] * values[v_start + p width + d].
@@ -75,7 +75,7 @@ def strip_values(
         factors = [splat(builder, builder.load(element(builder, given, args[1], p), align=4)) for p in positions]
 
         def body(k: Any, carried: list[Any]) -> list[Any]:
-            d = builder.mul(k, ir.Constant(k.type, LANES))
+            d = builder.mul(k, ir.Constant(k.type, VECTOR))
             sums = zeros(min(4, len(factors)))
             for p in positions:
                 row = builder.add(args[3], builder.mul(args[4], ir.Constant(args[4].type, p)))
@@ -88,7 +88,7 @@ def strip_values(
             store(builder, out, total, sums_at, at, 0)
             return []
 
-        loop(builder, builder.sdiv(args[4], ir.Constant(args[4].type, LANES)), [], body)
+        loop(builder, builder.sdiv(args[4], ir.Constant(args[4].type, VECTOR)), [], body)
         return context.get_dummy_value()
 
     index = types.intp
@@ -99,14 +99,16 @@ def _reduce(name: str) -> Callable[[Any, Any], Any]:
     def emit(builder: Any, vector: Any) -> Any:
         if name == "fmax":
             return call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, vector)
-        function = declare(builder.module, ir.FunctionType(FLOAT, [FLOAT, WIDE]), "llvm.vector.reduce.fadd.v16f32")
+        function = declare(
+            builder.module, ir.FunctionType(FLOAT, [FLOAT, FLOAT_VECTOR]), "llvm.vector.reduce.fadd.v16f32"
+        )
         return builder.call(function, [ir.Constant(FLOAT, 0.0), vector], fastmath=FLAGS)
 
     return emit
 
 
-@emitted
-def strip_largest(typing: Any, scores: Any, start: Any) -> Any:
+@intrinsic
+def block_largest(typing: Any, scores: Any, start: Any) -> Any:
     """The largest of 16 float32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -116,8 +118,8 @@ def strip_largest(typing: Any, scores: Any, start: Any) -> Any:
     return types.float32(scores, types.intp), generate
 
 
-@emitted
-def strip_exp(typing: Any, scores: Any, start: Any, largest: Any) -> Any:
+@intrinsic
+def block_exponentials(typing: Any, scores: Any, start: Any, largest: Any) -> Any:
     """Replaces 16 float32 by e to the power of (score - largest); returns their sum."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -130,7 +132,7 @@ def strip_exp(typing: Any, scores: Any, start: Any, largest: Any) -> Any:
     return types.float32(scores, types.intp, types.float32), generate
 
 
-@emitted
+@intrinsic
 def fetch(typing: Any, array: Any, start: Any, count: Any) -> Any:
     """Has `count` numbers of an array from `start` on (at least 1) brought into the cache, without waiting."""
 

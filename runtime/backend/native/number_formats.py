@@ -1,4 +1,4 @@
-"""Single numbers and pointers to them, for native functions that are written in Python."""
+"""The formats that numbers are stored in, single ones and pointers to many, for native functions written in Python."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from runtime.backend.native.intrinsics import FLOAT, INT, emitted, is_bfloat, pointer
+from runtime.backend.native.intrinsics import FLOAT, INT, intrinsic, is_bfloat, pointer
 
 
-@emitted
+@intrinsic
 def put(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """array[index] = value, a float32, rounded to bfloat16 where the array holds that."""
 
@@ -30,7 +30,7 @@ def put(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.none(array, types.intp, types.float32), generate
 
 
-@emitted
+@intrinsic
 def get(typing: Any, array: Any, index: Any) -> Any:
     """array[index] as float32."""
 
@@ -50,7 +50,7 @@ def _pointer_to(kind: Any) -> Callable[..., Any]:
 
         return pointer(kind)(types.uint64), generate
 
-    return emitted(typed)
+    return intrinsic(typed)
 
 
 floats = _pointer_to(types.float32)
@@ -60,7 +60,7 @@ longs = _pointer_to(types.int64)
 octets = _pointer_to(types.uint8)
 
 
-@emitted
+@intrinsic
 def stored(typing: Any, address: Any, like: Any) -> Any:
     """A pointer to numbers of the type of `like`: float32, or bfloat16 as uint16."""
 
@@ -70,7 +70,7 @@ def stored(typing: Any, address: Any, like: Any) -> Any:
     return pointer(like)(types.uint64, like), generate
 
 
-@emitted
+@intrinsic
 def is_narrow(typing: Any, like: Any) -> Any:
     """Whether numbers of the type of `like` are bfloat16; known when the call is compiled."""
 
@@ -78,19 +78,3 @@ def is_narrow(typing: Any, like: Any) -> Any:
         return context.get_constant(types.boolean, like == types.uint16)
 
     return types.boolean(like), generate
-
-
-@emitted
-def call_task(typing: Any, address: Any, c: Any, task: Any, worker: Any) -> Any:
-    """Calls a C function (record, task, worker) at an address.
-
-    Through an address, because what one Numba function calls is compiled once more with it.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        number = ir.IntType(64)
-        kind = ir.FunctionType(ir.VoidType(), [args[1].type, number, number])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.none(types.uint64, c, types.int64, types.int64), generate

@@ -9,23 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.backend.native.intrinsics import LANES
 from runtime.backend.native.products import PANEL
+from runtime.backend.native.tick_buffers import PackedWeights, Stored
 from runtime.model.architecture import Model
 from runtime.model.llama import Llama
 from runtime.model.raven import Raven
-
-
-class Packed(NamedTuple):
-    """See `Context` for what the arrays are."""
-
-    weights: NDArray[np.float32] | NDArray[np.uint16]
-    matrices: NDArray[np.int64]
-    table: NDArray[np.float32] | NDArray[np.uint16]
-    norms: NDArray[np.float32]
-    query_key_bias: NDArray[np.float32]
-    adapter_bias: NDArray[np.float32]
-    rotation: NDArray[np.float32]
 
 
 class _Layer(NamedTuple):
@@ -40,7 +28,7 @@ class _Layer(NamedTuple):
 
 
 @torch.no_grad()
-def pack(model: Model) -> Packed:
+def pack(model: Model) -> PackedWeights:
     """Copies a model's parameters, on the CPU in float32 or bfloat16."""
     config = model.config
     layers = _layers(model)
@@ -64,10 +52,10 @@ def pack(model: Model) -> Packed:
             biases[number] = layer.query_key_bias.float().flatten()
     norms[-1] = _final_norm(model).float()
     bias = None if adapter is None else adapter.bias
-    return Packed(
-        weights=np.concatenate([numbers(panel) for panel in panels]),
+    return PackedWeights(
+        weights=np.concatenate([as_stored(panel) for panel in panels]),
         matrices=np.array(described, np.int64),
-        table=numbers(_table(model).flatten()).copy(),
+        table=as_stored(_table(model).flatten()).copy(),
         norms=norms.numpy(),
         query_key_bias=biases.numpy(),
         adapter_bias=(torch.zeros(width) if bias is None else bias.detach().float()).numpy().copy(),
@@ -75,12 +63,10 @@ def pack(model: Model) -> Packed:
     )
 
 
-def numbers(tensor: Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
+def as_stored(tensor: Tensor) -> Stored:
     """A view of a tensor; NumPy has no bfloat16, so that is viewed as uint16."""
     tensor = tensor.detach()
-    view: NDArray[np.float32] | NDArray[np.uint16] = (
-        tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor
-    ).numpy()
+    view: Stored = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return view
 
 
@@ -150,8 +136,3 @@ def _panels(matrix: Tensor) -> Tensor:
     step = 2 if matrix.dtype is torch.bfloat16 else 1
     padded = torch.nn.functional.pad(matrix, (0, -inputs % step, 0, -outputs % PANEL))
     return padded.view(-1, PANEL, padded.shape[1] // step, step).transpose(1, 2).flatten()
-
-
-def strips(page_size: int) -> int:
-    """Strips of 16 positions that a page takes."""
-    return -(-page_size // LANES)

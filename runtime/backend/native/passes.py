@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.backend.native.intrinsics import compiled
+from runtime.backend.native.intrinsics import jit
 from runtime.backend.native.tasks import (
     ADAPT,
     ATTEND,
@@ -37,79 +37,81 @@ _ATTENDED = 256
 """Positions that attention is taken to see, for how much work it is."""
 
 
-@compiled
-def _layers(c: Any, n: Any, first: Any, count: Any, column: Any, slots: Any) -> None:
+@jit
+def _layers(buffers: Any, n: Any, first: Any, count: Any, column: Any, slots: Any) -> None:
     """Layers `first`, `first` + 1, ... over n rows; each owns `slots` columns from `column` on."""
     for layer in range(first, first + count):
         norm, matrix = 4 * layer, 4 * layer
         if layer == first:
-            over_rows(c, NORMS, n, NONE, norm, 0, c.width)
-        multiply(c, QKV, n, matrix)
-        over_rows(c, ROTATE, n, layer, column, slots, 4 * c.width)
-        over_rows(c, ATTEND, n * c.kv_heads, layer, column, slots, _ATTENDED * c.width // c.kv_heads)
-        multiply(c, OUT, n, matrix + 1)
-        if c.sandwich:
-            over_rows(c, NORMS, n, norm + 1, norm + 2, 0, 2 * c.width)
+            over_rows(buffers, NORMS, n, NONE, norm, 0, buffers.width)
+        multiply(buffers, QKV, n, matrix)
+        over_rows(buffers, ROTATE, n, layer, column, slots, 4 * buffers.width)
+        over_rows(
+            buffers, ATTEND, n * buffers.kv_heads, layer, column, slots, _ATTENDED * buffers.width // buffers.kv_heads
+        )
+        multiply(buffers, OUT, n, matrix + 1)
+        if buffers.sandwich:
+            over_rows(buffers, NORMS, n, norm + 1, norm + 2, 0, 2 * buffers.width)
         else:
-            over_rows(c, NORMS, n, NONE, norm + 1, 0, c.width)
-        multiply(c, GATE, n, matrix + 2)
-        multiply(c, DOWN, n, matrix + 3)
-        within = norm + 3 if c.sandwich else NONE
+            over_rows(buffers, NORMS, n, NONE, norm + 1, 0, buffers.width)
+        multiply(buffers, GATE, n, matrix + 2)
+        multiply(buffers, DOWN, n, matrix + 3)
+        within = norm + 3 if buffers.sandwich else NONE
         onward = norm + 4 if layer + 1 < first + count else NONE
         if within != NONE or onward != NONE:
-            over_rows(c, NORMS, n, within, onward, 0, 2 * c.width)
+            over_rows(buffers, NORMS, n, within, onward, 0, 2 * buffers.width)
         column += slots
 
 
-@compiled
-def prelude(c: Any, n: Any) -> None:
+@jit
+def prelude(buffers: Any, n: Any) -> None:
     """Embeds the tokens of the batch and keeps what every iteration is given."""
-    over_rows(c, EMBED, n, 0, 0, 0, c.width)
-    _layers(c, n, 0, c.prelude_layers, 0, 1)
-    over_rows(c, KEEP, n, 0, 0, 0, c.width)
+    over_rows(buffers, EMBED, n, 0, 0, 0, buffers.width)
+    _layers(buffers, n, 0, buffers.prelude_layers, 0, 1)
+    over_rows(buffers, KEEP, n, 0, 0, 0, buffers.width)
 
 
-@compiled
-def iterate(c: Any, n: Any) -> None:
+@jit
+def iterate(buffers: Any, n: Any) -> None:
     """One core iteration of the batch; ages do not count it yet."""
-    if c.adapts:
-        over_rows(c, GATHER, n, 0, 0, 0, 2 * c.width)
-        multiply(c, ADAPT, n, 4 * c.layers)
+    if buffers.adapts:
+        over_rows(buffers, GATHER, n, 0, 0, 0, 2 * buffers.width)
+        multiply(buffers, ADAPT, n, 4 * buffers.layers)
     else:
-        over_rows(c, TAKE, n, 0, 0, 0, c.width)
-    _layers(c, n, c.prelude_layers, c.core_layers, c.prelude_layers, c.slots)
-    over_rows(c, STATE, n, 0, 0, 0, c.width)
+        over_rows(buffers, TAKE, n, 0, 0, 0, buffers.width)
+    _layers(buffers, n, buffers.prelude_layers, buffers.core_layers, buffers.prelude_layers, buffers.slots)
+    over_rows(buffers, STATE, n, 0, 0, 0, buffers.width)
 
 
-@compiled
-def coda(c: Any, n: Any) -> None:
+@jit
+def coda(buffers: Any, n: Any) -> None:
     """From latent states to what the head is given."""
-    over_rows(c, FINAL, n, 0, 0, 0, c.width)
-    before = c.prelude_layers + c.core_layers
-    _layers(c, n, before, c.coda_layers, c.prelude_layers + c.core_layers * c.slots, 1)
+    over_rows(buffers, FINAL, n, 0, 0, 0, buffers.width)
+    before = buffers.prelude_layers + buffers.core_layers
+    _layers(buffers, n, before, buffers.coda_layers, buffers.prelude_layers + buffers.core_layers * buffers.slots, 1)
 
 
-@compiled
-def head(c: Any, m: Any) -> None:
+@jit
+def head(buffers: Any, m: Any) -> None:
     """Logits of the m rows in `chosen`."""
-    over_rows(c, CHOOSE, m, 0, 0, 0, c.width)
-    multiply(c, HEAD, m, 4 * c.layers + 1)
+    over_rows(buffers, CHOOSE, m, 0, 0, 0, buffers.width)
+    multiply(buffers, HEAD, m, 4 * buffers.layers + 1)
 
 
-@compiled
-def sample(c: Any, m: Any) -> None:
+@jit
+def sample(buffers: Any, m: Any) -> None:
     """Tokens from the m rows of `logits`."""
-    over_rows(c, SAMPLE, m, 0, 0, 0, 8 * c.vocab)
+    over_rows(buffers, SAMPLE, m, 0, 0, 0, 8 * buffers.vocab)
 
 
-@compiled
-def measure(c: Any, n: Any) -> None:
+@jit
+def measure(buffers: Any, n: Any) -> None:
     """Exit values of the batch."""
-    over_rows(c, EXIT, n, 0, 0, 0, 4 * c.width)
+    over_rows(buffers, EXIT, n, 0, 0, 0, 4 * buffers.width)
 
 
-@compiled
-def settle(c: Any, n: Any) -> None:
+@jit
+def settle(buffers: Any, n: Any) -> None:
     """Fills the iteration slots that the batch never came to."""
-    if c.slots > 1:
-        over_rows(c, SETTLE, n, 0, 0, 0, c.core_layers * c.slots * 2 * c.width)
+    if buffers.slots > 1:
+        over_rows(buffers, SETTLE, n, 0, 0, 0, buffers.core_layers * buffers.slots * 2 * buffers.width)

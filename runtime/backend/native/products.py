@@ -9,18 +9,19 @@ from llvmlite import ir
 from numba import types
 
 from runtime.backend.native.intrinsics import (
-    BITS,
+    BFLOAT_PAIRS,
     FLAGS,
     FLOAT,
+    FLOAT_VECTOR,
     INT,
-    LANES,
-    PAIRS,
-    WIDE,
+    INT_VECTOR,
+    VECTOR,
     add_product,
     call,
     element,
-    emitted,
     exponential,
+    in_all,
+    intrinsic,
     is_bfloat,
     load,
     loop,
@@ -34,7 +35,7 @@ PANEL = 64
 ROWS = 6
 """Most rows of a matrix tile: with a panel's four vectors for each, the sums fill the registers of AVX-512."""
 
-VECTORS = PANEL // LANES
+VECTORS = PANEL // VECTOR
 
 
 def _sums(paired: bool, context: Any, builder: Any, signature: Any, args: Any, rows: int) -> list[list[Any]]:
@@ -54,9 +55,9 @@ def _sums(paired: bool, context: Any, builder: Any, signature: Any, args: Any, r
     panel = builder.gep(weights, [w_start])
 
     def body(k: Any, sums: list[Any]) -> list[Any]:
-        raw = (BITS if narrow else WIDE).as_pointer()
+        raw = (INT_VECTOR if narrow else FLOAT_VECTOR).as_pointer()
         first = builder.mul(k, constant(PANEL * step))
-        columns = [element(builder, panel, first, v * LANES * step) for v in range(VECTORS)]
+        columns = [element(builder, panel, first, v * VECTOR * step) for v in range(VECTORS)]
         columns = [builder.load(builder.bitcast(at, raw), align=4) for at in columns]
         totals = []
         for r in range(rows):
@@ -77,12 +78,12 @@ def _sums(paired: bool, context: Any, builder: Any, signature: Any, args: Any, r
 def _add_pairs(builder: Any, paired: bool, total: Any, a: Any, b: Any) -> Any:
     """Adds the products of two bfloat16 in each 32 bits: by one instruction where there is one."""
     if paired:
-        pairs = builder.bitcast(a, PAIRS), builder.bitcast(b, PAIRS)
-        return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", WIDE, total, *pairs)
-    sixteen, high = ir.Constant(BITS, [16] * LANES), ir.Constant(BITS, [-65536] * LANES)
-    low = [builder.bitcast(builder.shl(bits, sixteen), WIDE) for bits in (a, b)]
+        pairs = builder.bitcast(a, BFLOAT_PAIRS), builder.bitcast(b, BFLOAT_PAIRS)
+        return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOAT_VECTOR, total, *pairs)
+    sixteen, high = in_all(16), in_all(-65536)
+    low = [builder.bitcast(builder.shl(bits, sixteen), FLOAT_VECTOR) for bits in (a, b)]
     total = add_product(builder, total, *low)
-    return add_product(builder, total, *(builder.bitcast(builder.and_(bits, high), WIDE) for bits in (a, b)))
+    return add_product(builder, total, *(builder.bitcast(builder.and_(bits, high), FLOAT_VECTOR) for bits in (a, b)))
 
 
 def matrix_tile(gated: bool, paired: bool) -> Callable[..., Any]:
@@ -115,9 +116,9 @@ def matrix_tile(gated: bool, paired: bool) -> Callable[..., Any]:
                 vectors = _gated(builder, sums) if gated else sums
                 for v, vector in enumerate(vectors):
                     if not gated:
-                        before = builder.select(args[10], load(builder, out, data, start, v * LANES), zeros(1)[0])
+                        before = builder.select(args[10], load(builder, out, data, start, v * VECTOR), zeros(1)[0])
                         vector = builder.fadd(vector, before, flags=FLAGS)
-                    store(builder, out, vector, data, start, v * LANES)
+                    store(builder, out, vector, data, start, v * VECTOR)
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             cases = [builder.append_basic_block(f"rows.{count}") for count in range(1, ROWS + 1)]
@@ -135,12 +136,12 @@ def matrix_tile(gated: bool, paired: bool) -> Callable[..., Any]:
         signature = types.none(acts, index, index, weights, index, index, out, index, index, index, types.boolean)
         return signature, generate
 
-    return emitted(typed)
+    return intrinsic(typed)
 
 
 def _gated(builder: Any, sums: list[Any]) -> list[Any]:
     half = len(sums) // 2
-    one = ir.Constant(WIDE, [1.0] * LANES)
+    one = ir.Constant(FLOAT_VECTOR, [1.0] * VECTOR)
     gated = []
     for gate, up in zip(sums[:half], sums[half:], strict=True):
         bottom = builder.fadd(exponential(builder, builder.fneg(gate)), one, flags=FLAGS)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.backend.native.intrinsics import LANES, compiled
-from runtime.backend.native.key_blocks import strip_exp, strip_largest
+from runtime.backend.native.intrinsics import VECTOR, jit
+from runtime.backend.native.key_blocks import block_exponentials, block_largest
 from runtime.backend.native.number_formats import floats, ints, longs
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -16,14 +16,14 @@ _FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND_FACTOR = np.uint64(0x94D049BB133111EB)
 
 
-@compiled
+@jit
 def _mix(z: Any) -> Any:
     z = (z ^ (z >> np.uint64(30))) * _FIRST_FACTOR
     z = (z ^ (z >> np.uint64(27))) * _SECOND_FACTOR
     return z ^ (z >> np.uint64(31))
 
 
-@compiled
+@jit
 def uniform(key: Any, position: Any) -> Any:
     """The draw that `runtime.backend.randomness.uniforms` gives for the sampling stream: float32 in (0, 1)."""
     by_stream = _mix(np.uint64(key) + _GOLDEN)
@@ -32,23 +32,23 @@ def uniform(key: Any, position: Any) -> Any:
     return (np.float32(word >> np.uint64(41)) + np.float32(0.5)) * np.float32(2.0**-23)
 
 
-@compiled
-def sample_row(c: Any, j: Any) -> None:
+@jit
+def sample_row(buffers: Any, j: Any) -> None:
     """Chooses a token from row j of `logits`, that of lane batch[chosen[j]]; leaves the row as weights.
 
     The same rules as in `runtime.backend.sampler`: ties for the lowest id; else the first token at which the running
     sum exceeds uniform * total; a log-probability of NaN where the logits are not all finite.
     """
-    lane = longs(c.batch)[longs(c.chosen)[j]]
-    row, start, end = floats(c.logits), j * c.logits_stride, (j + 1) * c.logits_stride
-    vocab_end = start + c.vocab
+    lane = longs(buffers.batch)[longs(buffers.chosen)[j]]
+    row, start, end = floats(buffers.logits), j * buffers.logits_stride, (j + 1) * buffers.logits_stride
+    vocab_end = start + buffers.vocab
     nothing = np.float32(0.0)
     for v in range(start, vocab_end):
         # NaN once a logit is not finite, and from then on.
         nothing += np.float32(0.0) * row[v]
     for v in range(vocab_end, end):
         row[v] = -np.inf
-    temperature = floats(c.temperature)[lane]
+    temperature = floats(buffers.temperature)[lane]
     if temperature > 0:
         # The largest goes first, so that tiny temperatures do not overflow.
         largest = _largest(row, start, end)
@@ -59,23 +59,23 @@ def sample_row(c: Any, j: Any) -> None:
     while at < vocab_end - 1 and not row[at] >= largest:
         at += 1
     total = np.float32(0.0)
-    for strip in range(start, end, LANES):
-        total += strip_exp(row, strip, largest)
+    for block in range(start, end, VECTOR):
+        total += block_exponentials(row, block, largest)
     if temperature > 0:
-        at = _draw(row, start, vocab_end, uniform(longs(c.sampling_key)[lane], ints(c.position)[lane]))
-    ints(c.drawn_token)[j] = at - start
-    floats(c.drawn_logprob)[j] = math.log(row[at] / total) + nothing
+        at = _draw(row, start, vocab_end, uniform(longs(buffers.sampling_key)[lane], ints(buffers.position)[lane]))
+    ints(buffers.drawn_token)[j] = at - start
+    floats(buffers.drawn_logprob)[j] = math.log(row[at] / total) + nothing
 
 
-@compiled
+@jit
 def _largest(row: Any, start: Any, end: Any) -> Any:
-    largest = strip_largest(row, start)
-    for strip in range(start + LANES, end, LANES):
-        largest = max(largest, strip_largest(row, strip))
+    largest = block_largest(row, start)
+    for block in range(start + VECTOR, end, VECTOR):
+        largest = max(largest, block_largest(row, block))
     return largest
 
 
-@compiled
+@jit
 def _draw(weights: Any, start: Any, end: Any, drawn: Any) -> Any:
     total = 0.0
     for v in range(start, end):

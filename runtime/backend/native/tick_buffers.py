@@ -1,13 +1,14 @@
-"""What the native functions of the fused backend share: sizes, weights, memory, lanes and work space.
+"""What the native functions share: sizes, weights, paged memory, lanes and work space.
 
-A `Context` is made once and lives as long as its backend. The native functions are given a record of its sizes and
-of its arrays' addresses: a tuple of arrays would be counted and copied at every call of one by another. "Acts" are the
-inputs of matrix products: float32, or bfloat16 in uint16 where the weights are.
+`TickBuffers` are made once and live as long as their backend. The native functions are given a record of the sizes and
+of the arrays' addresses: a tuple of arrays would be counted and copied at every call of one by another. In the record,
+the fields of all parts lie side by side. "Acts" are the inputs of matrix products: float32, or bfloat16 in uint16 where
+the weights are. N is the number of lanes, also the most rows of any batch.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,11 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
 Bool = NDArray[np.bool_]
-Numbers = NDArray[np.float32] | NDArray[np.uint16]
+Stored = NDArray[np.float32] | NDArray[np.uint16]
+"""What is of the weights' type: float32, or bfloat16 in uint16."""
 
 
-class Context(NamedTuple):
-    """See the module. N is the number of lanes, also the most rows of any batch."""
-
-    # sizes
+class Sizes(NamedTuple):
     lanes: int
     """N."""
     pages_per_row: int
@@ -39,6 +38,8 @@ class Context(NamedTuple):
     gate_stride: int
     logits_stride: int
     scores_stride: int
+    hidden_stride: int
+    attended_stride: int
     longest_run: int
     vocab: int
     prelude_layers: int
@@ -47,22 +48,24 @@ class Context(NamedTuple):
     slots: int
     pages: int
     page_size: int
-    strips: int
-    """Strips of 16 positions in a page."""
+    blocks_per_page: int
+    """Blocks of 16 positions in a page."""
     sandwich: bool
-    """Four norms a block, as in Raven; otherwise two, before its halves, as in Llama."""
+    """Four norms a layer, as in Raven; otherwise two, before its halves, as in Llama."""
     adapts: bool
     """Whether an iteration starts from adapter(state, embedded); otherwise from `embedded` alone."""
     eps: float
     embedding_scale: float
     workers: int
-    # weights
-    weights: Numbers
+
+
+class PackedWeights(NamedTuple):
+    weights: Stored
     """Packed matrices, one after the other."""
     matrices: Int64
     """[4 layers + 2, 3]: start in `weights`, inner size, panels. Of layer j: 4 j + (query-key-value, attention output,
     gate and up, down); then the adapter and the head."""
-    table: Numbers
+    table: Stored
     """[vocab, width] embeddings."""
     norms: Float32
     """[4 layers + 1, width]; the last is the final norm."""
@@ -71,15 +74,21 @@ class Context(NamedTuple):
     adapter_bias: Float32
     """[width]."""
     rotation: Float32
-    """[context, head_dim / 2, 2] cosines and sines."""
-    # memory
-    keys: Numbers
-    """[columns, pages, kv_heads, strips, head_dim, 16]."""
-    values: Numbers
-    """[columns, pages, kv_heads, strips, 16, head_room]."""
+    """[positions, head_dim / 2, 2] cosines and sines."""
+
+
+class StoredKeyValues(NamedTuple):
+    keys: Stored
+    """[columns, pages, kv_heads, blocks_per_page, head_dim, 16]."""
+    values: Stored
+    """[columns, pages, kv_heads, blocks_per_page, 16, head_room]."""
     page_table: Int32
     """[rows, pages_per_row]."""
-    # lanes, [N]
+
+
+class SharedLanes(NamedTuple):
+    """The arrays [N] of `runtime.backend.lanes.Lanes` that native functions read and write."""
+
     row: Int32
     position: Int32
     age: Int32
@@ -90,16 +99,21 @@ class Context(NamedTuple):
     occupied: Bool
     cell: Int64
     sampling_key: Int64
+
+
+class NativeLanes(NamedTuple):
+    """What only native code keeps of each lane; arrays [N] where nothing else is said."""
+
     token: Int64
     """The token that a lane computes."""
     wanted: Bool
     """Whether its logits are sampled from."""
     temperature: Float32
     criterion: Int32
-    """How its exit is tested here: `Criterion`."""
+    """How its exit is tested natively: see `runtime.backend.native.criteria`."""
     threshold: Float32
-    minimum: Int32
-    every: Int32
+    min_iterations: Int32
+    check_every: Int32
     run: Int32
     """Tokens the lane may still go on with by itself."""
     halts: Int32
@@ -109,7 +123,9 @@ class Context(NamedTuple):
     run_token: Int32
     """[N, longest run]."""
     run_logprob: Float32
+    """[N, longest run]."""
     run_depth: Int32
+    """[N, longest run]."""
     state: Float32
     """[N, width] latent states."""
     embedded: Float32
@@ -117,12 +133,15 @@ class Context(NamedTuple):
     remembered: Float32
     """[N, width] the state at the last exit test."""
     exit_value: Float32
-    exit_sum: Float32
-    """By a group's last lane: sum, then mean, of its exit values."""
+    exit_mean: Float32
+    """By a group's last lane: the mean of its exit values."""
     exit_count: Int64
+    """By a group's last lane: how many of its lanes were tested in the last tick."""
     halting: Bool
     """[kinds, vocab]."""
-    # work space
+
+
+class WorkSpace(NamedTuple):
     flight: Int64
     """[N + 1] lanes in flight, in order of row and position; the last number says how many."""
     batch: Int64
@@ -141,35 +160,46 @@ class Context(NamedTuple):
     drawn_logprob: Float32
     x: Float32
     """[N, stride]."""
-    hidden: Numbers
-    """[N, inner] acts: normed rows, or state and embedding side by side."""
-    hidden_stride: int
+    hidden: Stored
+    """[N, hidden_stride] acts: normed rows, or state and embedding side by side."""
     qkv: Float32
     """[N, qkv_stride]."""
-    attended: Numbers
-    """[N, heads head_dim] acts, rounded up to pairs."""
-    attended_stride: int
-    gated: Numbers
+    attended: Stored
+    """[N, attended_stride] acts: heads head_dim, rounded up to pairs."""
+    gated: Stored
     """[N, gate_stride] acts."""
     logits: Float32
     """[N, logits_stride]."""
     scores: Float32
-    """[workers, longest context in strips of 16]."""
+    """[workers, longest context in blocks of 16]."""
     sums: Float32
     """[workers, head_room]."""
     shared: Int64
+    """The crew's; see `runtime.backend.native.crew`."""
     semaphore: NDArray[np.uint8]
 
 
+class TickBuffers(NamedTuple):
+    sizes: Sizes
+    weights: PackedWeights
+    memory: StoredKeyValues
+    shared_lanes: SharedLanes
+    lanes: NativeLanes
+    work: WorkSpace
+
+
 def record_type(narrow: bool) -> np.dtype[np.void]:
-    """Of the record of a context: numbers as they are, arrays as addresses; `do_task` is the address of the function
+    """Of the record of tick buffers: numbers as they are, arrays as addresses; `do_task` is the address of the function
     that does one task, and `kind` is of the type of weights and memory, bfloat16 if `narrow`."""
     types = {float: "f8", int: "i8", bool: "i8"}
-    fields = [(name, types.get(annotation, "u8")) for name, annotation in get_type_hints(Context).items()]
+    parts = get_type_hints(TickBuffers).values()
+    annotations = [field for part in parts for field in get_type_hints(part).items()]
+    fields: list[Any] = [(name, types.get(annotation, "u8")) for name, annotation in annotations]
     return np.dtype([*fields, ("do_task", "u8"), ("kind", "u2" if narrow else "f4")])
 
 
-def as_record(context: Context, do_task: int) -> NDArray[np.void]:
-    """[1] of `record_type`; good as long as the context is kept."""
-    values = [value.ctypes.data if isinstance(value, np.ndarray) else value for value in context]
-    return np.array([(*values, do_task, 0)], dtype=record_type(context.weights.dtype == np.uint16))
+def as_record(buffers: TickBuffers, do_task: int) -> NDArray[np.void]:
+    """[1] of `record_type`; good as long as the buffers are kept."""
+    fields = [field for part in buffers for field in part]
+    values = [field.ctypes.data if isinstance(field, np.ndarray) else field for field in fields]
+    return np.array([(*values, do_task, 0)], dtype=record_type(buffers.weights.weights.dtype == np.uint16))

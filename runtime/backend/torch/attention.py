@@ -83,9 +83,9 @@ def _flat_index(memory: PagedMemory, row: Tensor, position: Tensor, column: Tens
     return (column * pages + page) * page_size + position % page_size
 
 
-def _gather(entries: Tensor, index: Tensor) -> Tensor:
-    """`entries[index]`, through the call that is several times faster on a CPU."""
-    return entries.index_select(0, index.flatten()).view(*index.shape, *entries.shape[1:])
+def _gather(stored: Tensor, index: Tensor) -> Tensor:
+    """`stored[index]`, through the call that is several times faster on a CPU."""
+    return stored.index_select(0, index.flatten()).view(*index.shape, *stored.shape[1:])
 
 
 def _slots_read(memory: PagedMemory, row: Tensor, position: Tensor, slot: Tensor, slots: int) -> Tensor:
@@ -149,7 +149,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tenso
 
 
 def _attend_each(query: Tensor, keys: Tensor, values: Tensor, index: Tensor, visible: Tensor) -> Tensor:
-    """Like `_attend` over the entries at `index` [groups, length], one query at a time."""
+    """Like `_attend` over the keys and values at `index` [groups, length], one query at a time."""
     attended = torch.empty_like(query, dtype=torch.float32)
     for group in range(len(query)):
         key, value = _gather(keys, index[group : group + 1]), _gather(values, index[group : group + 1])

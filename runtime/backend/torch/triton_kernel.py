@@ -51,6 +51,85 @@ def _store(
     tl.store(values + there, own_value, mask=inside)
 
 
+def _begins_tile(rows: tl.tensor, slots: tl.tensor, query: tl.tensor, tile: tl.constexpr) -> Any:
+    """Whether a query is the first of its tile.
+
+    A tile is a run of neighbouring queries with row and slot in common, cut where the index is a multiple of `tile`.
+    """
+    within = query % tile
+    before = query - tl.where(within > 0, 1, 0)
+    is_alike = (tl.load(rows + before) == tl.load(rows + query)) & (tl.load(slots + before) == tl.load(slots + query))
+    return (within == 0) | (is_alike == 0)
+
+
+def _tile_rows(
+    rows: tl.tensor,
+    slots: tl.tensor,
+    first: tl.tensor,
+    kv_head: tl.tensor,
+    group: tl.constexpr,
+    padded_group: tl.constexpr,
+    tile: tl.constexpr,
+) -> Any:
+    """The query and the head of each row of the tile that begins at query `first`, and whether there is such a row.
+
+    A row is one head of one query: the heads that share keys and values are side by side.
+    """
+    line = tl.arange(0, tile * padded_group)
+    at, head = first + line // padded_group, line % padded_group
+    here = (at - first < tile - first % tile) & (at < tl.num_programs(0))
+    # Where another run comes between two of the same, the second is done twice, to the same end.
+    row, slot = tl.load(rows + at, mask=here, other=-1), tl.load(slots + at, mask=here, other=-1)
+    member = (row == tl.load(rows + first)) & (slot == tl.load(slots + first)) & (head < group)
+    return at, kv_head * group + head, member
+
+
+def _cells(
+    depths: tl.tensor,
+    table: tl.tensor,
+    slot: tl.tensor,
+    seen: tl.tensor,
+    known: tl.tensor,
+    column: tl.tensor,
+    pages: tl.tensor,
+    column_slots: tl.constexpr,
+    page_size: tl.constexpr,
+) -> Any:
+    """Where in memory, counted in positions of all columns, a query in `slot` finds the positions `seen`."""
+    page = tl.load(table + seen // page_size, mask=known, other=0).to(tl.int64)
+    place = page * page_size + seen % page_size
+    read = tl.zeros_like(seen)
+    if column_slots > 1:
+        depth = tl.load(depths + place, mask=known, other=1)
+        read = tl.maximum(tl.minimum(slot, depth - 1), 0)
+    return (column + read).to(tl.int64) * (pages * page_size) + place
+
+
+def _fold(
+    score: tl.tensor,
+    value: tl.tensor,
+    largest: tl.tensor,
+    total: tl.tensor,
+    attended: tl.tensor,
+    precision: tl.constexpr,
+) -> Any:
+    """Adds positions to a softmax under way: its largest score, its sum of weights and that of weighted values."""
+    highest = tl.maximum(largest, tl.max(score, 1))
+    # A shorter query of the tile may have seen nothing of this split; its sums stay 0, and nobody reads them.
+    shift = tl.where(highest == float("-inf"), 0.0, highest)
+    weight = tl.exp(score - shift[:, None])
+    fade = tl.exp(largest - shift)
+    total = total * fade + tl.sum(weight, 1)
+    return highest, total, attended * fade[:, None] + tl.dot(weight, value, input_precision=precision)
+
+
+# Called by the kernels, and compiled into them.
+begins_tile: Any = triton.jit(_begins_tile)
+tile_rows: Any = triton.jit(_tile_rows)
+cells: Any = triton.jit(_cells)
+fold: Any = triton.jit(_fold)
+
+
 def _attend(
     query: tl.tensor,
     keys: tl.tensor,
@@ -64,11 +143,9 @@ def _attend(
     partial: tl.tensor,
     weights: tl.tensor,
     scale: tl.tensor,
-    count: tl.tensor,
     column: tl.tensor,
     pages: tl.tensor,
     pages_per_row: tl.tensor,
-    splits: tl.tensor,
     query_stride: tl.tensor,
     query_head_stride: tl.tensor,
     column_slots: tl.constexpr,
@@ -86,81 +163,51 @@ def _attend(
 ) -> None:
     """Program (query, kv head, split of the context): a tile of queries over one stretch of their common context.
 
-    A tile is a run of neighbouring queries with row and slot in common, cut where the index is a multiple of `tile`.
-    Its first query's program does the work for all of it; the others have nothing to do. With `single` the attended
-    values go to `out`, else unnormalised ones to `partial` [n, heads, splits, head_dim] and their maximum and sum of
-    weights to `weights` [n, heads, splits, 2].
+    A tile's first query's program does the work for all of it; the others have nothing to do. With `single` the
+    attended values go to `out`, else unnormalised ones to `partial` [n, heads, splits, head_dim] and their maximum and
+    sum of weights to `weights` [n, heads, splits, 2].
     """
-    first = tl.program_id(0)
-    kv_head = tl.program_id(1)
-    part = tl.program_id(2)
-    row = tl.load(rows + first)
-    slot = tl.load(slots + first)
-    within = first % tile
-    before = first - tl.where(within > 0, 1, 0)
-    continues = (within > 0) & (tl.load(rows + before) == row) & (tl.load(slots + before) == slot)
-    if continues:
+    first, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if not begins_tile(rows, slots, first, tile):
         return
 
-    # A row of the tile is one head of one query: the heads that share keys and values are side by side.
-    line = tl.arange(0, tile * padded_group)
-    at = first + line // padded_group
-    here = (line // padded_group < tile - within) & (at < count)
-    # Where another run comes between two of the same, the second is done twice, to the same end.
-    member = (tl.load(rows + at, mask=here, other=-1) == row) & (tl.load(slots + at, mask=here, other=-1) == slot)
+    at, head, member = tile_rows(rows, slots, first, kv_head, group, padded_group, tile)
     position = tl.load(positions + at, mask=member, other=-1)
-    length = tl.max(position, 0) + 1
     start = part * split
-    if start >= length:
+    end = tl.minimum(tl.max(position, 0) + 1, start + split)
+    if start >= end:
         return
-    end = tl.minimum(length, start + split)
 
-    member = member & (line % padded_group < group)
-    head = kv_head * group + line % padded_group
     dim = tl.arange(0, padded_dim)
-    inside = dim < head_dim
+    inside = (dim < head_dim)[None, :]
+    written = member[:, None] & inside
     own = query + at.to(tl.int64)[:, None] * query_stride + head[:, None] * query_head_stride + dim[None, :]
-    asked = tl.load(own, mask=member[:, None] & inside[None, :], other=0.0).to(tl.float32) * scale
+    asked = tl.load(own, mask=written, other=0.0).to(tl.float32) * scale
 
+    slot = tl.load(slots + first)
+    table = page_table + tl.load(rows + first).to(tl.int64) * pages_per_row
     largest = tl.full([tile * padded_group], float("-inf"), tl.float32)
     total = tl.zeros([tile * padded_group], tl.float32)
     attended = tl.zeros([tile * padded_group, padded_dim], tl.float32)
-    table = page_table + row.to(tl.int64) * pages_per_row
     for base in range(start, end, block):
         seen = base + tl.arange(0, block)
         known = seen < end
-        page = tl.load(table + seen // page_size, mask=known, other=0).to(tl.int64)
-        place = page * page_size + seen % page_size
-        read = tl.zeros([block], tl.int32)
-        if column_slots > 1:
-            depth = tl.load(depths + place, mask=known, other=1)
-            read = tl.maximum(tl.minimum(slot, depth - 1), 0)
-        cell = (column + read).to(tl.int64) * (pages * page_size) + place
-        entry = ((cell * kv_heads + kv_head) * head_dim)[:, None] + dim[None, :]
-        usable = known[:, None] & inside[None, :]
-        key = tl.load(keys + entry, mask=usable, other=0.0).to(tl.float32)
-        value = tl.load(values + entry, mask=usable, other=0.0).to(tl.float32)
-
+        cell = cells(depths, table, slot, seen, known, column, pages, column_slots, page_size)
+        there = ((cell * kv_heads + kv_head) * head_dim)[:, None] + dim[None, :]
+        key = tl.load(keys + there, mask=known[:, None] & inside, other=0.0).to(tl.float32)
+        value = tl.load(values + there, mask=known[:, None] & inside, other=0.0).to(tl.float32)
         score = tl.dot(asked, tl.trans(key), input_precision=precision)
         score = tl.where(known[None, :] & (seen[None, :] <= position[:, None]), score, float("-inf"))
-        highest = tl.maximum(largest, tl.max(score, 1))
-        # A shorter query of the tile may have seen nothing of this split; its sums stay 0, and nobody reads them.
-        shift = tl.where(highest == float("-inf"), 0.0, highest)
-        weight = tl.exp(score - shift[:, None])
-        fade = tl.exp(largest - shift)
-        total = total * fade + tl.sum(weight, 1)
-        attended = attended * fade[:, None] + tl.dot(weight, value, input_precision=precision)
-        largest = highest
+        largest, total, attended = fold(score, value, largest, total, attended, precision)
 
     result = at.to(tl.int64) * (kv_heads * group) + head
     if single:
         # Members have seen at least themselves; the other rows divide by 0 unless told not to.
         attended = attended / tl.where(member, total, 1.0)[:, None]
-        there = out + result[:, None] * head_dim + dim[None, :]
-        tl.store(there, attended.to(out.dtype.element_ty), mask=member[:, None] & inside[None, :])
+        tl.store(out + result[:, None] * head_dim + dim[None, :], attended.to(out.dtype.element_ty), mask=written)
     else:
-        result = result * splits + part
-        tl.store(partial + result[:, None] * head_dim + dim[None, :], attended, mask=member[:, None] & inside[None, :])
+        result = result * tl.num_programs(2) + part
+        tl.store(partial + result[:, None] * head_dim + dim[None, :], attended, mask=written)
         tl.store(weights + result * 2, largest, mask=member)
         tl.store(weights + result * 2 + 1, total, mask=member)
 
@@ -198,5 +245,5 @@ def _combine(
 
 # Numbers that differ from call to call must not make for a kernel of their own.
 store: Any = triton.jit(_store, do_not_specialize=["column"])
-attend: Any = triton.jit(_attend, do_not_specialize=["count", "column", "splits"])
+attend: Any = triton.jit(_attend, do_not_specialize=["column"])
 combine: Any = triton.jit(_combine, do_not_specialize=["splits"])

@@ -1,0 +1,161 @@
+"""Makes `TickBuffers`: packs the weights, sizes the paged memory and the work space."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from runtime.backend.interface import CacheShape, Int32
+from runtime.backend.lanes import Lanes
+from runtime.backend.native.crew import Crew
+from runtime.backend.native.intrinsics import VECTOR
+from runtime.backend.native.packing import pack
+from runtime.backend.native.products import PANEL
+from runtime.backend.native.tick_buffers import (
+    Float32,
+    Int64,
+    NativeLanes,
+    SharedLanes,
+    Sizes,
+    Stored,
+    StoredKeyValues,
+    TickBuffers,
+    WorkSpace,
+)
+from runtime.model.architecture import Model
+from runtime.model.raven import Raven
+
+LONGEST_RUN = 64
+"""Most tokens that a lane samples before it stops."""
+
+
+def allocate(model: Model, cache: CacheShape, lanes: Lanes, page_table: Int32, crew: Crew) -> TickBuffers:
+    """`lanes` and `page_table` are shared with the buffers, not copied."""
+    sizes = _sizes(model, cache, crew.workers)
+    is_narrow = model.lm_head.weight.dtype is torch.bfloat16
+    return TickBuffers(
+        sizes=sizes,
+        weights=pack(model),
+        memory=_memory(sizes, cache.columns(model.config), page_table, is_narrow),
+        shared_lanes=SharedLanes(*(getattr(lanes, name) for name in SharedLanes._fields)),
+        lanes=_lanes(sizes),
+        work=_work_space(sizes, crew, is_narrow),
+    )
+
+
+def _sizes(model: Model, cache: CacheShape, workers: int) -> Sizes:
+    config = model.config
+    adapts = isinstance(model, Raven)
+    blocks_per_page = -(-cache.page_size // VECTOR)
+    return Sizes(
+        lanes=cache.lanes,
+        pages_per_row=cache.pages_per_row,
+        layers=config.n_layers,
+        width=config.n_embd,
+        stride=_up(config.n_embd, PANEL),
+        heads=config.n_heads,
+        kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        head_room=_up(config.head_dim, VECTOR),
+        qkv_stride=_up((config.n_heads + 2 * config.n_kv_heads) * config.head_dim, PANEL),
+        gate_stride=_up(config.intermediate_size, PANEL // 2),
+        logits_stride=_up(config.vocab_size, PANEL),
+        scores_stride=cache.pages_per_row * blocks_per_page * VECTOR,
+        hidden_stride=2 * config.n_embd if adapts else _up(config.n_embd, 2),
+        attended_stride=_up(config.n_heads * config.head_dim, 2),
+        longest_run=LONGEST_RUN,
+        vocab=config.vocab_size,
+        prelude_layers=config.n_layers_in_prelude,
+        core_layers=config.n_layers_in_recurrent_block,
+        coda_layers=config.n_layers_in_coda,
+        slots=cache.slots,
+        pages=cache.pages,
+        page_size=cache.page_size,
+        blocks_per_page=blocks_per_page,
+        sandwich=adapts,
+        adapts=adapts,
+        eps=float(config.norm_eps),
+        embedding_scale=float(config.embedding_scale),
+        workers=workers,
+    )
+
+
+def _memory(sizes: Sizes, columns: int, page_table: Int32, is_narrow: bool) -> StoredKeyValues:
+    positions = columns * sizes.pages * sizes.kv_heads * sizes.blocks_per_page * VECTOR
+    return StoredKeyValues(
+        keys=_stored(positions * sizes.head_dim, is_narrow),
+        values=_stored(positions * sizes.head_room, is_narrow),
+        page_table=page_table,
+    )
+
+
+def _lanes(sizes: Sizes) -> NativeLanes:
+    n = sizes.lanes
+    return NativeLanes(
+        token=_longs(n),
+        wanted=np.zeros(n, np.bool_),
+        temperature=_floats(n),
+        criterion=_integers(n),
+        threshold=_floats(n),
+        min_iterations=_integers(n),
+        check_every=np.ones(n, np.int32),
+        run=_integers(n),
+        halts=_integers(n),
+        run_count=_integers(n),
+        run_token=_integers(n, LONGEST_RUN),
+        run_logprob=_floats(n, LONGEST_RUN),
+        run_depth=_integers(n, LONGEST_RUN),
+        state=_floats(n, sizes.width),
+        embedded=_floats(n, sizes.width),
+        remembered=_floats(n, sizes.width),
+        exit_value=_floats(n),
+        exit_mean=_floats(n),
+        exit_count=_longs(n),
+        halting=np.zeros((0, sizes.vocab), np.bool_),
+    )
+
+
+def _work_space(sizes: Sizes, crew: Crew, is_narrow: bool) -> WorkSpace:
+    n = sizes.lanes
+    return WorkSpace(
+        flight=_longs(n + 1),
+        batch=_longs(n),
+        fresh=_longs(n),
+        stopped=_longs(n),
+        stopped_at=_longs(n),
+        tested=_longs(n),
+        chosen=_longs(n),
+        drawn_token=_integers(n),
+        drawn_logprob=_floats(n),
+        x=_floats(n, sizes.stride),
+        hidden=_stored(n * sizes.hidden_stride, is_narrow),
+        qkv=_floats(n, sizes.qkv_stride),
+        attended=_stored(n * sizes.attended_stride, is_narrow),
+        gated=_stored(n * sizes.gate_stride, is_narrow),
+        logits=_floats(n, sizes.logits_stride),
+        scores=_floats(sizes.workers, sizes.scores_stride),
+        sums=_floats(sizes.workers, sizes.head_room),
+        shared=crew.shared,
+        semaphore=crew.semaphore,
+    )
+
+
+def _stored(count: int, is_narrow: bool) -> Stored:
+    return np.zeros(count, np.uint16) if is_narrow else np.zeros(count, np.float32)
+
+
+def _floats(*shape: int) -> Float32:
+    return np.zeros(shape, np.float32)
+
+
+def _integers(*shape: int) -> Int32:
+    return np.zeros(shape, np.int32)
+
+
+def _longs(*shape: int) -> Int64:
+    return np.zeros(shape, np.int64)
+
+
+def _up(count: int, step: int) -> int:
+    """The least multiple of `step` that is at least `count`."""
+    return -(-count // step) * step
