@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import pickle
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from numba import types
 from numba.core import config
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import IndexDataCacheFile
 
 from runtime.backend.native.compiled import compile_callback, compile_function
@@ -41,6 +43,24 @@ def loaded() -> tuple[bool, list[str]]:
     function(numbers)
     assert numbers[0] == 7
     return bool(function.stats.cache_hits), problems
+
+
+def names_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Of compiled functions, where Numba has compiled nothing before."""
+    monkeypatch.setattr(FunctionIdentity, "_unique_ids", itertools.count(1))
+    function: Any = compile_function(types.void(types.int64[::1]), put_seven, [])
+    (compiled,) = function.overloads.values()
+    callback: Any = compile_callback(types.void(types.int64), put_nothing, [])
+    return [compiled.fndesc.mangled_name, callback.native_name]
+
+
+def test_code_of_several_processes_can_be_loaded_by_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code for other types may have the same name in all but its number, so the numbers have to differ."""
+    names = []
+    for number in range(2):
+        monkeypatch.setattr(config, "CACHE_DIR", str(cache / str(number)))
+        names += names_in_a_new_process(monkeypatch)
+    assert len(set(names)) == 4
 
 
 class Intruder:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numba
 from numba import from_dtype, njit, types
+from numba.core.bytecode import FunctionIdentity
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
@@ -107,6 +110,7 @@ def load_native_functions(narrow: bool) -> NativeFunctions:
 def compile_function(signature: Any, function: Callable[..., None], problems: list[str]) -> Callable[..., None]:
     compiled: Any = njit(**_OPTIONS)(function)
     _give_cache(compiled, function, problems)
+    _number_apart()
     compiled.compile(signature)
     compiled.disable_compile()
     native: Callable[..., None] = compiled
@@ -117,8 +121,18 @@ def compile_callback(signature: Any, function: Callable[..., None], problems: li
     options = {name: value for name, value in _OPTIONS.items() if name != "nogil"}
     compiled = CFunc(function, normalize_signature(signature), {}, options)
     _give_cache(compiled, function, problems)
+    _number_apart()
     compiled.compile()
     return compiled
+
+
+def _number_apart() -> None:
+    """Has functions numbered as in no other process.
+
+    Numba tells functions of one name apart by numbers that begin anew in each process, as do those of record types. Two
+    processes would give one name to code for different weights, and a third, which loads both, would mix them up.
+    """
+    FunctionIdentity._unique_ids = itertools.count(secrets.randbits(60))
 
 
 def _give_cache(compiled: Any, function: Callable[..., None], problems: list[str]) -> None:
