@@ -53,7 +53,7 @@ def measure(size: Size, rounds: int) -> Result:
 def _peaks(size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
     torch.set_num_threads(threads)
     numbers = torch.ones(size.read)
-    sides: dict[str, Callable[[], float]] = {"kv_cache_bytes": partial(_timed, numbers.sum)}
+    sides: dict[str, Callable[[], float]] = {"memory": partial(_timed, numbers.sum)}
     backends = []
     for dtype in (torch.float32, torch.bfloat16):
         backend = _backend(size, threads, dtype)
