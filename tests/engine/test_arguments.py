@@ -293,7 +293,7 @@ async def test_memory_that_is_refused_when_the_device_starts_is_told_at_entering
         raise MemoryError("no room")
 
     monkeypatch.setattr("runtime.device.build.build_backend", refuse)
-    with pytest.raises(CapacityError, match=r"no room.*EngineSettings\.memory"):
+    with pytest.raises(CapacityError, match=r"no room.*EngineSettings\.kv_cache_bytes"):
         await opened(tiny_checkpoint).__aenter__()
 
 
@@ -411,5 +411,5 @@ async def test_a_shipped_checkpoint_may_be_named_by_a_path(anyio_backend: str) -
 
 
 def test_settings_take_numbers_of_other_libraries() -> None:
-    settings = of(EngineSettings, lanes=np.int64(32), chunk=torch.tensor(16))
+    settings = of(EngineSettings, max_in_flight=np.int64(32), prefill_chunk=torch.tensor(16))
     assert (type(settings.max_in_flight), type(settings.prefill_chunk)) == (int, int)

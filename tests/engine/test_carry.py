@@ -112,7 +112,7 @@ def test_a_state_that_is_lost_is_computed_again(model: Raven, policy: DepthPolic
             said[path] += report.tokens
     assert solo.core.journal.work.recomputed > 0
     for path, tokens in said.items():
-        assert tokens == alone(model, policy, prompt_for(path[0]), 15, chunk=8).tokens
+        assert tokens == alone(model, policy, prompt_for(path[0]), 15, prefill_chunk=8).tokens
 
 
 @pytest.mark.parametrize("slots", [None, 1])
@@ -126,7 +126,7 @@ def test_a_prompt_taken_over_leaves_the_state_after_it_to_be_computed(
     start(solo, (0,), prompt_for(0, 7), 32, Fixed(3))
     start(solo, (1,), prompt, 31, RAW)
     found = finished(solo)[1,]
-    by_itself = alone(model, RAW, prompt, 31, backend, chunk=4, slots=slots)
+    by_itself = alone(model, RAW, prompt, 31, backend, prefill_chunk=4, iteration_slots=slots)
     assert found.tokens == by_itself.tokens
     assert found.logprobs == by_itself.logprobs
     assert found.work.recomputed > 0

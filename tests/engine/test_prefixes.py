@@ -90,7 +90,7 @@ def test_shared_slots_are_shared_in_whole_groups(model: Raven) -> None:
     for number in range(6):
         ask(solo, (number,), policy)
     found = finished(solo)
-    assert {report.logprobs for report in found.values()} == {alone(model, policy, slots=1).logprobs}
+    assert {report.logprobs for report in found.values()} == {alone(model, policy, iteration_slots=1).logprobs}
     assert solo.core.journal.work.cached_tokens == 5 * 32
 
 

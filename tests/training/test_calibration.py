@@ -284,7 +284,7 @@ def test_what_cannot_be_calibrated_says_why(full: list[ThreadTokens]) -> None:
     with pytest.raises(ValueError, match="price of an iteration is -1"):
         measured.at_price(LatentDiff(), -1)
     late = Cosine(min_iterations=2)  # its only test has nothing to compare with
-    with pytest.raises(ValueError, match="measured nothing on these threads; lower its minimum"):
+    with pytest.raises(ValueError, match="measured nothing on these threads; lower its min_iterations"):
         CalibrationSet(PLAIN, full[:1], [late]).at_depth(late, 2.0)
 
 
