@@ -130,7 +130,9 @@ class CalibrationSet:
         values = self._values[criterion].flatten()
         values = values[values.isfinite() & (values >= 0)].sort().values
         if not len(values):
-            raise ValueError(f"{criterion!r} measured nothing on these threads; lower its min_iterations, or raise its bound.")
+            raise ValueError(
+                f"{criterion!r} measured nothing on these threads; lower its min_iterations, or raise its bound."
+            )
         picked = values[torch.linspace(0, len(values) - 1, _THRESHOLDS, device=values.device).long()].tolist()
         if isinstance(criterion.threshold, int):
             return sorted({max(1, int(value)) for value in picked})

@@ -118,7 +118,7 @@ def build_loop(
     except (MemoryError, RuntimeError) as error:
         raise CapacityError(
             f"{cache.pages} pages, {cache.lanes} lanes and threads for them cannot be had ({described(error)}). Lower "
-            "EngineSettings.kv_cache_bytes or pages, lanes or threads."
+            "EngineSettings.kv_cache_bytes or num_pages, max_in_flight or cpu_threads."
         ) from error
     limits = ModelLimits(
         max_context=settings.context_size(model.config.block_size),

@@ -367,4 +367,4 @@ def test_verify_without_the_checkpoint_or_with_other_settings(
     assert "gone" in capsys.readouterr().err
     TraceWriter(path, header(engine={"max_in_flight": "many"}), overwrite=True).close()
     assert main(["replay", str(path), "--verify"]) == 2
-    assert "lanes" in capsys.readouterr().err
+    assert "max_in_flight" in capsys.readouterr().err

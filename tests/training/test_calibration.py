@@ -153,7 +153,7 @@ def test_dense_exit_values_are_the_engines(kind: type[DepthPolicy], tmp_path: Pa
         return torch.zeros_like(values, dtype=torch.bool)
 
     name, methods = f"Watched{kind.__name__}", {"measure": measure, "is_done": is_done}
-    watched = msgspec.defstruct(name, (), bases=(kind,), namespace=methods, frozen=True, tag=name)(most=MOST)
+    watched = msgspec.defstruct(name, (), bases=(kind,), namespace=methods, frozen=True, tag=name)(max_iterations=MOST)
     assert isinstance(watched, DepthPolicy)
 
     async def one_thread() -> None:

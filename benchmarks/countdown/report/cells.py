@@ -161,7 +161,7 @@ SAMPLES = 8
 
 
 def parallel(condition: str = UNLIMITED, model: ModelName = "parallel", **changes: Any) -> Cell:
-    return Cell(model=model, condition=condition, **{"max_context": WIDE, **changes})
+    return Cell(model=model, condition=condition, **{"context": WIDE, **changes})
 
 
 def serial(window: int, model: ModelName = "serial", **changes: Any) -> Cell:
