@@ -59,7 +59,7 @@ class Runner:
         setup = program.setup
         books, outcome = Books(setup), Outcome()
         open_before = _open_files()
-        trace = None if setup.trace == "none" else Path(self._home.name) / "run.trace"
+        trace = None if setup.trace == "none" else self._fresh_trace()
         with watched(PATIENCE, how_to_repeat), planted(setup.fault) as plant:
             life = _Life(program, books, trace)
             anyio.run(life.run, backend=setup.loop)
@@ -70,15 +70,24 @@ class Runner:
         if not has_failed:
             outcome.findings += life.imbalances()
         outcome.findings += _fault_findings(setup, plant, books)
-        if trace is not None:
-            outcome.findings += _trace_findings(read(trace), life.usage, has_failed, life.is_recorded_whole)
+        recorded = None if trace is None or not trace.exists() else read(trace)
+        if recorded is not None:
+            outcome.findings += _trace_findings(recorded, life.usage, has_failed, life.is_recorded_whole)
+        elif life.has_recorded:
+            outcome.findings.append("there is no trace")
         with watched(PATIENCE, f"{how_to_repeat} (repeated alone)"):
-            if trace is not None and not has_failed and life.is_recorded_whole and is_repeatable(program, books):
-                outcome.findings += _verified(setup, read(trace), books)
+            if recorded is not None and not has_failed and life.is_recorded_whole and is_repeatable(program, books):
+                outcome.findings += _verified(setup, recorded, books)
             outcome.findings += self._differences(setup, books)
             outcome.findings += _driven_differences(setup, books)
         outcome.counts = _counted(setup, books, life.usage, outcome.fired)
         return outcome
+
+    def _fresh_trace(self) -> Path:
+        """Where no file is: a program that is cancelled before it records leaves none."""
+        trace = Path(self._home.name) / "run.trace"
+        trace.unlink(missing_ok=True)
+        return trace
 
     def _differences(self, setup: p.Setup, books: Books) -> list[str]:
         found: list[str] = []
@@ -105,6 +114,8 @@ class _Life:
         self._trace = trace
         self._seen = 0
         self._tasks_left: list[str] = []
+        self.has_recorded = False
+        """Whether a trace was begun, so that there has to be one."""
         self.is_recorded_whole = True
         self.engine: Engine | None = None
         self.usage = Usage()
@@ -130,10 +141,12 @@ class _Life:
             self.engine = engine
             interpreter = Interpreter(engine, setup, self._books)
             if setup.trace != "recording" or self._trace is None:
+                self.has_recorded = self._trace is not None
                 await self._grow(interpreter, trees)
                 return
             try:
                 async with engine.recording(self._trace, overwrite=True):
+                    self.has_recorded = True
                     await self._grow(interpreter, trees)
             except ThreadStateError:
                 # Left while threads were open.

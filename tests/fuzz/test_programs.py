@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import count
+from typing import Literal
 
 import msgspec
 import pytest
@@ -67,6 +68,16 @@ def test_a_fault_of_the_device_ends_what_it_concerns_and_nothing_hangs(
         if not outcome.fired:
             break
     assert at > 1, "the fault never came to pass"
+
+
+@pytest.mark.parametrize("trace", ["engine", "recording"])
+def test_an_engine_that_is_cancelled_while_it_opens_has_recorded_nothing(
+    runner: Runner, trace: Literal["engine", "recording"]
+) -> None:
+    whole = search(Setup(trace=trace))
+    assert not runner.run(whole, "a traced program").findings
+    cancelled = msgspec.structs.replace(whole, setup=Setup(trace=trace, cancelled_after=0.0))
+    assert not runner.run(cancelled, "the same, cancelled").findings
 
 
 def test_what_differs_is_found() -> None:
