@@ -75,7 +75,8 @@ def verify(trace: Trace, device: Device) -> Verification:
     generate gets its recorded bounds and ends after as many tokens as were recorded, however it ended then. Starts
     `device` and stops it; blocks until done, or until the first divergence is certain.
 
-    Policies that look at the load of the engine may decide otherwise in a replay; that shows as kind "depth".
+    Policies that look at the load of the engine may decide otherwise in a replay; that shows as kind "depth". So may
+    limits on iterations where tokens are evicted and computed again, which counts: kinds "depth" and "length".
     Raises `TraceError` if the trace's events do not fit together or name an unknown policy, `EngineFailed` if the
     device dies.
     """

@@ -149,8 +149,10 @@ class ExitTests:
     def _test(self, index: int, lanes: Lanes, due: Int64, state: Tensor, finish: Finish, exits: TickExits) -> None:
         """Tests whole groups of one policy together; if that raises, each group alone, so that only those that it
         raises for fail."""
+        # What the backend fails of here is no failure of the policy's.
+        logits = finish(due, lanes.group[due] == due) if self._policies[index].reads == "logits" else None
         try:
-            self._measure(index, lanes, due, state, finish, exits)
+            self._measure(index, lanes, due, state, logits, exits)
         except torch.OutOfMemoryError:
             raise
         except Exception as cause:
@@ -161,11 +163,12 @@ class ExitTests:
             for group in groups:
                 self._test(index, lanes, due[lanes.group[due] == group], state, finish, exits)
 
-    def _measure(self, index: int, lanes: Lanes, due: Int64, state: Tensor, finish: Finish, exits: TickExits) -> None:
+    def _measure(
+        self, index: int, lanes: Lanes, due: Int64, state: Tensor, logits: Tensor | None, exits: TickExits
+    ) -> None:
         policy, memory = self._policies[index], self._memory[index]
         group = lanes.group[due]
         is_last = group == due
-        logits = finish(due, is_last) if policy.reads == "logits" else None
         rows = due[is_last] if exit_rule.is_by_last_token(policy) else due
         at, age = self._on_device(rows), self._on_device(lanes.age[rows])
         values, remembered = self._values(policy, rows, DepthView(age, state[at].float(), logits, memory[at]))

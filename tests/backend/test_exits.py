@@ -163,3 +163,18 @@ def test_tokens_at_their_bounds_leave_their_groups_test_to_the_others() -> None:
     (tested,) = exits.run(lanes, np.array([0, 1, 3]), 2 * state, lambda due, wanted: torch.empty(0, 3)).tested
     assert tested.lane.tolist() == [2, 3]
     assert tested.value.tolist() == [0.5, 0.5]
+
+
+def test_what_the_backend_fails_of_is_not_its_policys_failure() -> None:
+    lanes = Lanes(2)
+    lanes.group[:] = [0, 1]
+    lanes.age[:] = 2
+    lanes.tests[:] = True
+    exits = ExitTests(lanes=2, width=1, vocab=3, device=torch.device("cpu"))
+    exits.register(KL())
+
+    def fail(due: object, wanted: object) -> Tensor:
+        raise RuntimeError("no head")
+
+    with pytest.raises(RuntimeError, match="no head"):
+        exits.run(lanes, np.arange(2), torch.ones(2, 1), fail)

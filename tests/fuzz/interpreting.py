@@ -12,6 +12,7 @@ from policies import DepthPolicy, Limits
 from policies.depth.base import Role
 from runtime import Answer, Child, Engine, ReasoningThread
 from runtime.errors import (
+    BraidError,
     CapacityError,
     EngineClosed,
     EngineFailed,
@@ -43,6 +44,8 @@ class Books:
         self.counts: Counter[str] = Counter()
         self.findings: list[str] = []
         self.failed: list[EngineFailed] = []
+        self.hit: list[BraidError] = []
+        """Errors of threads that a fault of the device ended alone."""
 
     def judge(self, error: BaseException) -> None:
         """Counts an error that a program like this may meet; anything else is a finding."""
@@ -55,6 +58,9 @@ class Books:
             self.failed.append(error)
             if self.setup.fault is not None and _is_caused_by_injection(error):
                 return
+        elif type(error) is BraidError and self.setup.fault is not None and _is_caused_by_injection(error):
+            self.hit.append(error)
+            return
         elif isinstance(error, EngineClosed):
             if self.setup.leaves_after is not None or self.setup.cancelled_after is not None:
                 return

@@ -229,7 +229,7 @@ def _open(setup: p.Setup, trace: Path | None, observe: Any) -> Engine:
 
 
 def _fault_findings(setup: p.Setup, plant: Planted | None, books: Books) -> list[str]:
-    if plant is None or setup.fault is None or books.failed or not plant.has_fired:
+    if plant is None or setup.fault is None or books.failed or books.hit or not plant.has_fired:
         return []
     if setup.fault.kind == "out of memory" and setup.fault.place in ("tick", "prelude", "core", "coda"):
         return []  # Retried with fewer tokens, which is as if there had been none.
@@ -250,8 +250,13 @@ def _trace_findings(trace: Trace, usage: Usage, has_failed: bool, is_whole: bool
 
 
 def is_repeatable(program: p.Program, books: Books) -> bool:
-    """Whether a trace of the program has to verify: nothing in it depends on when something came to pass."""
+    """Whether a trace of the program has to verify: nothing in it depends on when something came to pass.
+
+    A limit on iterations counts those of tokens that were evicted and computed again."""
     text = p.to_json(program)
+    limits = [root.limits or program.setup.limits or Limits() for root in program.roots]
+    if any(limit.iterations is not None for limit in limits):
+        return False
     return all(said.is_comparable for said in books.said) and not any(f'"{name}"' in text for name in BY_LOAD)
 
 

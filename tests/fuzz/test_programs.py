@@ -49,7 +49,7 @@ def search(setup: Setup) -> Program:
     leaf = Spawn(message=(7, 8, 9), body=(Generate(tokens=3), Return(tokens=(4, 5))))
     fork = Spawn(message=(6,), body=(leaf, Join(), Generate(tokens=2), Return(tokens=(1,))), fork=True)
     tree = Root(prompt=(1, 2, 3, 4, 5), body=(Generate(tokens=2), fork, leaf, Join(), Generate(tokens=2)), depth="raw")
-    other = Root(prompt=(5, 6, 7), body=(Generate(tokens=4, sampling="filtered"),), depth="latent")
+    other = Root(prompt=(5, 6, 7), body=(Generate(tokens=4, sampling="filtered"),), depth="divergence")
     return Program(setup=setup, roots=(tree, other))
 
 
@@ -68,6 +68,15 @@ def test_a_fault_of_the_device_ends_what_it_concerns_and_nothing_hangs(
         if not outcome.fired:
             break
     assert at > 1, "the fault never came to pass"
+
+
+@pytest.mark.parametrize("kind", KINDS["allocate"])
+def test_memory_that_is_refused_ahead_of_need_ends_one_thread(runner: Runner, kind: FaultKind) -> None:
+    root = Root(prompt=(1, 2, 3), body=(Generate(tokens=16),), depth="shallow")
+    outcome = runner.run(
+        Program(setup=Setup(fault=Fault(place="allocate", at=2, kind=kind)), roots=(root,)), "memory refused"
+    )
+    assert (outcome.findings, outcome.fired, outcome.counts["BraidError"]) == ([], True, 1)
 
 
 @pytest.mark.parametrize("trace", ["engine", "recording"])
