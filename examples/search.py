@@ -25,7 +25,7 @@ async def main(problem: Problem) -> None:
     ]
     async with Engine.open("countdown") as engine, engine.thread(problem.prompt) as root:
         children = [root.spawn(message) for message in messages]
-        first = await root.join(children, until="first success")
+        first = await root.first(children)
         if first is None:
             print(f"none of {len(children)} children found a way to {target}")
             return

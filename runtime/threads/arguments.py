@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -89,14 +89,13 @@ class GenerateArguments(_Arguments, frozen=True, kw_only=True):
 class JoinArguments(_Arguments, frozen=True, kw_only=True):
     """Of `ReasoningThread.join`."""
 
-    until: Literal["all", "first success"] = "all"
     append: bool = True
-    success: Callable[[Answer], bool] | None = None
 
-    def __post_init__(self) -> None:
-        convert_fields(self)
-        if self.until == "all" and self.success is not None:
-            raise ValueError('success belongs to until="first success".')
+
+class FirstArguments(JoinArguments, frozen=True, kw_only=True):
+    """Of `ReasoningThread.first`."""
+
+    accept: Callable[[Answer], bool] | None = None
 
 
 @cache

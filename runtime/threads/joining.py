@@ -18,8 +18,6 @@ from runtime.threads.arrivals import Arrivals
 from runtime.threads.child import Child
 from runtime.threads.context import Context
 
-Success = Callable[[Answer], bool]
-
 Asked = tuple[tuple[int, ...], Child | None]
 """One child that was asked for: its prompt, and the child, or None where it was refused."""
 
@@ -78,12 +76,8 @@ class Children:
             self.finish(child)
         self.raise_failures(children)
 
-    async def first_success(self, children: Sequence[Child], success: Success, append: bool) -> Answer | None:
-        """Waits for the first child that `success` accepts, cancels the others and waits until they are gone.
-
-        None where no child succeeds; where one failed, that is raised instead. Cancelled, it has joined and appended
-        nothing, but children may have been cancelled already.
-        """
+    async def first(self, children: Sequence[Child], accept: Callable[[Answer], bool], append: bool) -> Answer | None:
+        """See `ReasoningThread.first`."""
         self._check(append)
         arrivals = self._claim(children)
         finished: list[Child] = []
@@ -91,7 +85,7 @@ class Children:
         while winner is None and len(finished) < len(children):
             child = await arrivals.next()
             finished.append(child)
-            if child.error is None and success(_answer(child)):
+            if child.error is None and accept(_answer(child)):
                 winner = child
         losers = [child for child in children if not child.is_done]
         for child in losers:

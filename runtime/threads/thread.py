@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Self
 
 import msgspec
 
@@ -16,11 +16,11 @@ from runtime.link.events import RunStarted, Spawned, ThreadEnded
 from runtime.results import Answer, Generation, Outcome, Usage
 from runtime.sampling import Sampling
 from runtime.threads.accounts import NO_LIMITS, Account
-from runtime.threads.arguments import GenerateArguments, JoinArguments, ThreadArguments
+from runtime.threads.arguments import FirstArguments, GenerateArguments, JoinArguments, ThreadArguments
 from runtime.threads.child import Child
 from runtime.threads.context import Context, GenerateOptions
 from runtime.threads.driver import drive
-from runtime.threads.joining import AsCompleted, Children, Success
+from runtime.threads.joining import AsCompleted, Children
 from runtime.threads.lifetime import Lifetime
 from runtime.threads.session import ThreadSettings
 from runtime.threads.stream import Stream
@@ -173,41 +173,37 @@ class ReasoningThread:
         self._check_child()
         return self.start_child(tokens, run=run, limits=given.limits, settings=self._settings(given), fork=True)
 
-    @overload
-    async def join(
-        self, children: Iterable[Child] | None = None, *, until: Literal["all"] = "all", append: bool = True
-    ) -> list[Answer]: ...
-    @overload
-    async def join(
-        self,
-        children: Iterable[Child] | None = None,
-        *,
-        until: Literal["first success"],
-        append: bool = True,
-        success: Success | None = None,
-    ) -> Answer | None: ...
-    async def join(
-        self,
-        children: Iterable[Child] | None = None,
-        *,
-        until: Literal["all", "first success"] = "all",
-        append: bool = True,
-        success: Success | None = None,
-    ) -> list[Answer] | Answer | None:
-        """Waits for children (all that are not joined, if none are named) and appends what they return.
+    async def join(self, children: Iterable[Child] | None = None, *, append: bool = True) -> list[Answer]:
+        """Waits for all children (all that are not joined, if none are named) and appends what they return.
 
-        "all": answers in the order of `children`, messages appended in spawn order. What children failed of is
-        raised, several errors as an `ExceptionGroup`. "first success": the first answer that `success` accepts (one
-        with a message, if not given), its message appended; the others are cancelled and gone when this returns.
-        Without any success, errors of children are raised; else it gives None.
-
-        Cancelled, nothing is joined and nothing appended; the children may be joined again.
+        Answers are in the order of `children`, messages are appended in spawn order. What children failed of is raised,
+        several errors as an `ExceptionGroup`; then nothing is appended. Cancelled, nothing is joined and nothing
+        appended; the children may be joined again.
         """
-        given = JoinArguments(until=until, append=append, success=success)
-        chosen = self.children.named(children)
-        if given.until == "all":
-            return await self.children.join_all(chosen, given.append)
-        return await self.children.first_success(chosen, given.success or _has_message, given.append)
+        given = JoinArguments(append=append)
+        return await self.children.join_all(self.children.named(children), given.append)
+
+    async def first(
+        self,
+        children: Iterable[Child] | None = None,
+        *,
+        accept: Callable[[Answer], bool] | None = None,
+        append: bool = True,
+    ) -> Answer | None:
+        """The first answer that `accept` takes, its message appended; the others are cancelled, and gone when this
+        returns.
+
+        `accept` is offered the answers of `children` (all that are not joined, if none are named) one by one, as the
+        children end; those that have ended already come first, in the order given. Without it, the first answer with a
+        message is taken. Children that failed are not offered.
+
+        When none is accepted, what children failed of is raised, several errors as an `ExceptionGroup`; where none
+        failed, this is None, and all are joined. What `accept` raises is raised, and nothing is joined. Cancelled,
+        nothing is joined and nothing appended, but for children that were already being cancelled because one was
+        accepted: joined again, they have nothing to answer.
+        """
+        given = FirstArguments(accept=accept, append=append)
+        return await self.children.first(self.children.named(children), given.accept or _has_message, given.append)
 
     def as_completed(self, children: Iterable[Child] | None = None) -> AsCompleted:
         """Answers as children finish: `async for answer in thread.as_completed(children)`. Appends nothing."""

@@ -127,7 +127,7 @@ async def join(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -
 
 
 async def first(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
-    await thread.join((), until="first success", **given)
+    await thread.first(**{"children": (), **given})
 
 
 async def as_completed(engine: Engine, thread: ReasoningThread, given: dict[str, Any]) -> None:
@@ -145,8 +145,8 @@ CALLS: list[tuple[Call, dict[str, list[object]]]] = [
     (stream, GENERATE),
     (spawn, {**CHILD, "message": NO_TOKENS}),
     (fork, {**CHILD, "message": [value for value in NO_TOKENS if value is not None]}),
-    (join, {"children": NO_CHILDREN, "until": ["some", 1, None, []], "append": NO_FLAGS}),
-    (first, {"success": NO_FUNCTIONS}),
+    (join, {"children": NO_CHILDREN, "append": NO_FLAGS}),
+    (first, {"children": NO_CHILDREN, "accept": NO_FUNCTIONS, "append": NO_FLAGS}),
     (as_completed, {"children": NO_CHILDREN}),
 ]
 PARAMETERS = [(call, name) for call, arguments in CALLS for name in arguments]

@@ -33,7 +33,7 @@ async def test_joins_and_ends_are_written_when_they_return(tiny_checkpoint: Path
             events = read(path).events
             assert paths(events, Joined) == [(0,)]
             assert sorted(paths(events, ThreadEnded)) == [(0, 0), (0, 1)]
-            await root.join([root.spawn(prompt(1), run=say)], until="first success")
+            await root.first([root.spawn(prompt(1), run=say)])
             assert paths(read(path).events, Joined) == [(0,)] * 2
             children = [root.spawn(prompt(number), run=say) for number in (1, 2)]
             async for _ in root.as_completed(children):

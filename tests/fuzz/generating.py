@@ -107,7 +107,7 @@ class _Drawing:
         """Many children at once, in one way or another."""
         count = self.longest * 2
         each = p.Spawn(message=self.tokens(), body=(self.generate(), p.Return(tokens=(1, 2))), fork=self.likely(0.5))
-        end = self.chance.choice(((p.Join(),), (p.Join(until="first success"),), ()))
+        end = self.chance.choice(((p.Join(),), (p.Join(how="first"),), ()))
         return p.Root(prompt=self.tokens(), body=(*(each,) * count, *end), depth=self.depth())
 
     def body(self, level: int) -> tuple[p.AnyAction, ...]:
@@ -165,7 +165,7 @@ class _Drawing:
                 )
             case "join":
                 return p.Join(
-                    until=chance.choice(("all", "all", "first success", "as completed")),
+                    how=chance.choice(("all", "all", "first", "as completed")),
                     append=self.likely(0.8),
                     most=chance.choice((None, None, 1, 2)),
                 )

@@ -295,12 +295,12 @@ class _Body:
     async def _join(self, action: p.Join) -> None:
         chosen, before = self._children[: action.most], self._thread.tokens
         try:
-            if action.until == "as completed":
+            if action.how == "as completed":
                 await self._take_as_completed(chosen)
-            elif action.until == "all":
+            elif action.how == "all":
                 await self._thread.join(chosen, append=action.append)
             else:
-                await self._thread.join(chosen, until="first success", append=action.append)
+                await self._thread.first(chosen, append=action.append)
         finally:
             self._children = [child for child in self._children if not child.is_joined]
             self._said.receive(self._thread.tokens[len(before) :])

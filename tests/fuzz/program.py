@@ -62,7 +62,7 @@ class Spawn(Action, frozen=True):
 
 
 class Join(Action, frozen=True):
-    until: Literal["all", "first success", "as completed"] = "all"
+    how: Literal["all", "first", "as completed"] = "all"
     append: bool = True
     most: int | None = None
     """Of the children that nobody has joined, the first so many; None for all of them."""

@@ -160,7 +160,7 @@ async def everything(engine: Engine) -> None:
         await root.join(children[:1])
         async for _ in root.as_completed(children[1:2]):
             break
-        await root.join(children[2:], until="first success")
+        await root.first(children[2:])
         root.spawn("6")
         await root.generate(2)
 
@@ -234,7 +234,7 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
                 case 5 if choose.random() < 0.5:
                     await thread.join()
                 case 5:
-                    await thread.join(until="first success")
+                    await thread.first()
                 case 6:
                     with anyio.move_on_after(choose.choice([0, 0.0005])):
                         await thread.generate()

@@ -39,10 +39,10 @@ async def test_a_child_that_was_cut_returned_nothing() -> None:
             (cut,) = await root.join([root.spawn("2", max_tokens=2)])
             assert (cut.tokens, cut.message, root.text) == (ids("a b"), (), "x")
             children = [root.spawn("2", max_tokens=2), root.spawn("1", max_tokens=3)]
-            first = await root.join(children, until="first success")
+            first = await root.first(children)
             assert first is not None
             assert (first.text, first.reason) == ("a b", "stop")
-            assert await root.join([root.spawn("2", max_tokens=2)], until="first success") is None
+            assert await root.first([root.spawn("2", max_tokens=2)]) is None
 
 
 async def test_a_thread_under_a_protocol_that_was_cut_gives_what_it_had_emitted() -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anyio
 import anyio.lowlevel
 import pytest
 
-from runtime import Answer, Child, Engine, ReasoningThread, ThreadStateError
-from runtime.link.commands import CloseThread, Extend, OpenThread
-from runtime.link.events import Joined, Spawned, ThreadEnded
-from runtime.threads.thread import Program
+from runtime import Child, Engine, ReasoningThread, ThreadStateError
+from runtime.link.commands import Extend, OpenThread
+from runtime.link.events import Joined, Spawned
 
+from .programs import fails, says
 from .scripted import (
     ScriptedDevice,
     SteppedDevice,
@@ -26,30 +24,6 @@ from .scripted import (
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
-
-
-def misused(**arguments: object) -> dict[str, Any]:
-    """Arguments that no type allows."""
-    return dict(arguments)
-
-
-def says(message: str | None, after: anyio.Event | None = None, tokens: int = 1) -> Program:
-    """A child's program: samples some tokens and returns the message."""
-
-    async def run(thread: ReasoningThread) -> str | None:
-        await thread.generate(tokens)
-        if after is not None:
-            await after.wait()
-        return message
-
-    return run
-
-
-def fails(error: Exception) -> Program:
-    async def run(thread: ReasoningThread) -> str | None:
-        raise error
-
-    return run
 
 
 @pytest.fixture
@@ -100,75 +74,6 @@ async def test_messages_are_put_as_the_protocol_says(device: ScriptedDevice) -> 
         assert root.text == "a <message> x </message>"
         await root.join([root.spawn("b", run=says("y"))], append=False)
         assert root.text == "a <message> x </message>"
-
-
-async def test_first_success_cancels_the_others(device: ScriptedDevice, engine: Engine) -> None:
-    async with engine, engine.thread("a") as root:
-        never = anyio.Event()
-        children = [
-            root.spawn("b", run=says("x", after=never)),
-            root.spawn("b", run=fails(KeyError("no success"))),
-            root.spawn("b", run=says(None)),
-            root.spawn("c", run=says("y", tokens=4)),
-            root.spawn("b", max_tokens=10**9),
-        ]
-        answer = await root.join(children, until="first success")
-        assert isinstance(answer, Answer)
-        assert (answer.text, answer.path) == ("y", (0, 3))
-        assert root.text == "a y"
-        assert all(child.is_done for child in children)
-        assert children[0].answer is not None
-        assert children[0].answer.reason == "cancelled"
-        # What was cancelled is closed before the join returns, and its work is counted.
-        assert {c.thread for c in device.sent if isinstance(c, CloseThread)} == {(0, k) for k in range(5)}
-        assert root.usage.generated == device.statistics.generated
-    joined = [event for event in device.core.events if isinstance(event, Joined)]
-    assert joined == [
-        Joined(
-            time=0.0,
-            thread=(0,),
-            children=tuple((0, k) for k in range(5)),
-            delivered=((0, 3),),
-            cancelled=((0, 0), (0, 4)),
-        )
-    ]
-    ended = {e.thread: e.outcome for e in device.core.events if isinstance(e, ThreadEnded)}
-    assert ended == {
-        (0, 0): "cancelled",
-        (0, 1): "failed",
-        (0, 2): "nothing",
-        (0, 3): "returned",
-        (0, 4): "cancelled",
-        (0,): "nothing",
-    }
-    assert_all_closed(device.core)
-
-
-async def test_first_success_may_be_told_what_success_is(engine: Engine) -> None:
-    async with engine, engine.thread("a") as root:
-        children = [root.spawn("b", run=says(word)) for word in ("x", "y", "z")]
-        answer = await root.join(children, until="first success", success=lambda a: a.text == "y", append=False)
-        assert answer is not None
-        assert answer.text == "y"
-        assert root.text == "a"
-        with pytest.raises(ValueError, match="belongs to"):
-            await root.join(**misused(success=bool))
-        with pytest.raises(ValueError, match="first success"):
-            await root.join(**misused(until="second success"))
-
-
-async def test_no_success_is_none_or_the_errors(engine: Engine) -> None:
-    async with engine, engine.thread("a") as root:
-        assert await root.join([root.spawn("b", run=says(None))], until="first success") is None
-        assert await root.join([], until="first success") is None
-        children = [root.spawn("b", run=says(None)), root.spawn("b", run=fails(KeyError("one")))]
-        with pytest.raises(KeyError, match="one"):
-            await root.join(children, until="first success")
-        children = [root.spawn("b", run=fails(KeyError("one"))), root.spawn("b", run=fails(OSError("two")))]
-        with pytest.raises(ExceptionGroup) as caught:
-            await root.join(children, until="first success")
-        assert [type(error) for error in caught.value.exceptions] == [KeyError, OSError]
-        assert root.text == "a"
 
 
 async def test_errors_wait_for_their_joiner(device: ScriptedDevice, engine: Engine) -> None:
@@ -231,7 +136,7 @@ async def test_a_cancelled_join_may_be_repeated(engine: Engine) -> None:
             await root.join([child])
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await root.join([child], until="first success")
+            await root.first([child])
         assert root.text == "a"
         assert not child.is_done
         never.set()

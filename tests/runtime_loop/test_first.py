@@ -1,0 +1,153 @@
+"""The first answer that is accepted, and what becomes of the other children."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from runtime import Answer, Engine, ReasoningThread
+from runtime.link.commands import CloseThread
+from runtime.link.events import Joined, ThreadEnded
+
+from .programs import fails, says
+from .scripted import ScriptedDevice, assert_all_closed, counting, word_tokenizer
+from .turns import turn
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def device() -> ScriptedDevice:
+    return ScriptedDevice(counting)
+
+
+@pytest.fixture
+def engine(device: ScriptedDevice) -> Engine:
+    return Engine.over(device, tokenizer=word_tokenizer(), records=True)
+
+
+async def test_the_others_are_cancelled(device: ScriptedDevice, engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        never = anyio.Event()
+        children = [
+            root.spawn("b", run=says("x", after=never)),
+            root.spawn("b", run=fails(KeyError("no success"))),
+            root.spawn("b", run=says(None)),
+            root.spawn("c", run=says("y", tokens=4)),
+            root.spawn("b", max_tokens=10**9),
+        ]
+        answer = await root.first(children)
+        assert isinstance(answer, Answer)
+        assert (answer.text, answer.path) == ("y", (0, 3))
+        assert root.text == "a y"
+        assert all(child.is_done for child in children)
+        assert children[0].answer is not None
+        assert children[0].answer.reason == "cancelled"
+        # What was cancelled is closed before the join returns, and its work is counted.
+        assert {c.thread for c in device.sent if isinstance(c, CloseThread)} == {(0, k) for k in range(5)}
+        assert root.usage.generated == device.statistics.generated
+    joined = [event for event in device.core.events if isinstance(event, Joined)]
+    assert joined == [
+        Joined(
+            time=0.0,
+            thread=(0,),
+            children=tuple((0, k) for k in range(5)),
+            delivered=((0, 3),),
+            cancelled=((0, 0), (0, 4)),
+        )
+    ]
+    ended = {e.thread: e.outcome for e in device.core.events if isinstance(e, ThreadEnded)}
+    assert ended == {
+        (0, 0): "cancelled",
+        (0, 1): "failed",
+        (0, 2): "nothing",
+        (0, 3): "returned",
+        (0, 4): "cancelled",
+        (0,): "nothing",
+    }
+    assert_all_closed(device.core)
+
+
+async def test_what_is_accepted_may_be_told(engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b", run=says(word)) for word in ("x", "y", "z")]
+        answer = await root.first(children, accept=lambda a: a.text == "y", append=False)
+        assert answer is not None
+        assert answer.text == "y"
+        assert root.text == "a"
+
+
+async def test_none_or_the_errors_where_nothing_is_accepted(engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        assert await root.first([root.spawn("b", run=says(None))]) is None
+        assert await root.first([]) is None
+        children = [root.spawn("b", run=says(None)), root.spawn("b", run=fails(KeyError("one")))]
+        with pytest.raises(KeyError, match="one"):
+            await root.first(children)
+        children = [root.spawn("b", run=fails(KeyError("one"))), root.spawn("b", run=fails(OSError("two")))]
+        with pytest.raises(ExceptionGroup) as caught:
+            await root.first(children)
+        assert [type(error) for error in caught.value.exceptions] == [KeyError, OSError]
+        assert root.text == "a"
+
+
+async def test_answers_are_offered_in_the_order_of_their_ends(engine: Engine) -> None:
+    """Those that are there already come first, as they are given."""
+    gates = [anyio.Event() for _ in range(4)]
+    offered: list[str] = []
+
+    def accept(answer: Answer) -> bool:
+        offered.append(answer.text)
+        if answer.text == "v":
+            gates[2].set()
+        return False
+
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b", run=says(word, after=gate)) for word, gate in zip("stuv", gates, strict=True)]
+        gates[1].set()
+        gates[0].set()
+        while not (children[0].is_done and children[1].is_done):
+            await anyio.lowlevel.checkpoint()
+        gates[3].set()
+        children.append(root.spawn("b", run=fails(KeyError("one"))))
+        with pytest.raises(KeyError, match="one"):
+            await root.first([children[2], children[1], *children[3:], children[0]], accept=accept)
+        assert offered == ["t", "s", "v", "u"]
+        assert all(child.is_joined for child in children)
+
+
+async def test_what_accept_raises_joins_nothing(engine: Engine) -> None:
+    def accept(answer: Answer) -> bool:
+        raise OSError(answer.text)
+
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b", run=says("x")), root.spawn("b", run=says("x"))]
+        with pytest.raises(OSError, match="x"):
+            await root.first(children, accept=accept)
+        assert [answer.text for answer in await root.join(children)] == ["x", "x"]
+
+
+async def test_cancelled_while_the_others_go_it_has_joined_nothing(engine: Engine) -> None:
+    may_go = anyio.Event()
+
+    async def linger(thread: ReasoningThread) -> None:
+        with anyio.CancelScope(shield=True):
+            await may_go.wait()
+        await anyio.lowlevel.checkpoint()
+
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b", run=says("x")), root.spawn("b", run=linger)]
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(root.first, children)
+                while not children[0].is_done:
+                    await anyio.lowlevel.checkpoint()
+                await turn()
+                scope.cancel()
+        assert root.text == "a"
+        assert not any(child.is_joined for child in children)
+        may_go.set()
+        answers = await root.join(children)
+        assert [answer.reason for answer in answers] == ["returned", "cancelled"]
+        assert root.text == "a x"
