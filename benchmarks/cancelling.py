@@ -66,16 +66,16 @@ async def _fall(shape: Shape, count: int) -> float:
 
 def _side_by_side(root: ReasoningThread, count: int) -> None:
     for _ in range(count):
-        root.spawn([1], run=_wait)
+        root.spawn([1], program=_wait)
 
 
 def _one_below_the_other(root: ReasoningThread, count: int) -> None:
     async def descend(thread: ReasoningThread) -> None:
         if len(thread.path) <= count:
-            await thread.join([thread.spawn([1], run=descend)])
+            await thread.join([thread.spawn([1], program=descend)])
         await _wait(thread)
 
-    root.spawn([1], run=descend)
+    root.spawn([1], program=descend)
 
 
 async def _wait(thread: ReasoningThread) -> None:

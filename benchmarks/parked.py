@@ -205,7 +205,7 @@ async def _parked_children(root: ReasoningThread, size: Size) -> AsyncIterator[N
             all_parked.set()
         await released.wait()
 
-    children = [root.spawn(prompt, run=park) for prompt in _prompts(size.parked, size)]
+    children = [root.spawn(prompt, program=park) for prompt in _prompts(size.parked, size)]
     await all_parked.wait()
     yield
     released.set()

@@ -57,7 +57,7 @@ class ThreadArguments(_Arguments, frozen=True, kw_only=True):
     sampling: Sampling | None = None
     max_tokens: Count | None = None
     priority: Whole | None = None
-    run: Callable[[Any], Awaitable[Any]] | None = None
+    program: Callable[[Any], Awaitable[Any]] | None = None
 
 
 class GenerateArguments(_Arguments, frozen=True, kw_only=True):

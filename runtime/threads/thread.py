@@ -128,7 +128,7 @@ class ReasoningThread:
         self,
         message: str | Sequence[int],
         *,
-        run: Program | None = None,
+        program: Program | None = None,
         limits: Limits | None = None,
         depth: DepthPolicy | None = None,
         sampling: Sampling | None = None,
@@ -137,24 +137,24 @@ class ReasoningThread:
     ) -> Child:
         """Starts a child that sees only the message, as a task of this thread.
 
-        `run` works in the child and returns its message; without it the model drives the child, under the protocol if
-        there is one. What is not given is inherited. Raises `LimitExceeded` where the limits allow no more children.
+        `program` works in the child and returns its message; without it the model drives the child, under the protocol
+        if there is one. What is not given is inherited. Raises `LimitExceeded` where the limits allow no more children.
         """
         frontend = self.context.frontend
         tokens = frontend.encode(message)
         if not tokens or (isinstance(message, str) and tokens == frontend.encode("")):
             raise PromptError("A child sees nothing but its message, and this one is empty. Give it one, or fork().")
         given = ThreadArguments(
-            run=run, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
+            program=program, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
         )
         self._check_child()
-        return self.start_child(tokens, run=run, limits=given.limits, settings=self._settings(given))
+        return self.start_child(tokens, program=program, limits=given.limits, settings=self._settings(given))
 
     def fork(
         self,
         message: str | Sequence[int] | None = None,
         *,
-        run: Program | None = None,
+        program: Program | None = None,
         limits: Limits | None = None,
         depth: DepthPolicy | None = None,
         sampling: Sampling | None = None,
@@ -167,11 +167,11 @@ class ReasoningThread:
         """
         tokens = () if message is None else self.context.frontend.encode(message, self.context.tokens)
         given = ThreadArguments(
-            run=run, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
+            program=program, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
         )
         self.context.check_idle("fork")
         self._check_child()
-        return self.start_child(tokens, run=run, limits=given.limits, settings=self._settings(given), fork=True)
+        return self.start_child(tokens, program=program, limits=given.limits, settings=self._settings(given), fork=True)
 
     async def join(self, children: Iterable[Child] | None = None, *, append: bool = True) -> list[Answer]:
         """Waits for all children (all that are not joined, if none are named) and appends what they return.
@@ -264,7 +264,7 @@ class ReasoningThread:
         prompt: tuple[int, ...],
         *,
         settings: ThreadSettings,
-        run: Program | None = None,
+        program: Program | None = None,
         limits: Limits | None = None,
         fork: bool = False,
         by_model: bool = False,
@@ -287,7 +287,7 @@ class ReasoningThread:
             thread.context.close()
             raise
         self.lifetime.start(
-            thread.lifetime, partial(child.main, partial(thread._work, run)), name=f"reasoning thread {path}"
+            thread.lifetime, partial(child.main, partial(thread._work, program)), name=f"reasoning thread {path}"
         )
         return child
 

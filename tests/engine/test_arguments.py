@@ -78,7 +78,7 @@ GENERATE: dict[str, list[object]] = {
     "depth": NO_STRUCTS,
     "nowait": NO_FLAGS,
 }
-CHILD: dict[str, list[object]] = {**THREAD, "depth": NO_STRUCTS, "run": [1, "run", []]}
+CHILD: dict[str, list[object]] = {**THREAD, "depth": NO_STRUCTS, "program": [1, "run", []]}
 
 Call = Callable[[Engine, ReasoningThread, dict[str, Any]], Awaitable[object]]
 

@@ -74,7 +74,7 @@ async def test_a_tree_says_the_same_in_company(tiny_checkpoint: Path) -> None:
             async def work(number: int) -> None:
                 async with roots[number] as root:
                     generation = await root.generate(max_tokens=20)
-                    child = root.fork("w1 w2", run=say_ten)
+                    child = root.fork("w1 w2", program=say_ten)
                     (answer,) = await root.join([child])
                     last = await root.generate(max_tokens=10)
                     found[number] = (*generation.tokens, *answer.tokens, *last.tokens)

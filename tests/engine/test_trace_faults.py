@@ -83,7 +83,7 @@ async def converse(engine: Engine) -> list[tuple[int, ...]]:
     """What a root and its two children say."""
     async with engine.thread(prompt(0)) as root:
         said = [(await root.generate(max_tokens=3, stop=[-1])).tokens]
-        children = [root.spawn(prompt(number), max_tokens=2, run=_say) for number in (1, 2)]
+        children = [root.spawn(prompt(number), max_tokens=2, program=_say) for number in (1, 2)]
         said += [answer.tokens for answer in await root.join(children)]
         said.append((await root.generate(max_tokens=2, stop=[-1])).tokens)
     return said

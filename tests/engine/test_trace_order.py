@@ -29,13 +29,13 @@ async def test_joins_and_ends_are_written_when_they_return(tiny_checkpoint: Path
     path = tmp_path / "run.trace"
     async with Engine.open(tiny_checkpoint, trace=path, policy=Policy(depth=Fixed(2)), **OPTIONS) as engine:
         async with engine.thread(prompt(0)) as root:
-            await root.join([root.spawn(prompt(1), run=say), root.spawn(prompt(2), run=say)])
+            await root.join([root.spawn(prompt(1), program=say), root.spawn(prompt(2), program=say)])
             events = read(path).events
             assert paths(events, Joined) == [(0,)]
             assert sorted(paths(events, ThreadEnded)) == [(0, 0), (0, 1)]
-            await root.first([root.spawn(prompt(1), run=say)])
+            await root.first([root.spawn(prompt(1), program=say)])
             assert paths(read(path).events, Joined) == [(0,)] * 2
-            children = [root.spawn(prompt(number), run=say) for number in (1, 2)]
+            children = [root.spawn(prompt(number), program=say) for number in (1, 2)]
             async for _ in root.as_completed(children):
                 pass
             assert paths(read(path).events, Joined) == [(0,)] * 4
@@ -52,7 +52,7 @@ async def test_who_is_asked_for_has_been_opened(tiny_checkpoint: Path, tmp_path:
         async with engine.thread(prompt(2)) as root:
             with pytest.raises(PromptError):
                 root.spawn([1] * 1000)
-            await root.join([root.fork(run=say), root.spawn(prompt(1), run=say)])
+            await root.join([root.fork(program=say), root.spawn(prompt(1), program=say)])
     opened: set[tuple[int, ...]] = set()
     asked = []
     for event in read(path).events:

@@ -278,12 +278,12 @@ class _Body:
     def _spawn(self, action: p.Spawn) -> None:
         depth = action.depth or self._depth
         make = self._thread.fork if action.fork else self._thread.spawn
-        run = None
+        program = None
         if action.body is not None:
-            run = self._interpreter.child_program(action, self._said, depth, self._said.is_comparable)
+            program = self._interpreter.child_program(action, self._said, depth, self._said.is_comparable)
         child = make(
             action.message,
-            run=run,
+            program=program,
             limits=action.limits,
             depth=None if action.depth is None else DEPTHS[action.depth],
             priority=action.priority,

@@ -130,7 +130,7 @@ async def test_cleaning_up_in_a_cancelled_child_is_waited_for() -> None:
 
     async with Engine.over(device, tokenizer=word_tokenizer()) as engine:
         async with engine.thread("a") as root:
-            child = root.spawn("b", run=run)
+            child = root.spawn("b", program=run)
             await root.generate(3)
         assert len(cleaned) == 1
         assert child.is_done
@@ -156,7 +156,7 @@ async def everything(engine: Engine) -> None:
         group.start_soon(engine.run, "1")
         async for _ in root.stream(2):
             pass
-        children = [root.spawn("5", run=run), root.fork(run=run), root.spawn("3")]
+        children = [root.spawn("5", program=run), root.fork(program=run), root.spawn("3")]
         await root.join(children[:1])
         async for _ in root.as_completed(children[1:2]):
             break
@@ -228,9 +228,9 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
                     await thread.generate(choose.randint(1, 6))
                 case 2 | 3 if len(thread.path) < 4:
                     limits = choose.choice([None, Limits(tokens=5), Limits(iterations=20)])
-                    thread.spawn("5", run=choose.choice([run, None]), max_tokens=20, limits=limits)
+                    thread.spawn("5", program=choose.choice([run, None]), max_tokens=20, limits=limits)
                 case 4 if len(thread.path) < 4:
-                    thread.fork("6", run=run)
+                    thread.fork("6", program=run)
                 case 5 if choose.random() < 0.5:
                     await thread.join()
                 case 5:

@@ -31,10 +31,10 @@ async def test_the_others_are_cancelled(device: ScriptedDevice, engine: Engine) 
     async with engine, engine.thread("a") as root:
         never = anyio.Event()
         children = [
-            root.spawn("b", run=says("x", after=never)),
-            root.spawn("b", run=fails(KeyError("no success"))),
-            root.spawn("b", run=says(None)),
-            root.spawn("c", run=says("y", tokens=4)),
+            root.spawn("b", program=says("x", after=never)),
+            root.spawn("b", program=fails(KeyError("no success"))),
+            root.spawn("b", program=says(None)),
+            root.spawn("c", program=says("y", tokens=4)),
             root.spawn("b", max_tokens=10**9),
         ]
         answer = await root.first(children)
@@ -71,7 +71,7 @@ async def test_the_others_are_cancelled(device: ScriptedDevice, engine: Engine) 
 
 async def test_what_is_accepted_may_be_told(engine: Engine) -> None:
     async with engine, engine.thread("a") as root:
-        children = [root.spawn("b", run=says(word)) for word in ("x", "y", "z")]
+        children = [root.spawn("b", program=says(word)) for word in ("x", "y", "z")]
         answer = await root.first(children, accept=lambda a: a.text == "y", append=False)
         assert answer is not None
         assert answer.text == "y"
@@ -80,12 +80,12 @@ async def test_what_is_accepted_may_be_told(engine: Engine) -> None:
 
 async def test_none_or_the_errors_where_nothing_is_accepted(engine: Engine) -> None:
     async with engine, engine.thread("a") as root:
-        assert await root.first([root.spawn("b", run=says(None))]) is None
+        assert await root.first([root.spawn("b", program=says(None))]) is None
         assert await root.first([]) is None
-        children = [root.spawn("b", run=says(None)), root.spawn("b", run=fails(KeyError("one")))]
+        children = [root.spawn("b", program=says(None)), root.spawn("b", program=fails(KeyError("one")))]
         with pytest.raises(KeyError, match="one"):
             await root.first(children)
-        children = [root.spawn("b", run=fails(KeyError("one"))), root.spawn("b", run=fails(OSError("two")))]
+        children = [root.spawn("b", program=fails(KeyError("one"))), root.spawn("b", program=fails(OSError("two")))]
         with pytest.raises(ExceptionGroup) as caught:
             await root.first(children)
         assert [type(error) for error in caught.value.exceptions] == [KeyError, OSError]
@@ -104,13 +104,13 @@ async def test_answers_are_offered_in_the_order_of_their_ends(engine: Engine) ->
         return False
 
     async with engine, engine.thread("a") as root:
-        children = [root.spawn("b", run=says(word, after=gate)) for word, gate in zip("stuv", gates, strict=True)]
+        children = [root.spawn("b", program=says(word, after=gate)) for word, gate in zip("stuv", gates, strict=True)]
         gates[1].set()
         gates[0].set()
         while not (children[0].is_done and children[1].is_done):
             await anyio.lowlevel.checkpoint()
         gates[3].set()
-        children.append(root.spawn("b", run=fails(KeyError("one"))))
+        children.append(root.spawn("b", program=fails(KeyError("one"))))
         with pytest.raises(KeyError, match="one"):
             await root.first([children[2], children[1], *children[3:], children[0]], accept=accept)
         assert offered == ["t", "s", "v", "u"]
@@ -122,7 +122,7 @@ async def test_what_accept_raises_joins_nothing(engine: Engine) -> None:
         raise OSError(answer.text)
 
     async with engine, engine.thread("a") as root:
-        children = [root.spawn("b", run=says("x")), root.spawn("b", run=says("x"))]
+        children = [root.spawn("b", program=says("x")), root.spawn("b", program=says("x"))]
         with pytest.raises(OSError, match="x"):
             await root.first(children, accept=accept)
         assert [answer.text for answer in await root.join(children)] == ["x", "x"]
@@ -137,7 +137,7 @@ async def test_cancelled_while_the_others_go_it_has_joined_nothing(engine: Engin
         await anyio.lowlevel.checkpoint()
 
     async with engine, engine.thread("a") as root:
-        children = [root.spawn("b", run=says("x")), root.spawn("b", run=linger)]
+        children = [root.spawn("b", program=says("x")), root.spawn("b", program=linger)]
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(root.first, children)

@@ -39,9 +39,9 @@ def engine(device: ScriptedDevice) -> Engine:
 async def test_all_are_appended_in_spawn_order(device: ScriptedDevice, engine: Engine) -> None:
     late = anyio.Event()
     async with engine, engine.thread("a") as root:
-        first = root.spawn("b", run=says("x x", after=late))
-        silent = root.spawn("c", run=says(None))
-        second = root.spawn("d", run=says("y"))
+        first = root.spawn("b", program=says("x x", after=late))
+        silent = root.spawn("c", program=says(None))
+        second = root.spawn("d", program=says("y"))
         async with anyio.create_task_group() as group:
 
             async def release() -> None:
@@ -69,21 +69,25 @@ async def test_all_are_appended_in_spawn_order(device: ScriptedDevice, engine: E
 async def test_messages_are_put_as_the_protocol_says(device: ScriptedDevice) -> None:
     engine = Engine.over(device, tokenizer=word_tokenizer(), protocol=bound_protocol(most_messages=1))
     async with engine, engine.thread("a") as root:
-        children = [root.spawn("b", run=says(None)), root.spawn("b", run=says("x")), root.spawn("b", run=says("y"))]
+        children = [
+            root.spawn("b", program=says(None)),
+            root.spawn("b", program=says("x")),
+            root.spawn("b", program=says("y")),
+        ]
         await root.join(children)
         assert root.text == "a <message> x </message>"
-        await root.join([root.spawn("b", run=says("y"))], append=False)
+        await root.join([root.spawn("b", program=says("y"))], append=False)
         assert root.text == "a <message> x </message>"
 
 
 async def test_errors_wait_for_their_joiner(device: ScriptedDevice, engine: Engine) -> None:
     async with engine, engine.thread("a") as root:
-        bad, good = root.spawn("b", run=fails(KeyError("one"))), root.spawn("b", run=says("x"))
+        bad, good = root.spawn("b", program=fails(KeyError("one"))), root.spawn("b", program=says("x"))
         assert (await root.generate(5)).tokens == (0, 1, 2, 3, 4)
         with pytest.raises(KeyError, match="one"):
             await root.join([good, bad])
         assert root.text == "a 0 1 2 3 4"
-        several = [root.spawn("b", run=fails(KeyError("one"))) for _ in range(3)]
+        several = [root.spawn("b", program=fails(KeyError("one"))) for _ in range(3)]
         with pytest.raises(ExceptionGroup, match="3 children of thread") as caught:
             await root.join(several)
         assert len(caught.value.exceptions) == 3
@@ -94,13 +98,13 @@ async def test_errors_nobody_joined_leave_with_the_thread(device: ScriptedDevice
     async with engine:
         with pytest.raises(ExceptionGroup, match="unjoined children") as caught:  # noqa: PT012
             async with engine.thread("a") as root:
-                children = [root.spawn("b", run=fails(KeyError("one"))), root.spawn("c", max_tokens=10**9)]
+                children = [root.spawn("b", program=fails(KeyError("one"))), root.spawn("c", max_tokens=10**9)]
                 while not children[0].is_done:
                     await anyio.lowlevel.checkpoint()
         assert [repr(error) for error in caught.value.exceptions] == ["KeyError('one')"]
         with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
             async with engine.thread("a") as root:
-                child = root.spawn("b", run=fails(KeyError("one")))
+                child = root.spawn("b", program=fails(KeyError("one")))
                 while not child.is_done:
                     await anyio.lowlevel.checkpoint()
                 raise OSError("mine")
@@ -110,7 +114,7 @@ async def test_errors_nobody_joined_leave_with_the_thread(device: ScriptedDevice
 
 async def test_a_child_is_joined_once_by_its_parent(engine: Engine) -> None:
     async with engine, engine.thread("a") as root, engine.thread("a") as other:
-        child = root.spawn("b", run=says("x"))
+        child = root.spawn("b", program=says("x"))
         with pytest.raises(ValueError, match="not a child of thread"):
             await other.join([child])
         with pytest.raises(ValueError, match="twice"):
@@ -119,7 +123,7 @@ async def test_a_child_is_joined_once_by_its_parent(engine: Engine) -> None:
         with pytest.raises(ThreadStateError, match="joined already"):
             await root.join([child])
         never = anyio.Event()
-        child = root.spawn("b", run=says("x", after=never))
+        child = root.spawn("b", program=says("x", after=never))
         async with anyio.create_task_group() as group:
             group.start_soon(root.join, [child])
             await turn()
@@ -131,7 +135,7 @@ async def test_a_child_is_joined_once_by_its_parent(engine: Engine) -> None:
 async def test_a_cancelled_join_may_be_repeated(engine: Engine) -> None:
     never = anyio.Event()
     async with engine, engine.thread("a") as root:
-        child = root.spawn("b", run=says("x", after=never))
+        child = root.spawn("b", program=says("x", after=never))
         with anyio.move_on_after(0):
             await root.join([child])
         with anyio.CancelScope() as scope:
@@ -147,7 +151,7 @@ async def test_a_cancelled_join_may_be_repeated(engine: Engine) -> None:
 async def test_as_completed_gives_answers_as_they_come(engine: Engine) -> None:
     gates = [anyio.Event() for _ in range(3)]
     async with engine, engine.thread("a") as root:
-        children = [root.spawn("b", run=says(word, after=gate)) for word, gate in zip("xyz", gates, strict=True)]
+        children = [root.spawn("b", program=says(word, after=gate)) for word, gate in zip("xyz", gates, strict=True)]
         order = [2, 0, 1]
         gates[order[0]].set()
         seen = []
@@ -157,7 +161,7 @@ async def test_as_completed_gives_answers_as_they_come(engine: Engine) -> None:
                 gates[order[len(seen)]].set()
         assert seen == ["z", "x", "y"]
         assert root.text == "a"
-        bad, good = root.spawn("b", run=fails(KeyError("one"))), root.spawn("b", run=says("x"))
+        bad, good = root.spawn("b", program=fails(KeyError("one"))), root.spawn("b", program=says("x"))
         completed = root.as_completed()
         got = []
         for _ in range(2):
@@ -180,7 +184,7 @@ async def test_fork_inherits_the_context(device: ScriptedDevice, engine: Engine)
             assert thread.text == "a b 0 1 c"
             return (await thread.generate(2)).text
 
-        child = root.fork("c", run=run)
+        child = root.fork("c", program=run)
         root.append("d")
         bare = root.fork(max_tokens=3)
         answers = await root.join([child, bare])
@@ -198,11 +202,11 @@ async def test_children_have_children(device: ScriptedDevice, engine: Engine) ->
     async def run(thread: ReasoningThread) -> str:
         if len(thread.path) > 4:
             return "x"
-        answers = await thread.join([thread.spawn("b", run=run), thread.spawn("c", run=run)])
+        answers = await thread.join([thread.spawn("b", program=run), thread.spawn("c", program=run)])
         return " ".join(answer.text for answer in answers)
 
     async with engine, engine.thread("a") as root:
-        (answer,) = await root.join([root.spawn("b", run=run)])
+        (answer,) = await root.join([root.spawn("b", program=run)])
         assert answer.text.split() == ["x"] * 8
         assert answer.usage.threads == 15
     assert_all_closed(device.core)

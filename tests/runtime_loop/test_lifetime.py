@@ -26,14 +26,14 @@ async def test_deep_trees_are_cancelled(how: Literal["child", "outside", "left"]
 
     async def descend(thread: ReasoningThread) -> None:
         if len(thread.path) <= DEEP:
-            await thread.join([thread.spawn("b", run=descend)])
+            await thread.join([thread.spawn("b", program=descend)])
         down.set()
         await anyio.sleep_forever()
 
     async with Engine.over(device, tokenizer=word_tokenizer()) as engine:
         with anyio.CancelScope() as scope:
             async with engine.thread("a") as root:
-                child = root.spawn("b", run=descend)
+                child = root.spawn("b", program=descend)
                 await down.wait()
                 if how == "child":
                     child.cancel()
@@ -61,14 +61,14 @@ async def test_everything_below_a_cancelled_thread_is_cancelled_at_once() -> Non
             cancelled.append("grandchild")
 
     async def linger(thread: ReasoningThread) -> None:
-        thread.spawn("b", run=wait)
+        thread.spawn("b", program=wait)
         with anyio.CancelScope(shield=True):
             await may_end.wait()
         cancelled.append("child")
-        thread.spawn("b", run=wait)
+        thread.spawn("b", program=wait)
 
     async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
-        child = root.spawn("b", run=linger)
+        child = root.spawn("b", program=linger)
         await turn()
         child.cancel()
         await turn()
@@ -84,7 +84,7 @@ async def test_a_deadline_reaches_what_is_below_and_is_only_its_owners() -> None
     reasons: list[str] = []
 
     async def descend(thread: ReasoningThread) -> None:
-        below = thread.spawn("b", run=descend if len(thread.path) < 4 else None)
+        below = thread.spawn("b", program=descend if len(thread.path) < 4 else None)
         try:
             with anyio.CancelScope(shield=True):
                 await thread.join([below])
@@ -94,7 +94,7 @@ async def test_a_deadline_reaches_what_is_below_and_is_only_its_owners() -> None
 
     async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
         with pytest.raises(LimitExceeded, match=r"Thread \(0, 0\) ran longer than its limit of 0\.01 s"):
-            await root.join([root.spawn("b", run=descend, limits=Limits(seconds=0.01))])
+            await root.join([root.spawn("b", program=descend, limits=Limits(seconds=0.01))])
         assert reasons == ["cancelled"] * 3
     assert_all_closed(device.core)
 
@@ -109,14 +109,14 @@ async def test_what_ends_programs_ends_the_tree() -> None:
 
     async def descend(thread: ReasoningThread) -> None:
         if len(thread.path) < 5:
-            await thread.join([thread.spawn("b", run=descend)])
+            await thread.join([thread.spawn("b", program=descend)])
             await anyio.sleep_forever()
         raise Ended
 
     async with Engine.over(device, tokenizer=word_tokenizer()) as engine:
         with pytest.raises(BaseExceptionGroup) as caught:
             async with engine.thread("a") as root:
-                await root.join([root.spawn("b", run=descend)])
+                await root.join([root.spawn("b", program=descend)])
         assert [type(error) for error in caught.value.exceptions] == [Ended]
     assert_all_closed(device.core)
 

@@ -60,7 +60,7 @@ async def test_what_children_spend_counts_for_their_parents() -> None:
             await thread.join([inner])
             assert (await thread.generate(100)).limit == "tokens"
 
-        child = root.spawn("b", run=run, limits=Limits(tokens=7))
+        child = root.spawn("b", program=run, limits=Limits(tokens=7))
         await root.join([child])
         assert child.usage.generated == 7
         assert (await root.generate()).tokens == (0, 1, 2)
@@ -69,7 +69,7 @@ async def test_what_children_spend_counts_for_their_parents() -> None:
 async def test_threads_that_run_together_share_a_token_limit() -> None:
     device = SteppedDevice(counting)
     async with engine_over(device) as engine, engine.thread("a", limits=Limits(tokens=20)) as root:
-        children = [root.spawn("b", run=lambda thread: _text(thread)) for _ in range(4)]
+        children = [root.spawn("b", program=lambda thread: _text(thread)) for _ in range(4)]
         await turn()
         device.step(50)
         await root.join(children, append=False)
@@ -93,7 +93,7 @@ async def test_threads_that_run_together_share_an_iteration_limit() -> None:
         async def run(thread: ReasoningThread) -> None:
             got.append(await thread.generate())
 
-        children = [root.spawn("b", run=run) for _ in range(3)]
+        children = [root.spawn("b", program=run) for _ in range(3)]
         await turn()
         for _ in range(12):
             device.step()
@@ -118,12 +118,12 @@ async def test_threads_and_tree_depth_refuse_children() -> None:
 
         async def run(thread: ReasoningThread) -> None:
             try:
-                await thread.join([thread.spawn("b", run=run)])
+                await thread.join([thread.spawn("b", program=run)])
             except LimitExceeded as error:
                 refused.append((thread.path, str(error)))
 
         async with engine.thread("a", limits=Limits(tree_depth=2)) as root:
-            await root.join([root.spawn("b", run=run)])
+            await root.join([root.spawn("b", program=run)])
         assert [path for path, _ in refused] == [(1, 0, 0)]
         assert "thread (1,)'s limit is a tree depth of 2" in refused[0][1]
     assert_all_closed(device.core)
@@ -144,7 +144,7 @@ async def test_seconds_end_a_thread_with_everything_below_it() -> None:
                 await thread.generate()
 
             with pytest.raises(LimitExceeded, match="longer"):
-                await root.join([root.spawn("b", run=run, limits=Limits(seconds=0.01))])
+                await root.join([root.spawn("b", program=run, limits=Limits(seconds=0.01))])
             # A child that its model drives returns nothing instead.
             (answer,) = await root.join([root.spawn("b", limits=Limits(seconds=0.01))])
             assert (answer.text, answer.reason) == ("", "limit")

@@ -52,7 +52,7 @@ async def test_every_context_begins_as_the_tokenizer_begins_texts() -> None:
     async with Engine.over(saying(ids("a")), tokenizer=FALLBACK) as engine:
         async with engine.thread("the cat") as root:
             assert root.tokens == (BOS, *ids("the cat"))
-            children = [root.spawn("the cat", run=look), root.fork(" sat", run=look)]
+            children = [root.spawn("the cat", program=look), root.fork(" sat", program=look)]
             await root.join(children)
             assert seen == {"(0, 0)": (BOS, *ids("the cat")), "(0, 1)": (BOS, *ids("the cat"), *inside(" sat"))}
             assert root.text == "<s> the catsatsat"

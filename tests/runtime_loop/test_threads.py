@@ -160,7 +160,7 @@ async def test_depth_policies_follow_the_role() -> None:
             await thread.generate(1)
 
         await root.generate(1)
-        await root.join([root.spawn("b", run=run)])
+        await root.join([root.spawn("b", program=run)])
     opened = {c.thread: c.depth.max_iterations for c in device.core.commands if isinstance(c, OpenThread)}
     assert opened == {(0,): 1, (0, 0): 3, (0, 0, 0): 3}
     replaced = [

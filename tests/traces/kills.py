@@ -42,7 +42,7 @@ async def record(path: Path) -> None:
         while True:
             async with engine.thread("22 26 31 53 -> 27") as root:
                 await _say(root)
-                await root.join([root.spawn("53 - 31 22 Q 27 26 22 22", run=_say) for _ in range(3)])
+                await root.join([root.spawn("53 - 31 22 Q 27 26 22 22", program=_say) for _ in range(3)])
                 _tell("joined", root.path)
                 await _say(root)
             _tell("ended", root.path)
