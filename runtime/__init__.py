@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from runtime.results import Answer, Chunk, Generation, Usage
     from runtime.sampling import Sampling
     from runtime.settings import EngineSettings
-    from runtime.threads.child import Child
+    from runtime.threads.child import Child, ChildStatus
     from runtime.threads.stream import Stream
     from runtime.threads.thread import ReasoningThread
 
 _HOMES = {
     "policies": ("Limits",),
     "runtime.results": ("Answer", "Chunk", "Generation", "Usage"),
-    "runtime.threads.child": ("Child",),
+    "runtime.threads.child": ("Child", "ChildStatus"),
     "runtime.link.commands": ("Device", "Statistics"),
     "runtime.loading": ("Opened", "open_device"),
     "runtime.engine": ("Engine",),
@@ -73,6 +73,7 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "Child",
+    "ChildStatus",
     "Chunk",
     "Device",
     "Engine",

@@ -18,7 +18,7 @@ from runtime.errors import LimitExceeded, PolicyError, PromptError, ProtocolErro
 from runtime.link.commands import Signal, Signalled, ThreadPath
 from runtime.protocol import BoundProtocol
 from runtime.results import Generation, Outcome
-from runtime.threads.child import Child
+from runtime.threads.child import ChildTask
 from runtime.threads.context import Context, GenerateOptions
 from runtime.threads.joining import Asked, Children
 from runtime.threads.session import ThreadSettings
@@ -43,7 +43,7 @@ class DrivenThread(Protocol):
         limits: Limits | None,
         by_model: bool,
         reason: str,
-    ) -> Child: ...
+    ) -> ChildTask: ...
 
     def record_spawn(
         self, child: ThreadPath | None, prompt: tuple[int, ...], *, by_model: bool, fork: bool, reason: str

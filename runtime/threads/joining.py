@@ -15,10 +15,10 @@ from runtime.link.events import Joined
 from runtime.protocol import BoundProtocol
 from runtime.results import Answer
 from runtime.threads.arrivals import Arrivals
-from runtime.threads.child import Child
+from runtime.threads.child import Child, ChildTask, task_of
 from runtime.threads.context import Context
 
-Asked = tuple[tuple[int, ...], Child | None]
+Asked = tuple[tuple[int, ...], ChildTask | None]
 """One child that was asked for: its prompt, and the child, or None where it was refused."""
 
 
@@ -30,10 +30,10 @@ class Children:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._started = 0
-        self._unjoined: dict[Child, None] = {}
+        self._unjoined: dict[ChildTask, None] = {}
         """In spawn order; a dictionary, because an empty one is small."""
 
-    def __iter__(self) -> Iterator[Child]:
+    def __iter__(self) -> Iterator[ChildTask]:
         """Unjoined children in spawn order."""
         return iter(list(self._unjoined))
 
@@ -45,11 +45,15 @@ class Children:
         self._context.has_children = True
         return (*self._context.path, self._started - 1)
 
-    def add(self, child: Child) -> None:
+    def add(self, child: ChildTask) -> None:
         self._unjoined[child] = None
 
-    def named(self, children: Iterable[Child] | None) -> list[Child]:
-        """Those that a caller names, or all that are not joined. Raises `ValueError` for anything but children."""
+    def named(self, children: Iterable[Child] | None) -> list[ChildTask]:
+        """Those that a caller names by their handles, or all that are not joined.
+
+        Raises `ValueError` for anything but different children of this thread, and `ThreadStateError` for one that was
+        joined.
+        """
         if children is None:
             return list(self)
         if not isinstance(children, Iterable) or isinstance(children, str):
@@ -58,38 +62,50 @@ class Children:
         for child in chosen:
             if not isinstance(child, Child):
                 raise ValueError(f"children has {shown(child)}; give what spawn() and fork() return.")
-        return chosen
+        if len(set(chosen)) < len(chosen):
+            raise ValueError("The same child is given twice.")
+        tasks = [task_of(child) for child in chosen]
+        for task in tasks:
+            if task.is_joined:
+                raise ThreadStateError(f"Child {task.path} was joined already; keep the answer of the first join.")
+            if task not in self._unjoined:
+                raise ValueError(
+                    f"Thread {task.path} is not a child of thread {self._context.path}; join it on its parent."
+                )
+        return tasks
 
-    async def join_all(self, children: Sequence[Child], append: bool) -> list[Answer]:
+    async def join_all(self, children: Sequence[ChildTask], append: bool) -> list[Answer]:
         """Waits for all, then appends what they return, in spawn order. Raises what they failed of, several as an
         `ExceptionGroup`; then nothing is appended. Cancelled, it has joined and appended nothing.
         """
         self._check(append)
         await self.collect(children)
         await self.take_over(children, append=_in_spawn_order(children) if append and children else None)
-        return [_answer(child) for child in children]
+        return [child.given() for child in children]
 
-    async def collect(self, children: Sequence[Child]) -> None:
+    async def collect(self, children: Sequence[ChildTask]) -> None:
         """Waits for all and marks them joined. Raises and is cancelled like `join_all`."""
         await self._claim(children).wait(len(children))
         for child in children:
             self.finish(child)
         self.raise_failures(children)
 
-    async def first(self, children: Sequence[Child], accept: Callable[[Answer], bool], append: bool) -> Answer | None:
+    async def first(
+        self, children: Sequence[ChildTask], accept: Callable[[Answer], bool], append: bool
+    ) -> Answer | None:
         """See `ReasoningThread.first`."""
         self._check(append)
         arrivals = self._claim(children)
-        finished: list[Child] = []
+        finished: list[ChildTask] = []
         winner = None
         while winner is None and len(finished) < len(children):
             child = await arrivals.next()
             finished.append(child)
-            if child.error is None and accept(_answer(child)):
+            if child.error is None and accept(child.given()):
                 winner = child
         losers = [child for child in children if not child.is_done]
         for child in losers:
-            child.cancel()
+            child.lifetime.cancel()
         await arrivals.wait(len(children) - len(finished))
         for child in children:
             self.finish(child)
@@ -98,19 +114,19 @@ class Children:
         await self.take_over(
             children, append=[(winner.prompt, winner)] if winner and append else None, cancelled=losers
         )
-        return None if winner is None else _answer(winner)
+        return None if winner is None else winner.given()
 
-    def as_completed(self, children: Sequence[Child]) -> AsCompleted:
+    def as_completed(self, children: Sequence[ChildTask]) -> AsCompleted:
         self._context.check_open()
         return AsCompleted(self, self._claim(children), len(children))
 
     async def take_over(
         self,
-        children: Sequence[Child],
+        children: Sequence[ChildTask],
         *,
         append: Sequence[Asked] | None,
         before: Sequence[int] = (),
-        cancelled: Sequence[Child] = (),
+        cancelled: Sequence[ChildTask] = (),
     ) -> None:
         """Appends `before` and what the children in `append` returned, as the protocol puts it, and records the join
         of `children`. None appends nothing, while a model's join without spawns gets what the protocol says to no
@@ -118,8 +134,8 @@ class Children:
         `Context.extend`.
         """
         context, asked = self._context, append or ()
-        delivered = [child for _, child in asked if child is not None and _answer(child).message]
-        messages = [() if child is None else _answer(child).message for _, child in asked]
+        delivered = [child for _, child in asked if child is not None and child.given().message]
+        messages = [() if child is None else child.given().message for _, child in asked]
         protocol = context.frontend.protocol
         if protocol is None or append is None:
             delivery = [token for message in messages for token in message]
@@ -139,7 +155,7 @@ class Children:
             )
             await context.frontend.recorded()
 
-    def raise_failures(self, children: Iterable[Child]) -> None:
+    def raise_failures(self, children: Iterable[ChildTask]) -> None:
         """Raises what children failed of: one error as it is, several as an `ExceptionGroup` in spawn order."""
         errors = [child.error for child in sorted(children, key=_path) if child.error is not None]
         if not errors:
@@ -151,13 +167,13 @@ class Children:
         raise ExceptionGroup(f"{len(errors)} children of thread {self._context.path} failed", errors)
 
     def failures(self, body: Exception | None) -> list[Exception]:
-        """Errors of children that nobody joined, in spawn order; without those that the parent's own error covers."""
-        errors = [child.error for child in self if child.error is not None]
+        """Errors of children that nobody joined or awaited, in spawn order; without what the parent's own covers."""
+        errors = [child.error for child in self if child.error is not None and not child.is_error_raised]
         if isinstance(body, EngineFailed):
             errors = [error for error in errors if not isinstance(error, EngineFailed)]
         return errors
 
-    def finish(self, child: Child) -> None:
+    def finish(self, child: ChildTask) -> None:
         """The child is joined."""
         child.is_joined = True
         child.arrivals = None
@@ -169,19 +185,11 @@ class Children:
         else:
             self._context.check_open()
 
-    def _claim(self, children: Sequence[Child]) -> Arrivals[Child]:
-        if len(set(children)) < len(children):
-            raise ValueError("The same child is given twice.")
+    def _claim(self, children: Sequence[ChildTask]) -> Arrivals[ChildTask]:
         for child in children:
-            if child.is_joined:
-                raise ThreadStateError(f"Child {child.path} was joined already; keep the answer of the first join.")
-            if child not in self._unjoined:
-                raise ValueError(
-                    f"Thread {child.path} is not a child of thread {self._context.path}; join it on its parent."
-                )
             if child.arrivals is not None and child.arrivals.is_waiting:
                 raise ThreadStateError(f"Child {child.path} is being joined by another coroutine; join it once.")
-        arrivals: Arrivals[Child] = Arrivals(self._context.frontend.inbox.new_event)
+        arrivals: Arrivals[ChildTask] = Arrivals(self._context.frontend.inbox.new_event)
         for child in children:
             child.arrivals = arrivals
             if child.is_done:
@@ -196,7 +204,7 @@ class AsCompleted:
     stay unjoined.
     """
 
-    def __init__(self, children: Children, arrivals: Arrivals[Child], count: int) -> None:
+    def __init__(self, children: Children, arrivals: Arrivals[ChildTask], count: int) -> None:
         self._children = children
         self._arrivals = arrivals
         self._left = count
@@ -212,7 +220,7 @@ class AsCompleted:
         self._children.finish(child)
         self._children.raise_failures([child])
         await self._children.take_over([child], append=())
-        return _answer(child)
+        return child.given()
 
 
 async def _delivery(
@@ -227,15 +235,9 @@ async def _delivery(
     return made
 
 
-def _path(child: Child) -> ThreadPath:
+def _path(child: ChildTask) -> ThreadPath:
     return child.path
 
 
-def _answer(child: Child) -> Answer:
-    if child.answer is None:
-        raise ThreadStateError(f"Child {child.path} has not finished.")
-    return child.answer
-
-
-def _in_spawn_order(children: Iterable[Child]) -> list[Asked]:
+def _in_spawn_order(children: Iterable[ChildTask]) -> list[Asked]:
     return [(child.prompt, child) for child in sorted(children, key=_path)]

@@ -54,6 +54,11 @@ class Lifetime:
     def is_entered(self) -> bool:
         return self._scope is not None
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it, or a lifetime above it, was told to end; a deadline or a scope outside tells it otherwise."""
+        return self._is_cancelled
+
     async def enter(self, seconds: float | None) -> None:
         """Begins it, for at most so many seconds; in the task that will leave it."""
         self._scope = anyio.CancelScope()

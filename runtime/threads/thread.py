@@ -17,7 +17,7 @@ from runtime.results import Answer, Generation, Outcome, Usage
 from runtime.sampling import Sampling
 from runtime.threads.accounts import NO_LIMITS, Account
 from runtime.threads.arguments import FirstArguments, GenerateArguments, JoinArguments, ThreadArguments
-from runtime.threads.child import Child
+from runtime.threads.child import Child, ChildTask
 from runtime.threads.context import Context, GenerateOptions
 from runtime.threads.driver import drive
 from runtime.threads.joining import AsCompleted, Children
@@ -148,7 +148,7 @@ class ReasoningThread:
             program=program, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
         )
         self._check_child()
-        return self.start_child(tokens, program=program, limits=given.limits, settings=self._settings(given))
+        return Child(self.start_child(tokens, program=program, limits=given.limits, settings=self._settings(given)))
 
     def fork(
         self,
@@ -171,7 +171,8 @@ class ReasoningThread:
         )
         self.context.check_idle("fork")
         self._check_child()
-        return self.start_child(tokens, program=program, limits=given.limits, settings=self._settings(given), fork=True)
+        settings = self._settings(given)
+        return Child(self.start_child(tokens, program=program, limits=given.limits, settings=settings, fork=True))
 
     async def join(self, children: Iterable[Child] | None = None, *, append: bool = True) -> list[Answer]:
         """Waits for all children (all that are not joined, if none are named) and appends what they return.
@@ -269,14 +270,14 @@ class ReasoningThread:
         fork: bool = False,
         by_model: bool = False,
         reason: str = "",
-    ) -> Child:
+    ) -> ChildTask:
         """Opens a child, appends its prompt and starts its task. The caller has checked that the limits allow it."""
         context = self.context
         context.check_open()
         path = self.children.new_path()
         account = Account(path, limits or NO_LIMITS, context.account)
         thread = ReasoningThread(Context(path, context.frontend, account, settings), above=self.lifetime)
-        child = Child(thread.context, thread.lifetime, len(prompt))
+        child = ChildTask(thread.context, thread.lifetime, len(prompt))
         thread.context.open(inherits=context if fork else None)
         self.record_spawn(path, prompt, by_model=by_model, fork=fork, reason=reason)
         self.children.add(child)

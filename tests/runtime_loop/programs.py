@@ -1,10 +1,11 @@
-"""What tests let children do."""
+"""What tests let children do, and what is left of them."""
 
 from __future__ import annotations
 
 import anyio
 
-from runtime import ReasoningThread
+from runtime import Child, ReasoningThread
+from runtime.threads.child import task_of
 from runtime.threads.thread import Program
 
 
@@ -25,3 +26,9 @@ def fails(error: Exception) -> Program:
         raise error
 
     return run
+
+
+def text_of(child: Child) -> str:
+    """Of the child's whole context, also when it has ended."""
+    context = task_of(child).context
+    return context.frontend.decode(context.tokens)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import Engine, Limits, ReasoningThread
+from runtime import ChildStatus, Engine, Limits, ReasoningThread
 from runtime.link.commands import CloseThread, Generate, Interrupt
 from runtime.results import Generation
 
@@ -133,7 +133,7 @@ async def test_cleaning_up_in_a_cancelled_child_is_waited_for() -> None:
             child = root.spawn("b", program=run)
             await root.generate(3)
         assert len(cleaned) == 1
-        assert child.is_done
+        assert child.status is ChildStatus.CANCELLED
     assert_all_closed(device.core)
 
 
@@ -244,7 +244,7 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
                             break
                 case 8:
                     for child in thread.children:
-                        child.cancel()
+                        child.lifetime.cancel()
                 case _:
                     if choose.random() < 0.2:
                         raise KeyError("a program's own")

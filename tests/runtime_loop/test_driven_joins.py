@@ -11,6 +11,7 @@ import pytest
 from runtime import Engine, ProtocolError
 from runtime.protocol import BoundProtocol, TagProtocol
 
+from .programs import text_of
 from .scripted import (
     PROTOCOL,
     ScriptedDevice,
@@ -53,10 +54,7 @@ async def test_a_thread_under_a_protocol_that_was_cut_gives_what_it_had_emitted(
         assert (answer.text, answer.message, answer.reason) == ("", (), "length")
         assert answer.tokens == ids("<spawn> 2 </spawn> <join> a b")
         assert root.text == "5"
-        assert (
-            child.context.frontend.decode(child.context.tokens)
-            == "1 <spawn> 2 </spawn> <join> <message> 9 9 9 </message> a b"
-        )
+        assert text_of(child) == "1 <spawn> 2 </spawn> <join> <message> 9 9 9 </message> a b"
 
 
 @pytest.mark.parametrize("spawn", ["", "<spawn> 2 </spawn>"])
@@ -100,6 +98,6 @@ async def test_a_pattern_is_not_searched_on_the_event_loop() -> None:
     async with over(device, protocol) as engine, engine.thread("5") as root:
         child = root.spawn("1")
         await root.join([child])
-        assert tuple(child.context.tokens) == ids("1 <spawn> 2 </spawn> <join> <message> 2 7 <end>")
+        assert text_of(child) == "1 <spawn> 2 </spawn> <join> <message> 2 7 <end>"
     assert protocol.made_on
     assert get_ident() not in protocol.made_on

@@ -31,6 +31,7 @@ from runtime.link.commands import Extend, Generate, OpenThread
 from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded
 from runtime.protocol import BoundProtocol
 
+from .programs import text_of
 from .scripted import (
     WORDS,
     Say,
@@ -303,7 +304,7 @@ async def test_a_join_may_cut_its_block_out_of_the_context() -> None:
         child = root.spawn("1")
         (answer,) = await root.join([child])
         assert answer.text == "9"
-        assert child.context.frontend.decode(child.context.tokens) == "1 a 7 8 <return> 9 <end>"
+        assert text_of(child) == "1 a 7 8 <return> 9 <end>"
     assert_all_closed(device.core)
 
 

@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from runtime import Child, Engine, ReasoningThread, ThreadStateError
+from runtime import Child, ChildStatus, Engine, ReasoningThread, ThreadStateError
 from runtime.link.commands import Extend, OpenThread
 from runtime.link.events import Joined, Spawned
 
@@ -45,8 +45,7 @@ async def test_all_are_appended_in_spawn_order(device: ScriptedDevice, engine: E
         async with anyio.create_task_group() as group:
 
             async def release() -> None:
-                while not second.is_done:
-                    await anyio.lowlevel.checkpoint()
+                await second
                 late.set()
 
             group.start_soon(release)
@@ -99,13 +98,13 @@ async def test_errors_nobody_joined_leave_with_the_thread(device: ScriptedDevice
         with pytest.raises(ExceptionGroup, match="unjoined children") as caught:  # noqa: PT012
             async with engine.thread("a") as root:
                 children = [root.spawn("b", program=fails(KeyError("one"))), root.spawn("c", max_tokens=10**9)]
-                while not children[0].is_done:
+                while children[0].status is ChildStatus.RUNNING:
                     await anyio.lowlevel.checkpoint()
         assert [repr(error) for error in caught.value.exceptions] == ["KeyError('one')"]
         with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
             async with engine.thread("a") as root:
                 child = root.spawn("b", program=fails(KeyError("one")))
-                while not child.is_done:
+                while child.status is ChildStatus.RUNNING:
                     await anyio.lowlevel.checkpoint()
                 raise OSError("mine")
         assert [type(error) for error in caught.value.exceptions] == [OSError, KeyError]
@@ -142,7 +141,7 @@ async def test_a_cancelled_join_may_be_repeated(engine: Engine) -> None:
             scope.cancel()
             await root.first([child])
         assert root.text == "a"
-        assert not child.is_done
+        assert child.status is ChildStatus.RUNNING
         never.set()
         await root.join([child])
         assert root.text == "a x"
