@@ -61,6 +61,21 @@ def unigram() -> Tokenizer:
     return inner
 
 
+def byte_unigram() -> Tokenizer:
+    """SentencePiece's other kind, with bytes for what has no piece."""
+    pieces = [("▁", -2.0), ("▁the", -3.0), ("▁a", -3.0), ("cat", -3.0), *((letter, -4.0) for letter in "the")]
+    inner = Tokenizer(
+        models.Unigram(
+            [*((token, 0.0) for token in SPECIALS), *((byte, -9.0) for byte in BYTES), *pieces],
+            unk_id=0,
+            byte_fallback=True,
+        )
+    )
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()])
+    return inner
+
+
 def word_piece() -> Tokenizer:
     """BERT's kind: "##" goes on with a word, and spaces are put between tokens."""
     letters = sorted(set("".join(LINES)) - {" "})
@@ -80,7 +95,7 @@ def word_level() -> Tokenizer:
     return inner
 
 
-KINDS = (byte_level, spaced_byte_level, byte_fallback, metaspace, unigram, word_piece, word_level)
+KINDS = (byte_level, spaced_byte_level, byte_fallback, metaspace, unigram, byte_unigram, word_piece, word_level)
 
 
 def write_directory(directory: Path, inner: Tokenizer, **config: object) -> Path:

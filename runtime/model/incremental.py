@@ -48,6 +48,8 @@ class IncrementalDecoder:
         self._run: list[int] = []
         self._run_text = ""
         """The whole characters of the run, as long as all its bytes make some."""
+        self._last: list[int] = []
+        """The bytes of the last of them."""
         self._character: list[int] = []
         """The run's bytes after them."""
         for token in context[end:]:
@@ -65,7 +67,7 @@ class IncrementalDecoder:
             self._take_byte(token)
             return ""
         self._window += [*self._run, token]
-        self._run, self._run_text, self._character = [], "", []
+        self._run, self._run_text, self._last, self._character = [], "", [], []
         if not self._settling.is_local:
             return ""
         self._text = self._tokenizer.decode(self._window)
@@ -86,8 +88,13 @@ class IncrementalDecoder:
     @property
     def pending(self) -> str:
         """The text after what `feed` has returned, as it is if no token follows, without characters that lack bytes."""
-        text = self._text if self._settling.is_local else self._tokenizer.decode(self._window)
-        tail = text[self._shown :] + self._run_text
+        if self._run_text and self._settling.cleans_up:
+            # Spaces at the end of what precedes the run may be gone.
+            whole = self._run[: len(self._run) - len(self._character)]
+            tail = self._tokenizer.decode([*self._window, *whole])[self._shown :]
+        else:
+            text = self._text if self._settling.is_local else self._tokenizer.decode(self._window)
+            tail = text[self._shown :] + self._run_text
         if self._settling.joins_bytes:
             tail = tail.removesuffix(REPLACEMENT)
         return _after(self._known, tail)
@@ -99,10 +106,12 @@ class IncrementalDecoder:
             # Some byte belongs to no character, and the whole run is spoilt.
             self._run_text = ""
             return
-        character = self._tokenizer.decode([*self._window, *self._character])[len(self._text) :]
+        # A decoder may take a space from a text's beginning, where the run may stand.
+        before = [*self._window, *self._last]
+        character = _after(self._tokenizer.decode(before), self._tokenizer.decode([*before, *self._character]))
         if character and REPLACEMENT not in character:
             self._run_text += character
-            self._character = []
+            self._last, self._character = self._character, []
 
     def _shorten(self) -> None:
         window = _window(self._tokenizer, self._window)
@@ -120,8 +129,11 @@ def _window(tokenizer: Tokenizer, context: Sequence[int]) -> list[int]:
         while start and not _is_border(tokenizer, context[start]):
             start -= 1
         window = [token for token in context[start:] if tokenizer.has(token)]
-        # What a decoder does at a text's beginning, it does in the window's.
-        if len(window) >= _LONGEST_CHARACTER and settling.settled(tokenizer.decode(window)):
+        # What a decoder does at a text's beginning, it does in the window's: what may still change stands behind it.
+        end = len(window)
+        while end and window[end - 1] in settling.byte_tokens:
+            end -= 1
+        if len(window) >= _LONGEST_CHARACTER and settling.settled(tokenizer.decode(window[:end])):
             return window
         size *= 2
     return [token for token in context if tokenizer.has(token)]

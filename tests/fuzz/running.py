@@ -66,7 +66,7 @@ class Runner:
             outcome.fired = plant is not None and plant.has_fired
         outcome.findings += books.findings
         outcome.findings += life.left_over(open_before)
-        has_failed = bool(books.failed)
+        has_failed = bool(books.failed) or (outcome.fired and not books.hit and ends_early(setup))
         if not has_failed:
             outcome.findings += life.imbalances()
         outcome.findings += _fault_findings(setup, plant, books)
@@ -148,6 +148,8 @@ class _Life:
                 async with engine.recording(self._trace, overwrite=True):
                     self.has_recorded = True
                     await self._grow(interpreter, trees)
+                # Trees may begin between its end and the engine's.
+                self.is_recorded_whole = setup.leaves_after is None
             except ThreadStateError:
                 # Left while threads were open.
                 self.is_recorded_whole = False
@@ -228,13 +230,17 @@ def _open(setup: p.Setup, trace: Path | None, observe: Any) -> Engine:
     )
 
 
+def ends_early(setup: p.Setup) -> bool:
+    """Whether the engine may be gone before its threads have heard of everything."""
+    return setup.leaves_after is not None or setup.cancelled_after is not None
+
+
 def _fault_findings(setup: p.Setup, plant: Planted | None, books: Books) -> list[str]:
     if plant is None or setup.fault is None or books.failed or books.hit or not plant.has_fired:
         return []
     if setup.fault.kind == "out of memory" and setup.fault.place in ("tick", "prelude", "core", "coda"):
         return []  # Retried with fewer tokens, which is as if there had been none.
-    ends_early = setup.leaves_after is not None or setup.cancelled_after is not None
-    return [] if ends_early else [f"nobody heard of the fault {setup.fault}"]
+    return [] if ends_early(setup) else [f"nobody heard of the fault {setup.fault}"]
 
 
 def _trace_findings(trace: Trace, usage: Usage, has_failed: bool, is_whole: bool) -> list[str]:

@@ -27,6 +27,7 @@ from ..vocabularies import (
     KINDS,
     byte_fallback,
     byte_level,
+    byte_unigram,
     metaspace,
     spaced_byte_level,
     unigram,
@@ -46,7 +47,7 @@ TEXTS = st.one_of(
 
 @cache
 def directory(kind: Kind) -> Path:
-    return write_directory(Path(mkdtemp()), kind(), clean_up_tokenization_spaces=kind is word_piece)
+    return write_directory(Path(mkdtemp()), kind(), clean_up_tokenization_spaces=kind in (word_piece, byte_unigram))
 
 
 @cache
@@ -59,7 +60,7 @@ def pair(kind: Kind) -> tuple[Tokenizer, Any]:
 def ids_of(kind: Kind) -> st.SearchStrategy[list[int]]:
     """Any tokens, and some that are none; every second list is of few, so that bytes and marks meet often."""
     size = pair(kind)[0].vocab_size
-    few = [pair(kind)[0].token_to_id(token) for token in ("<0xF0>", "<0x9F>", "<0xA7>", "<0xB5>", "<0xC3>", "<0xA9>")]
+    few = [pair(kind)[0].token_to_id(f"<0x{byte:02X}>") for byte in "🧵é ,".encode()]
     some = [token for token in few if token is not None] or [0, 1, 2]
     return st.lists(st.integers(0, size + 1), max_size=40) | st.lists(
         st.sampled_from([*some, size - 1, 3]), max_size=40
