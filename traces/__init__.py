@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from traces.printing import load_decode, show
     from traces.reader import TraceReader, read
     from traces.totals import TraceTotals, imbalances, totals_of
-    from traces.tree import ThreadStory, path_name, tree_of, walk
+    from traces.tree import ThreadRecord, path_name, thread_tree, walk_threads
     from traces.verification import Divergence, Verification, verify
     from traces.viewer_format import export
     from traces.writer import TraceWriter
@@ -71,7 +71,7 @@ _HOMES = {
     "traces.printing": ("load_decode", "show"),
     "traces.reader": ("TraceReader", "read"),
     "traces.totals": ("TraceTotals", "imbalances", "totals_of"),
-    "traces.tree": ("ThreadStory", "path_name", "tree_of", "walk"),
+    "traces.tree": ("ThreadRecord", "path_name", "thread_tree", "walk_threads"),
     "traces.verification": ("Divergence", "Verification", "verify"),
     "traces.viewer_format": ("export",),
     "traces.writer": ("TraceWriter",),
@@ -100,7 +100,7 @@ __all__ = [
     "ThreadEnded",
     "ThreadFailed",
     "ThreadOpened",
-    "ThreadStory",
+    "ThreadRecord",
     "TickDone",
     "Trace",
     "TraceReader",
@@ -117,10 +117,10 @@ __all__ = [
     "path_name",
     "read",
     "show",
+    "thread_tree",
     "totals_of",
-    "tree_of",
     "verify",
-    "walk",
+    "walk_threads",
 ]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from runtime.link import ThreadPath
-from traces.tree import ThreadStory, Wait, walk
+from traces.tree import ThreadRecord, Wait, walk_threads
 
 
-def critical_path(root: ThreadStory) -> int:
+def critical_path(root: ThreadRecord) -> int:
     """Sampled tokens in the longest chain in which each could only be sampled after the one before.
 
     A thread's tokens follow each other; a child's first one follows the token that closed its spawn; what a parent
@@ -17,23 +17,23 @@ def critical_path(root: ThreadStory) -> int:
     """
     lengths: dict[ThreadPath, int] = {}
     # Children before their parents.
-    for story in reversed(list(walk([root]))):
-        lengths[story.path] = _length(story, lengths)
+    for record in reversed(list(walk_threads([root]))):
+        lengths[record.path] = _length(record, lengths)
     return lengths[root.path]
 
 
-def _length(story: ThreadStory, lengths: Mapping[ThreadPath, int]) -> int:
+def _length(record: ThreadRecord, lengths: Mapping[ThreadPath, int]) -> int:
     """The longest chain that begins with the thread's first token and ends with its last, from those of its children.
 
     Whatever precedes a thread's first token lengthens all chains alike.
     """
-    calls = [(call.started, call.tokens) for call in story.calls]
-    spawns = list(_spawn_positions(story, [token for _, tokens in calls for token in tokens]))
+    calls = [(call.started, call.tokens) for call in record.calls]
+    spawns = list(_spawn_positions(record, [token for _, tokens in calls for token in tokens]))
     ends: dict[ThreadPath, int] = {}
     length = sampled = spawned = joined = 0
     for started, tokens in calls:
-        while joined < len(story.waits) and story.waits[joined].ended <= started:
-            length = max(length, _end_of_awaited(story.waits[joined], ends))
+        while joined < len(record.waits) and record.waits[joined].ended <= started:
+            length = max(length, _end_of_awaited(record.waits[joined], ends))
             joined += 1
         while spawned < len(spawns) and spawns[spawned][1] <= sampled + len(tokens):
             child, position = spawns[spawned]
@@ -42,7 +42,7 @@ def _length(story: ThreadStory, lengths: Mapping[ThreadPath, int]) -> int:
             spawned += 1
         sampled += len(tokens)
         length += len(tokens)
-    return max([length, *(_end_of_awaited(wait, ends) for wait in story.waits[joined:])])
+    return max([length, *(_end_of_awaited(wait, ends) for wait in record.waits[joined:])])
 
 
 def _end_of_awaited(wait: Wait, ends: Mapping[ThreadPath, int]) -> int:
@@ -50,14 +50,14 @@ def _end_of_awaited(wait: Wait, ends: Mapping[ThreadPath, int]) -> int:
     return max((ends.get(path, 0) for path in wait.joined.children if path not in cancelled), default=0)
 
 
-def _spawn_positions(story: ThreadStory, written: Sequence[int]) -> Iterator[tuple[ThreadPath, int]]:
+def _spawn_positions(record: ThreadRecord, written: Sequence[int]) -> Iterator[tuple[ThreadPath, int]]:
     """Every child that ran, and how many tokens its parent had sampled when the spawn was complete; ascending.
 
     Found by its message among what the parent sampled, the closing token included: events of a spawn come from the
     event loop, so in the trace the device may already be some tokens further.
     """
     at = 0
-    for spawn in story.spawns:
+    for spawn in record.spawns:
         end = _end_of_first(spawn.tokens, written, at)
         at = len(written) if end is None or end == len(written) else end + 1
         if spawn.child is not None:

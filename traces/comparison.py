@@ -8,7 +8,7 @@ import msgspec
 
 from runtime.link import ThreadPath, Trace
 from traces.context import context_of
-from traces.tree import ThreadStory, tree_of, walk
+from traces.tree import ThreadRecord, thread_tree, walk_threads
 
 
 class ThreadDifference(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,13 +28,13 @@ def diff(first: Trace, second: Trace) -> list[ThreadDifference]:
 
     Raises `TraceError` for a trace whose events do not fit together.
     """
-    ours = {story.path: story for story in walk(tree_of(first.events))}
-    theirs = {story.path: story for story in walk(tree_of(second.events))}
+    ours = {record.path: record for record in walk_threads(thread_tree(first.events))}
+    theirs = {record.path: record for record in walk_threads(thread_tree(second.events))}
     differences = (_difference(path, ours.get(path), theirs.get(path)) for path in sorted(ours.keys() | theirs.keys()))
     return [difference for difference in differences if difference is not None]
 
 
-def _difference(path: ThreadPath, a: ThreadStory | None, b: ThreadStory | None) -> ThreadDifference | None:
+def _difference(path: ThreadPath, a: ThreadRecord | None, b: ThreadRecord | None) -> ThreadDifference | None:
     generated = (a.generated if a else 0, b.generated if b else 0)
     iterations = (a.iterations if a else 0, b.iterations if b else 0)
     outcome = (a.outcome if a else None, b.outcome if b else None)

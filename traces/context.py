@@ -10,7 +10,7 @@ import msgspec
 
 from runtime import TraceError
 from runtime.link import Computed
-from traces.tree import Call, Receipt, ThreadStory, path_name
+from traces.tree import Call, Receipt, ThreadRecord, path_name
 
 
 class Piece(NamedTuple):
@@ -43,33 +43,33 @@ class ThreadContext(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(logprob is not None for logprob in self.logprobs)
 
 
-def context_of(story: ThreadStory) -> ThreadContext:
+def context_of(record: ThreadRecord) -> ThreadContext:
     """A thread's context at its end, what was cut out of it left out.
 
     Raises `TraceError` for pieces that do not follow each other. Time is linear in what the trace has of the thread.
     """
-    growing = _Growing(story)
+    growing = _Growing(record)
     for _ in growing.until_cuts():
         pass
     return growing.context()
 
 
-def contexts_of(story: ThreadStory) -> list[ThreadContext]:
+def contexts_of(record: ThreadRecord) -> list[ThreadContext]:
     """Every context that something was cut out of, as it was then, and the last: `context_of`.
 
     So whatever a thread sampled and heard of is in one of them, among the tokens that are not `earlier`. Raises
     `TraceError` as that does.
     """
-    growing = _Growing(story)
+    growing = _Growing(record)
     return [*(growing.context() for _ in growing.until_cuts()), growing.context()]
 
 
 class _Growing:
     """A context while the events of its thread are gone through."""
 
-    def __init__(self, story: ThreadStory) -> None:
-        self._story = story
-        self._start = story.segments[0].position if story.segments else 0
+    def __init__(self, record: ThreadRecord) -> None:
+        self._record = record
+        self._start = record.segments[0].position if record.segments else 0
         self._earlier = 0
         self._tokens: list[int] = []
         self._logprobs: list[float | None] = []
@@ -78,9 +78,9 @@ class _Growing:
 
     def until_cuts(self) -> Iterator[None]:
         """Goes through the thread's events, and stops before every cut."""
-        story = self._story
-        segments = ((segment.index, segment) for segment in story.segments)
-        computed = zip(story.computed_indices, story.computed, strict=True)
+        record = self._record
+        segments = ((segment.index, segment) for segment in record.segments)
+        computed = zip(record.computed_indices, record.computed, strict=True)
         for _, event in heapq.merge(segments, computed, key=lambda indexed: indexed[0]):
             if isinstance(event, Computed):
                 self._note_depth(event)
@@ -130,6 +130,6 @@ class _Growing:
 
     def _does_not_follow(self, position: int) -> TraceError:
         return TraceError(
-            f"Thread {path_name(self._story.path)}: tokens begin at position {position}, and its context has "
+            f"Thread {path_name(self._record.path)}: tokens begin at position {position}, and its context has "
             f"{self._start} to {self._start + len(self._tokens)}."
         )

@@ -42,7 +42,7 @@ from runtime.link import (
 from traces.recorded import ADVICE, PendingCall, RecordedThread
 from traces.steps import NO_CALL, Step, steps_of
 from traces.totals import statistics_after
-from traces.tree import path_name, tree_of, walk
+from traces.tree import path_name, thread_tree, walk_threads
 
 KEEP_ALL = 2**31 - 1
 
@@ -58,8 +58,10 @@ class RecordedOrder:
     def __init__(self, trace: Trace, patience: float) -> None:
         self._events = trace.events
         self._patience = patience
-        self._threads = {story.path: RecordedThread(story, trace.lost) for story in walk(tree_of(trace.events))}
-        self._steps = steps_of([thread.story for thread in self._threads.values()], len(trace.events))
+        self._threads = {
+            record.path: RecordedThread(record, trace.lost) for record in walk_threads(thread_tree(trace.events))
+        }
+        self._steps = steps_of([thread.record for thread in self._threads.values()], len(trace.events))
         self._end = max(len(trace.events), max(self._steps, default=-1) + 1)
         self._cursor = 0
         self._late: dict[ThreadPath, deque[tuple[int, Step]]] = {}
@@ -134,7 +136,7 @@ class RecordedOrder:
                 case Interrupt():
                     thread.interrupt(command.keep)
                 case Generate() if thread.error is not None:
-                    reports.append(Failed(thread.story.path, thread.error))
+                    reports.append(Failed(thread.record.path, thread.error))
                 case Generate():
                     thread.generate(command)
                 case Extend() if thread.error is None:
@@ -149,7 +151,7 @@ class RecordedOrder:
 
     def _release(self, thread: RecordedThread, reports: list[Report]) -> None:
         """Executes what was held for a generate that has ended."""
-        held = self._held.pop(thread.story.path, [])
+        held = self._held.pop(thread.record.path, [])
         for path in {command.thread for command in held}:
             del self._held_for[path]
         for command in held:
@@ -171,7 +173,7 @@ class RecordedOrder:
     def _fail(self, thread: RecordedThread, error: BraidError, reports: list[Report]) -> None:
         thread.error = error
         thread.pending = None
-        reports.append(Failed(thread.story.path, error))
+        reports.append(Failed(thread.record.path, error))
         self._release(thread, reports)
 
     # ---- order ------------------------------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ class RecordedOrder:
         thread = self._threads[step.thread]
         pending = thread.pending
         if pending is None:
-            self._fail(thread, thread.recorded_error(thread.story.error), reports)
+            self._fail(thread, thread.recorded_error(thread.record.error), reports)
             return
         call = pending.recorded
         try:
@@ -300,11 +302,11 @@ class RecordedOrder:
         request, call = pending.request, pending.recorded
         pending.delivered += 1
         if request.stream:
-            reports.append(Emitted(thread.story.path, (sample.token,)))
+            reports.append(Emitted(thread.record.path, (sample.token,)))
         stops = sample.token in request.stop_tokens
         for signal in request.watcher.feed(sample.token) if request.watcher is not None else ():
             entropy = call.samples[signal.start].entropy if request.entropies else None
-            reports.append(Signalled(thread.story.path, signal, math.nan if entropy is None else entropy))
+            reports.append(Signalled(thread.record.path, signal, math.nan if entropy is None else entropy))
             stops |= signal.stops
         pending.stops = stops
         if stops and (pending.delivered < len(call.samples) or call.reason not in ("stop", None)):

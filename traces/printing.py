@@ -19,7 +19,7 @@ from runtime.console import visible
 from runtime.link import Trace
 from runtime.model import TOKENIZER, tokenizer_file
 from traces.totals import totals_of
-from traces.tree import Receipt, ThreadStory, path_name, tree_of
+from traces.tree import Receipt, ThreadRecord, path_name, thread_tree
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -46,7 +46,7 @@ def show(trace: Trace, console: Console, decode: Decode | None = None) -> None:
         f"{totals.seconds:.3f} s",
         highlight=False,
     )
-    lines = _lines(tree_of(trace.events), console, decode)
+    lines = _lines(thread_tree(trace.events), console, decode)
     while some := list(islice(lines, LINES_AT_ONCE)):
         console.print(Text("\n").join(some), soft_wrap=True)
     if trace.lost is not None:
@@ -74,19 +74,19 @@ def load_decode(path: str | os.PathLike[str]) -> Decode:
     return decode
 
 
-def _lines(roots: Iterable[ThreadStory], console: Console, decode: Decode | None) -> Iterator[Text]:
+def _lines(roots: Iterable[ThreadRecord], console: Console, decode: Decode | None) -> Iterator[Text]:
     """Each thread before its children, under guides of which the outermost are left out where there is no room."""
     width = console.width
     room = max(4, width // 8 * 4)
     stack = [(root, "", "") for root in reversed(list(roots))]
     while stack:
-        story, guide, rest = stack.pop()
-        for parts in (_label(story), *_texts(story, decode)):
+        record, guide, rest = stack.pop()
+        for parts in (_label(record), *_texts(record, decode)):
             for line in _fitted(parts, guide, rest, console, width):
                 yield line
                 guide = rest
         ends = ("└── ", "    ")
-        for child in reversed(story.children):
+        for child in reversed(record.children):
             stack.append((child, (rest + ends[0])[-room:], (rest + ends[1])[-room:]))
             ends = ("├── ", "│   ")
 
@@ -109,34 +109,34 @@ def _assembled(parts: list[Part]) -> Text:
     return Text("".join(part for part, _ in parts), spans=spans)
 
 
-def _label(story: ThreadStory) -> list[Part]:
-    counts = f"  received {story.received}, sampled {story.generated}"
-    if not math.isnan(story.mean_depth):
-        counts += f", depth {story.mean_depth:.2f}"
-    parts = [(path_name(story.path), "bold cyan"), (f"{counts}, iterations {story.iterations}", "")]
-    if story.first is not None and story.last is not None:
-        parts.append((f", {story.first:.3f} to {story.last:.3f} s", "dim"))
-    more = "" if story.inherits is None else f", forked from {path_name(story.inherits)}"
-    if refused := sum(spawn.child is None for spawn in story.spawns):
+def _label(record: ThreadRecord) -> list[Part]:
+    counts = f"  received {record.received}, sampled {record.generated}"
+    if not math.isnan(record.mean_depth):
+        counts += f", depth {record.mean_depth:.2f}"
+    parts = [(path_name(record.path), "bold cyan"), (f"{counts}, iterations {record.iterations}", "")]
+    if record.first is not None and record.last is not None:
+        parts.append((f", {record.first:.3f} to {record.last:.3f} s", "dim"))
+    more = "" if record.inherits is None else f", forked from {path_name(record.inherits)}"
+    if refused := sum(spawn.child is None for spawn in record.spawns):
         more += f", {refused} spawns refused"
-    if story.evictions:
-        more += f", evicted {len(story.evictions)} times"
-    outcome = story.outcome or "unfinished"
+    if record.evictions:
+        more += f", evicted {len(record.evictions)} times"
+    outcome = record.outcome or "unfinished"
     parts += [(f"{more}  ", ""), (visible(outcome), OUTCOME_STYLES.get(outcome, "magenta"))]
-    if story.error:
-        parts.append((f": {visible(story.error)}", "red"))
+    if record.error:
+        parts.append((f": {visible(record.error)}", "red"))
     return parts
 
 
-def _texts(story: ThreadStory, decode: Decode | None) -> list[list[Part]]:
+def _texts(record: ThreadRecord, decode: Decode | None) -> list[list[Part]]:
     if decode is None:
-        own = [[(f"< {visible(story.prompt)}", "dim")]] if story.prompt else []
-        return [*own, [(f"> {visible(story.text)}", "")]] if story.text else own
+        own = [[(f"< {visible(record.prompt)}", "dim")]] if record.prompt else []
+        return [*own, [(f"> {visible(record.text)}", "")]] if record.text else own
     return [
         [(f"< {visible(decode(segment.tokens))}", "dim")]
         if isinstance(segment, Receipt)
         else [(f"> {visible(decode(segment.tokens))}", "")]
-        for segment in story.segments
+        for segment in record.segments
         if segment.tokens
     ]
 

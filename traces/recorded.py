@@ -22,7 +22,7 @@ from runtime.link import (
     ThreadOpened,
     Work,
 )
-from traces.tree import Call, Receipt, ThreadStory, path_name
+from traces.tree import Call, Receipt, ThreadRecord, path_name
 
 ADVICE = "Play a trace back with the program, the policy and the settings that made it."
 
@@ -49,10 +49,10 @@ class RecordedThread:
     the same way and its bound allows what was recorded; what else it asks for decides nothing that a recording has.
     """
 
-    def __init__(self, story: ThreadStory, lost: str | None) -> None:
-        self.story = story
+    def __init__(self, record: ThreadRecord, lost: str | None) -> None:
+        self.record = record
         self.lost = lost
-        self.name = path_name(story.path)
+        self.name = path_name(record.path)
         self.is_open = False
         self.is_closed = False
         self.error: BraidError | None = None
@@ -68,22 +68,22 @@ class RecordedThread:
         self._received = 0
         """Tokens received in all."""
         self._last_start = 0
-        self._receipts = _received_before_calls(story)
-        ends = accumulate(len(receipt.tokens) for receipt in story.receipts)
-        self._received_by = {receipt.index: end for receipt, end in zip(story.receipts, ends, strict=True)}
-        self._call_numbers = {call.index: number for number, call in enumerate(story.calls)}
+        self._receipts = _received_before_calls(record)
+        ends = accumulate(len(receipt.tokens) for receipt in record.receipts)
+        self._received_by = {receipt.index: end for receipt, end in zip(record.receipts, ends, strict=True)}
+        self._call_numbers = {call.index: number for number, call in enumerate(record.calls)}
 
     def open(self, command: OpenThread, inherited: RecordedThread | None) -> None:
-        story = self.story
-        if self.is_open or story.opened is None:
+        record = self.record
+        if self.is_open or record.opened is None:
             raise self._differs("the program opens it once more" if self.is_open else "it was never opened")
-        self._expect("inherits from thread", story.inherits, command.inherits)
-        self._expect("seed", story.seed, command.seed)
-        self._expect("depth policy", builtins(story.depth), builtins(command.depth))
+        self._expect("inherits from thread", record.inherits, command.inherits)
+        self._expect("seed", record.seed, command.seed)
+        self._expect("depth policy", builtins(record.depth), builtins(command.depth))
         if inherited is not None:
             self.length = inherited.length
-            if story.segments:
-                self._expect("number of inherited tokens", story.segments[0].position, self.length)
+            if record.segments:
+                self._expect("number of inherited tokens", record.segments[0].position, self.length)
         self.is_open = True
 
     def extend(self, tokens: tuple[int, ...]) -> None:
@@ -115,9 +115,9 @@ class RecordedThread:
             raise self._differs("the program uses it without opening it")
         if self.pending is not None:
             raise self._differs("the program starts a generate while another is open")
-        if self.calls == len(self.story.calls):
+        if self.calls == len(self.record.calls):
             raise self._differs(f"the program starts generate {self.calls + 1}, and only {self.calls} were recorded")
-        call = self.story.calls[self.calls]
+        call = self.record.calls[self.calls]
         missing = sum(len(receipt.tokens) for receipt in self._receipts[self.calls]) - self._consumed
         if missing:
             raise self._differs(f"the recording has {missing} more received tokens before generate {self.calls + 1}")
@@ -157,7 +157,7 @@ class RecordedThread:
         if pending.keep is not None:
             self.length = min(self.length, call.position + pending.keep)
         return Finished(
-            thread=self.story.path,
+            thread=self.record.path,
             tokens=tuple(sample.token for sample in kept),
             logprobs=tuple(sample.logprob for sample in kept),
             top_logprobs=tuple(sample.top_logprobs or {} for sample in kept),
@@ -188,8 +188,8 @@ class RecordedThread:
     @property
     def fails_next(self) -> bool:
         """Whether the recorded thread failed between its generates, at this point."""
-        failed = self.story.failure_index
-        calls = self.story.calls
+        failed = self.record.failure_index
+        calls = self.record.calls
         return (
             failed is not None
             and self.calls == len(calls)
@@ -251,10 +251,10 @@ def _choice(sampling: object) -> dict[str, Any]:
     return {key: value for key, value in builtins(sampling).items() if key != "logprobs"}
 
 
-def _received_before_calls(story: ThreadStory) -> list[list[Receipt]]:
+def _received_before_calls(record: ThreadRecord) -> list[list[Receipt]]:
     """For each call, and for what follows the last, the receipts since the call before it began."""
-    groups: list[list[Receipt]] = [[] for _ in range(len(story.calls) + 1)]
-    starts = [call.index for call in story.calls]
-    for receipt in story.receipts:
+    groups: list[list[Receipt]] = [[] for _ in range(len(record.calls) + 1)]
+    starts = [call.index for call in record.calls]
+    for receipt in record.receipts:
         groups[bisect_left(starts, receipt.index)].append(receipt)
     return groups

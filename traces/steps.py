@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from runtime.link import Sampled, ThreadPath
-from traces.tree import ThreadStory
+from traces.tree import ThreadRecord
 
 
 class Step(NamedTuple):
@@ -21,19 +21,19 @@ class Step(NamedTuple):
 NO_CALL = -1
 
 
-def steps_of(stories: list[ThreadStory], events: int) -> dict[int, Step]:
+def steps_of(records: list[ThreadRecord], events: int) -> dict[int, Step]:
     """What may give a report, by index of its event; generates without a recorded end follow all events."""
     steps: dict[int, Step] = {}
     endless: list[tuple[int, Step]] = []
-    for story in stories:
-        for number, call in enumerate(story.calls):
+    for record in records:
+        for number, call in enumerate(record.calls):
             for index, sample in zip(call.sample_indices, call.samples, strict=True):
-                steps[index] = Step(story.path, number, sample)
+                steps[index] = Step(record.path, number, sample)
             if call.end_index is None:
-                endless.append((call.index, Step(story.path, number, None)))
+                endless.append((call.index, Step(record.path, number, None)))
             else:
-                steps[call.end_index] = Step(story.path, number, None)
-        if story.failure_index is not None:
-            steps.setdefault(story.failure_index, Step(story.path, NO_CALL, None))
+                steps[call.end_index] = Step(record.path, number, None)
+        if record.failure_index is not None:
+            steps.setdefault(record.failure_index, Step(record.path, NO_CALL, None))
     steps.update({events + number: step for number, (_, step) in enumerate(sorted(endless))})
     return steps

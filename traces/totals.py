@@ -18,7 +18,7 @@ from runtime.link import (
     TickDone,
     Work,
 )
-from traces.tree import path_name, tree_of, walk
+from traces.tree import path_name, thread_tree, walk_threads
 
 
 class TraceTotals(Work, kw_only=True):
@@ -73,9 +73,9 @@ def imbalances(events: Iterable[AnyEvent]) -> list[str]:
     found: list[str] = []
     spent = 0
     unfinished = 0
-    for story in walk(tree_of(events)):
-        name, said = path_name(story.path), Work()
-        for call in story.calls:
+    for record in walk_threads(thread_tree(events)):
+        name, said = path_name(record.path), Work()
+        for call in record.calls:
             if call.work is None:
                 unfinished += 1
                 continue
@@ -86,14 +86,14 @@ def imbalances(events: Iterable[AnyEvent]) -> list[str]:
                 )
             said.add(call.work)
         spent += said.iterations
-        if any(call.work is None for call in story.calls):
+        if any(call.work is None for call in record.calls):
             continue
-        computed = sum(done.count for done in story.computed)
+        computed = sum(done.count for done in record.computed)
         if said.computed != computed:
             found.append(
                 f"thread {name}: its generates say they computed {said.computed} tokens; {computed} are recorded"
             )
-        needed = said.cached_tokens + sum(done.received for done in story.computed)
+        needed = said.cached_tokens + sum(done.received for done in record.computed)
         if said.prompt_tokens != needed:
             found.append(
                 f"thread {name}: its generates say they needed {said.prompt_tokens} prompt tokens; {needed} are "

@@ -35,7 +35,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens appended to a thread's context from outside: its prompt, or a message."""
 
     index: int
-    """Which event of the trace this is, from 0; stories order what they hold by it."""
+    """Which event of the trace this is, from 0; records order what they hold by it."""
     time: float
     position: int
     tokens: tuple[int, ...]
@@ -90,7 +90,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True):
     joined: Joined
 
 
-class ThreadStory(msgspec.Struct, frozen=True, kw_only=True):
+class ThreadRecord(msgspec.Struct, frozen=True, kw_only=True):
     """All that a trace says of one thread. Times are seconds; None where the trace has no such event."""
 
     path: ThreadPath
@@ -119,7 +119,7 @@ class ThreadStory(msgspec.Struct, frozen=True, kw_only=True):
     """Which event of the trace says that the device could not go on with it."""
     text: str
     message: tuple[int, ...]
-    children: tuple[ThreadStory, ...]
+    children: tuple[ThreadRecord, ...]
 
     @property
     def received(self) -> int:
@@ -151,7 +151,7 @@ class ThreadStory(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(sorted((*self.receipts, *self.calls), key=lambda segment: segment.index))
 
 
-def tree_of(events: Iterable[AnyEvent]) -> tuple[ThreadStory, ...]:
+def thread_tree(events: Iterable[AnyEvent]) -> tuple[ThreadRecord, ...]:
     """The root threads of a trace's events, children inside, in order of path.
 
     Works on any prefix of a trace; a thread whose parent is not in it is with the nearest of those above that is, or a
@@ -169,26 +169,26 @@ def tree_of(events: Iterable[AnyEvent]) -> tuple[ThreadStory, ...]:
             # A child is part of the tree even if it was never opened.
             own.setdefault(event.child, [])
     # Every path follows those above it, of which a stack holds the ones that have not ended.
-    roots: list[ThreadStory] = []
-    above: list[tuple[ThreadPath, list[ThreadStory]]] = []
+    roots: list[ThreadRecord] = []
+    above: list[tuple[ThreadPath, list[ThreadRecord]]] = []
     for path in [*sorted(own), ()]:
         while above and above[-1][0] != path[: len(above[-1][0])]:
             done, children = above.pop()
             gathering = _Gathering(done)
             for index, event in own[done]:
                 gathering.take(index, event)
-            (above[-1][1] if above else roots).append(gathering.story(tuple(children)))
+            (above[-1][1] if above else roots).append(gathering.record(tuple(children)))
         above.append((path, []))
     return tuple(roots)
 
 
-def walk(roots: Iterable[ThreadStory]) -> Iterator[ThreadStory]:
+def walk_threads(roots: Iterable[ThreadRecord]) -> Iterator[ThreadRecord]:
     """Every thread of a tree, each before its children."""
     stack = list(reversed(list(roots)))
     while stack:
-        story = stack.pop()
-        yield story
-        stack.extend(reversed(story.children))
+        record = stack.pop()
+        yield record
+        stack.extend(reversed(record.children))
 
 
 def path_name(path: ThreadPath) -> str:
@@ -280,13 +280,13 @@ class _Gathering:
                     self._calls.append(current.failed(index, event))
                     self._current = None
 
-    def story(self, children: tuple[ThreadStory, ...]) -> ThreadStory:
+    def record(self, children: tuple[ThreadRecord, ...]) -> ThreadRecord:
         """The thread, when all its events have been taken."""
         if self._current is not None:
             self._calls.append(self._current.unfinished())
         opened, ended, failure = self._opened, self._ended, self._failure
         was_seen = self._first <= self._last
-        return ThreadStory(
+        return ThreadRecord(
             path=self._path,
             inherits=opened.inherits if opened else None,
             seed=opened.seed if opened else None,

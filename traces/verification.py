@@ -28,7 +28,7 @@ from runtime.link import (
     Trace,
 )
 from traces.recorded import builtins
-from traces.tree import Call, path_name, tree_of, walk
+from traces.tree import Call, path_name, thread_tree, walk_threads
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,11 +108,11 @@ class _Replay:
         self._reports: SimpleQueue[list[Report]] = SimpleQueue()
         self._events = trace.events
         self._device = device
-        self._stories = {story.path: story for story in walk(tree_of(trace.events))}
+        self._records = {record.path: record for record in walk_threads(thread_tree(trace.events))}
         self._starts: dict[int, tuple[ThreadPath, Call]] = {}
         self._ends: dict[int, tuple[ThreadPath, Call]] = {}
-        for path, story in self._stories.items():
-            for call in story.calls:
+        for path, record in self._records.items():
+            for call in record.calls:
                 if call.samples:
                     self._starts[call.index] = path, call
                     if call.end_index is not None:
@@ -154,13 +154,13 @@ class _Replay:
             calls=self._calls,
             tokens=self._tokens,
             divergence=divergence,
-            not_executed=sum(not call.samples for story in self._stories.values() for call in story.calls),
+            not_executed=sum(not call.samples for record in self._records.values() for call in record.calls),
         )
 
     def _open_thread(self, event: ThreadOpened) -> None:
         inherited = 0
         if event.inherits is not None:
-            segments = self._stories[event.thread].segments
+            segments = self._records[event.thread].segments
             inherited = segments[0].position if segments else self._length(event.inherits)
             self._cut(event.inherits, inherited)
         self._lengths[event.thread] = inherited
@@ -252,7 +252,7 @@ class _Replay:
         return min(candidates, key=self._recorded_at, default=None)
 
     def _recorded_at(self, divergence: Divergence) -> int:
-        for call in self._stories[divergence.thread].calls:
+        for call in self._records[divergence.thread].calls:
             for index, sample in zip(call.sample_indices, call.samples, strict=True):
                 if sample.position == divergence.position:
                     return index

@@ -17,7 +17,7 @@ import msgspec
 
 from runtime.console import escaped_json
 from runtime.link import ThreadPath, TickDone, Trace
-from traces.tree import Call, ThreadStory, path_name, tree_of, walk
+from traces.tree import Call, ThreadRecord, path_name, thread_tree, walk_threads
 
 ENGINE = 1
 """Process number of the counters; trees follow. Viewers take 0 for the system's idle process."""
@@ -62,12 +62,12 @@ def trace_events(trace: Trace) -> Iterator[TraceEvent]:
     """The single events, in no particular order of time."""
     yield from _counters(trace)
     tracks: dict[ThreadPath, _Track] = {}
-    for tree, root in enumerate(tree_of(trace.events)):
+    for tree, root in enumerate(thread_tree(trace.events)):
         process = ENGINE + 1 + tree
         yield _metadata("process_name", process, 0, {"name": f"tree {path_name(root.path)}"})
         yield _metadata("process_sort_index", process, 0, {"sort_index": process})
-        for order, story in enumerate(walk([root])):
-            tracks[story.path] = _Track(process, len(tracks) + 1, order, story)
+        for order, record in enumerate(walk_threads([root])):
+            tracks[record.path] = _Track(process, len(tracks) + 1, order, record)
     for track in tracks.values():
         yield from track.events()
     yield from _arrows(tracks)
@@ -76,38 +76,38 @@ def trace_events(trace: Trace) -> Iterator[TraceEvent]:
 class _Track:
     """One thread's track."""
 
-    def __init__(self, process: int, number: int, order: int, story: ThreadStory) -> None:
+    def __init__(self, process: int, number: int, order: int, record: ThreadRecord) -> None:
         self.process = process
         self.number = number
         self.order = order
-        self.story = story
-        self.start = _microseconds(story.first or 0.0)
-        self.end = _microseconds(story.last or 0.0)
+        self.record = record
+        self.start = _microseconds(record.first or 0.0)
+        self.end = _microseconds(record.last or 0.0)
 
     def events(self) -> Iterator[TraceEvent]:
-        story = self.story
-        yield _metadata("thread_name", self.process, self.number, {"name": path_name(story.path)})
+        record = self.record
+        yield _metadata("thread_name", self.process, self.number, {"name": path_name(record.path)})
         yield _metadata("thread_sort_index", self.process, self.number, {"sort_index": self.order})
-        if story.first is None:
+        if record.first is None:
             return
         yield self.slice(
-            f"thread {path_name(story.path)}",
+            f"thread {path_name(record.path)}",
             "thread",
             self.start,
             self.end,
             {
-                "outcome": story.outcome,
-                "error": story.error,
-                "received": story.received,
-                "generated": story.generated,
-                "iterations": story.iterations,
-                "prompt": story.prompt,
-                "text": story.text,
+                "outcome": record.outcome,
+                "error": record.error,
+                "received": record.received,
+                "generated": record.generated,
+                "iterations": record.iterations,
+                "prompt": record.prompt,
+                "text": record.text,
             },
         )
-        for call in story.calls:
+        for call in record.calls:
             yield from self._call(call)
-        for wait in story.waits:
+        for wait in record.waits:
             yield self.slice(
                 "waiting at join",
                 "join",
@@ -118,10 +118,10 @@ class _Track:
                     "cancelled": [path_name(path) for path in wait.joined.cancelled],
                 },
             )
-        for spawn in story.spawns:
+        for spawn in record.spawns:
             if spawn.child is None:
                 yield self.instant("spawn refused", spawn.time, {"reason": spawn.reason})
-        for eviction in story.evictions:
+        for eviction in record.evictions:
             yield self.instant("evicted", eviction.time, {"pages": eviction.pages})
 
     def _call(self, call: Call) -> Iterator[TraceEvent]:
@@ -188,18 +188,18 @@ class _Track:
 def _arrows(tracks: dict[ThreadPath, _Track]) -> Iterator[TraceEvent]:
     number = 0
     for track in tracks.values():
-        for spawn in track.story.spawns:
+        for spawn in track.record.spawns:
             child = tracks.get(spawn.child) if spawn.child is not None else None
-            if child is not None and child.story.first is not None:
+            if child is not None and child.record.first is not None:
                 number += 1
                 yield track.arrow_end("s", "spawn", number, spawn.time)
-                yield child.arrow_end("f", "spawn", number, max(spawn.time, child.story.first))
-        for wait in track.story.waits:
+                yield child.arrow_end("f", "spawn", number, max(spawn.time, child.record.first))
+        for wait in track.record.waits:
             for path in wait.joined.delivered:
                 child = tracks.get(path)
-                if child is not None and child.story.last is not None:
+                if child is not None and child.record.last is not None:
                     number += 1
-                    yield child.arrow_end("s", "join", number, min(child.story.last, wait.ended))
+                    yield child.arrow_end("s", "join", number, min(child.record.last, wait.ended))
                     yield track.arrow_end("f", "join", number, wait.ended)
 
 

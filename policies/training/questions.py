@@ -12,7 +12,7 @@ import anyio
 
 from policies.training.thread_tokens import ThreadTokens, check_replayable, threads_in
 from runtime import Answer, Engine, LimitExceeded, Limits, Sampling, TraceError
-from traces import Trace, critical_path, read, tree_of
+from traces import Trace, critical_path, read, thread_tree
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _replayable_threads(trace: Trace) -> list[ThreadTokens]:
 
 def _critical_paths(trace: Trace) -> dict[int, int]:
     """By number of the tree."""
-    return {root.path[0]: critical_path(root) for root in tree_of(trace.events)}
+    return {root.path[0]: critical_path(root) for root in thread_tree(trace.events)}
 
 
 def advantages(group: Sequence[Rollout]) -> list[float]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from policies import Role
-from traces import ThreadContext, ThreadStory, Trace, contexts_of, path_name, tree_of, walk
+from traces import ThreadContext, ThreadRecord, Trace, contexts_of, path_name, thread_tree, walk_threads
 
 Prefix = tuple[bytes, tuple[int, ...]]
 """A depth policy, and the tokens of a context up to one of them."""
@@ -53,15 +53,15 @@ def threads_in(trace: Trace) -> list[ThreadTokens]:
     spawned counts as a parent from its first token on. Raises `TraceError` for events that do not fit together.
     """
     chunk = int(trace.header.engine["prefill_chunk"])
-    stories = [story for story in walk(tree_of(trace.events)) if story.inherits is None]
-    contexts = [contexts_of(story) for story in stories]
+    records = [record for record in walk_threads(thread_tree(trace.events)) if record.inherits is None]
+    contexts = [contexts_of(record) for record in records]
     known: dict[Prefix, int] = {}
-    for story, of_story in zip(stories, contexts, strict=True):
-        _note_depths(story, of_story[0], known)
+    for record, of_record in zip(records, contexts, strict=True):
+        _note_depths(record, of_record[0], known)
     return [
-        _thread(story, context, known, chunk)
-        for story, of_story in zip(stories, contexts, strict=True)
-        for context in of_story
+        _thread(record, context, known, chunk)
+        for record, of_record in zip(records, contexts, strict=True)
+        for context in of_record
         if True in context.is_sampled[context.earlier :]
     ]
 
@@ -76,11 +76,11 @@ def check_replayable(trace: Trace, threads: list[ThreadTokens]) -> None:
         raise ValueError(
             "The trace was recorded with fewer slots than iterations; record rollouts with iteration_slots=None."
         )
-    for story in walk(tree_of(trace.events)):
-        name = path_name(story.path)
-        if story.inherits is not None:
+    for record in walk_threads(thread_tree(trace.events)):
+        name = path_name(record.path)
+        if record.inherits is not None:
             raise ValueError(f"Thread {name} is a fork; only threads with a context of their own replay.")
-        if isinstance(story.depth, dict) and story.depth.get("carry", "none") != "none":
+        if isinstance(record.depth, dict) and record.depth.get("carry", "none") != "none":
             raise ValueError(f"Thread {name} carried latent states; record rollouts with carry='none'.")
     for thread in threads:
         if 0 in thread.depths:
@@ -97,30 +97,30 @@ def _prompt_of(context: ThreadContext) -> tuple[int, ...]:
     return context.tokens[:first]
 
 
-def _note_depths(story: ThreadStory, context: ThreadContext, known: dict[Prefix, int]) -> None:
-    policy, prompt = msgspec.msgpack.encode(story.depth), _prompt_of(context)
+def _note_depths(record: ThreadRecord, context: ThreadContext, known: dict[Prefix, int]) -> None:
+    policy, prompt = msgspec.msgpack.encode(record.depth), _prompt_of(context)
     for position, depth in enumerate(context.depths[: len(prompt)]):
         if depth > 0:
             known[policy, prompt[: position + 1]] = depth
 
 
-def _thread(story: ThreadStory, context: ThreadContext, known: dict[Prefix, int], chunk: int) -> ThreadTokens:
+def _thread(record: ThreadRecord, context: ThreadContext, known: dict[Prefix, int], chunk: int) -> ThreadTokens:
     is_sampled = context.is_sampled
     last = len(is_sampled) - 1 - is_sampled[::-1].index(True)
-    policy, prompt = msgspec.msgpack.encode(story.depth), _prompt_of(context)
+    policy, prompt = msgspec.msgpack.encode(record.depth), _prompt_of(context)
     depths = list(context.depths[:last])
     for position in range(min(len(prompt), last)):
         if depths[position] == 0:
             depths[position] = known.get((policy, prompt[: position + 1]), 0)
     return ThreadTokens(
-        path=story.path,
+        path=record.path,
         tokens=context.tokens[: last + 1],
         is_sampled=is_sampled[: last + 1],
         counted_from=context.earlier,
         logprobs=tuple(logprob or 0.0 for logprob in context.logprobs[: last + 1]),
         depths=tuple(depths),
         groups=tuple(group for group in _groups(context, chunk) if group.end <= last),
-        role="root" if len(story.path) == 1 else "parent" if story.spawns else "child",
+        role="root" if len(record.path) == 1 else "parent" if record.spawns else "child",
     )
 
 

@@ -28,7 +28,7 @@ from tests.engine.tiny import tiny_model
 from tests.runtime_loop.scripted import SteppedDevice, counting
 from tests.runtime_loop.turns import turn
 from tests.traces.toy_device import header
-from traces import imbalances, read, totals_of, tree_of, walk
+from traces import imbalances, read, thread_tree, totals_of, walk_threads
 from traces.__main__ import main as traces_command
 from traces.writer import TraceWriter
 
@@ -117,9 +117,9 @@ async def test_a_block_is_recorded_and_nothing_else(tiny_checkpoint: Path, tmp_p
     # The clock of files and the one of events are not the same.
     assert began - 0.1 <= trace.header.started <= ended
     assert 0 <= trace.events[0].time <= trace.events[-1].time <= ended - began + 0.1
-    roots = tree_of(trace.events)
-    assert [story.path for story in roots] == [(2,), (3,), (4,)]
-    assert all(story.closed is not None for story in walk(roots))
+    roots = thread_tree(trace.events)
+    assert [record.path for record in roots] == [(2,), (3,), (4,)]
+    assert all(record.closed is not None for record in walk_threads(roots))
     assert [event.thread for event in trace.events if isinstance(event, RunStarted)] == [(2,), (3,), (4,)]
     texts = {event.thread: event.text for event in trace.events if isinstance(event, ThreadEnded)}
     assert [texts[answer.path] for answer in answers if answer] == [answer.text for answer in answers if answer]
@@ -149,7 +149,7 @@ async def test_two_recordings_of_two_models(
             said.append(await work(engine, 0, 1))
     traces = [read(path) for path in paths]
     assert [trace.header.fingerprint for trace in traces] == [fingerprint(tiny_model(seed)) for seed in (3, 11)]
-    assert [min(story.path for story in tree_of(trace.events)) for trace in traces] == [(0,), (2,)]
+    assert [min(record.path for record in thread_tree(trace.events)) for trace in traces] == [(0,), (2,)]
     for trace, answers in zip(traces, said, strict=True):
         async with Engine.playback(trace, sampling=WARM, limits=FEW) as engine:
             assert essence(await work(engine, 0, 1)) == essence(answers)
@@ -207,8 +207,8 @@ def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     solo.send(StopRecording(2))
     assert goes_on((2,)) == (True, True)
     core.close()
-    (story,) = tree_of(read(tmp_path / "block.trace").events)
-    assert (story.path, story.generated) == ((1,), 20)
+    (record,) = thread_tree(read(tmp_path / "block.trace").events)
+    assert (record.path, record.generated) == ((1,), 20)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------------
@@ -236,13 +236,13 @@ async def test_what_cannot_be_recorded_is_refused_at_entry(tiny_checkpoint: Path
                 async with engine.recording(tmp_path / "second.trace"):
                     pytest.fail("the block is not entered")
             await work(engine, 0)
-        assert [story.path for story in tree_of(read(path).events)] == [(1,)]
+        assert [record.path for record in thread_tree(read(path).events)] == [(1,)]
     async with opened(tiny_checkpoint, trace=whole) as engine:
         with pytest.raises(TraceError, match="records already"):
             async with engine.recording(tmp_path / "second.trace"):
                 pytest.fail("the block is not entered")
         await work(engine, 0)
-    assert len(tree_of(read(whole).events)) == 1
+    assert len(thread_tree(read(whole).events)) == 1
     async with Engine.playback(read(whole)) as engine:
         with pytest.raises(TraceError, match="nothing to record"):
             async with engine.recording(tmp_path / "second.trace"):
@@ -278,10 +278,10 @@ async def test_threads_that_outlive_the_recording(tiny_checkpoint: Path, tmp_pat
             await work(engine, 1)
     trace = read(path)
     assert trace.lost is None
-    (story,) = tree_of(trace.events)
-    assert (story.generated, story.closed, story.outcome) == (4, None, None)
+    (record,) = thread_tree(trace.events)
+    assert (record.generated, record.closed, record.outcome) == (4, None, None)
     assert await verified(path) == 0
-    assert [story.path for story in tree_of(read(tmp_path / "next.trace").events)] == [(1,)]
+    assert [record.path for record in thread_tree(read(tmp_path / "next.trace").events)] == [(1,)]
 
 
 async def hold(engine: Engine, done: anyio.Event, *, task_status: TaskStatus[None]) -> None:
@@ -310,7 +310,7 @@ async def test_what_the_body_raises_goes_before_what_the_end_does(tiny_checkpoin
             assert ("1 open" in notes) == (holding is not None)
             trace = read(path)
             assert trace.lost is None
-            assert tree_of(trace.events)[0].outcome is not None
+            assert thread_tree(trace.events)[0].outcome is not None
         done.set()
 
 
@@ -328,9 +328,9 @@ async def test_a_cancelled_recording_is_whole(tiny_checkpoint: Path, tmp_path: P
         async with engine.recording(path, overwrite=True):
             await work(engine, 1)
     assert trace.lost is None
-    (story,) = tree_of(trace.events)
-    assert story.outcome == "cancelled"
-    assert story.closed is not None
+    (record,) = thread_tree(trace.events)
+    assert record.outcome == "cancelled"
+    assert record.closed is not None
 
 
 @pytest.mark.anyio
@@ -352,7 +352,7 @@ async def test_a_device_that_fails_within(
     async with opened(tiny_checkpoint, backend="torch") as engine:
         with pytest.raises(EngineFailed, match="on fire"):
             await fail()
-    assert [story.generated for story in tree_of(read(path).events)] == [3, 0]
+    assert [record.generated for record in thread_tree(read(path).events)] == [3, 0]
 
 
 @pytest.mark.anyio
@@ -363,7 +363,7 @@ async def test_an_engine_that_is_left_within(tiny_checkpoint: Path, tmp_path: Pa
         await work(engine, 0)
     trace = read(tmp_path / "block.trace")
     assert trace.lost is None
-    assert [story.path for story in tree_of(trace.events)] == [(0,)]
+    assert [record.path for record in thread_tree(trace.events)] == [(0,)]
 
 
 @pytest.mark.anyio

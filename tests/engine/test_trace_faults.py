@@ -21,7 +21,7 @@ from runtime.backend.torch.backend import TorchBackend
 from runtime.loading import Opened
 from tests.engine.test_recording import prompt
 from tests.runtime_loop.scripted import SteppedDevice, counting
-from traces import read, tree_of
+from traces import read, thread_tree
 from traces.file import TraceFile
 
 SIZES: dict[str, Any] = {
@@ -179,7 +179,7 @@ async def test_another_recording_may_follow_one_that_had_to_end(
     for number, name in enumerate(("next.trace", "last.trace"), 1):
         trace = read(tmp_path / name)
         assert trace.lost is None
-        assert [story.path for story in tree_of(trace.events)] == [(number,)]
+        assert [record.path for record in thread_tree(trace.events)] == [(number,)]
 
 
 def test_what_is_no_choice_is_refused(tiny_checkpoint: Path) -> None:
@@ -218,7 +218,7 @@ async def test_a_failed_tick_leaves_no_end_mark_and_all_that_was_noted(
     trace = read(path)
     assert trace.lost is not None
     assert "its engine failed" in trace.lost
-    first, second = tree_of(trace.events)
+    first, second = thread_tree(trace.events)
     assert (first.outcome, first.generated) == ("nothing", 3)
     (call,) = second.calls
     assert (second.prompt, second.received, call.ended) == (prompt(1), len(prompt(1).split()), None)

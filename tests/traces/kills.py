@@ -20,7 +20,7 @@ import anyio
 
 from runtime import Engine, ReasoningThread, Sampling
 from runtime.link.events import Joined
-from traces import read, tree_of, walk
+from traces import read, thread_tree, walk_threads
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,20 +65,20 @@ def kill_one(path: Path, lines: int) -> list[str]:
 def missing(path: Path, told: list[str]) -> list[str]:
     """What was told and is not in the trace."""
     trace = read(path)
-    stories = {".".join(map(str, story.path)): story for story in walk(tree_of(trace.events))}
+    records = {".".join(map(str, recorded.path)): recorded for recorded in walk_threads(thread_tree(trace.events))}
     joins = {".".join(map(str, event.thread)) for event in trace.events if isinstance(event, Joined)}
     lacking = [] if trace.lost is not None else ["that it was not closed"]
     for line in told:
         what, name, tokens = line.split("|")
-        story = stories.get(name)
-        if story is None:
+        recorded = records.get(name)
+        if recorded is None:
             lacking.append(line)
         elif what == "said":
-            said = [" ".join(map(str, call.tokens)) for call in story.calls if call.reason is not None]
+            said = [" ".join(map(str, call.tokens)) for call in recorded.calls if call.reason is not None]
             lacking += [] if tokens in said else [line]
         elif what == "joined":
             lacking += [] if name in joins else [line]
-        elif story.outcome is None:
+        elif recorded.outcome is None:
             lacking.append(line)
     return lacking
 

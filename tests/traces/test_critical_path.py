@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runtime.link import events as ev
 from runtime.link.work import Work
-from traces import tree_of
+from traces import thread_tree
 from traces.causal_chain import critical_path
 
 
@@ -49,7 +49,7 @@ def test_the_critical_path_follows_spawns_and_joins() -> None:
     trace.call((0, 1), 2, list(range(10)))
     trace.join((0,), [(0, 0), (0, 1)])
     trace.call((0,), 13, [7] * 5)
-    (root,) = tree_of(trace.events)
+    (root,) = thread_tree(trace.events)
     assert critical_path(root) == 4 + 20 + 5
 
 
@@ -60,7 +60,7 @@ def test_the_critical_path_of_other_shapes() -> None:
     short.spawn((0,), (0, 0), (205, 206))
     short.call((0, 0), 2, [1, 2, 3])
     short.join((0,), [(0, 0)])
-    (root,) = tree_of(short.events)
+    (root,) = thread_tree(short.events)
     assert critical_path(root) == 34  # the root was at its join later than the child at its end
 
     cancelled = Recording()
@@ -69,7 +69,7 @@ def test_the_critical_path_of_other_shapes() -> None:
     cancelled.call((0, 0), 2, list(range(50)))
     cancelled.join((0,), [(0, 0)], cancelled=((0, 0),))
     cancelled.call((0,), 9, [8])
-    (root,) = tree_of(cancelled.events)
+    (root,) = thread_tree(cancelled.events)
     assert critical_path(root) == 6
 
     nested = Recording()
@@ -82,12 +82,12 @@ def test_the_critical_path_of_other_shapes() -> None:
     nested.call((0, 0), 9, [6, 6])
     nested.join((0,), [(0, 0)])
     nested.call((0,), 9, [8])
-    (root,) = tree_of(nested.events)
+    (root,) = thread_tree(nested.events)
     assert critical_path(root) == 3 + 3 + 7 + 2 + 1
 
     alone = Recording()
     alone.call((0,), 4, [1, 2, 3])
-    (root,) = tree_of(alone.events)
+    (root,) = thread_tree(alone.events)
     assert critical_path(root) == 3
 
 
@@ -97,7 +97,7 @@ def test_the_critical_path_of_deep_trees_and_long_messages() -> None:
         deep.call((0,) * level, 1, [7, 8, 9])
         deep.spawn((0,) * level, (0,) * (level + 1), (7,))
         deep.join((0,) * level, [(0,) * (level + 1)])
-    (root,) = tree_of(deep.events)
+    (root,) = thread_tree(deep.events)
     assert critical_path(root) == 1498 * 2 + 3
 
     # What a message may be mistaken for: every place begins it, and only the last one ends it.
@@ -106,5 +106,5 @@ def test_the_critical_path_of_deep_trees_and_long_messages() -> None:
     alike.spawn((0,), (0, 0), (*[5] * 10_000, 6))
     alike.call((0, 0), 1, [1] * 10)
     alike.join((0,), [(0, 0)])
-    (root,) = tree_of(alike.events)
+    (root,) = thread_tree(alike.events)
     assert critical_path(root) == 20_002 + 10

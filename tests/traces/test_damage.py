@@ -10,7 +10,7 @@ import msgspec
 from policies import Limits
 from runtime.link.events import AnyEvent, Spawned, ThreadClosed, ThreadOpened
 from tests.traces.damage import damage, framed, recorded, use
-from traces import read, tree_of, walk
+from traces import read, thread_tree, walk_threads
 
 
 def test_a_trace_that_is_framed_again_is_whole(tmp_path: Path) -> None:
@@ -58,5 +58,5 @@ def test_a_chain_as_deep_as_trees_may_be_is_read_shown_and_exported(tmp_path: Pa
     file.write_bytes(framed([recorded()[0], *map(msgspec.msgpack.encode, events)]))
     trace = read(file)
     assert trace.lost is None
-    assert max(len(story.path) for story in walk(tree_of(trace.events))) == most + 1 == 1001
+    assert max(len(record.path) for record in walk_threads(thread_tree(trace.events))) == most + 1 == 1001
     use(file)

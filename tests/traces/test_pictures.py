@@ -31,7 +31,7 @@ Json = dict[str, Any]
 CHILD = (0, 0)
 
 
-def story() -> list[ev.AnyEvent]:
+def recorded_events() -> list[ev.AnyEvent]:
     """A root that spawns a child (and is refused another), joins it, and goes on; the child was evicted once."""
     sampling, depth = Sampling(), Fixed(4)
 
@@ -85,7 +85,7 @@ def story() -> list[ev.AnyEvent]:
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "run.trace"
     with TraceWriter(path, header()) as writer:
-        writer.write_many(story())
+        writer.write_many(recorded_events())
     return path
 
 
@@ -103,7 +103,7 @@ def shown(trace: Trace, width: int = 200, decode: Any = None) -> str:
 
 
 def test_show_prints_the_numbers_of_every_thread() -> None:
-    text = shown(Trace(header=header(), events=story(), lost="truncated at byte 9"))
+    text = shown(Trace(header=header(), events=recorded_events(), lost="truncated at byte 9"))
     assert "toy, seed 7, policy null" in text
     assert "2 threads, 3 tokens sampled, 0 computed (0 again), " in text
     assert "0 of 0 prompt and message tokens from the cache (0%), " in text
@@ -121,17 +121,17 @@ def test_show_prints_the_numbers_of_every_thread() -> None:
 
 
 def test_show_prints_text_where_it_can_and_keeps_to_the_width(tokenizer: Path) -> None:
-    text = shown(Trace(header=header(), events=story()), decode=load_decode(tokenizer))
+    text = shown(Trace(header=header(), events=recorded_events()), decode=load_decode(tokenizer))
     assert "< one two\n" in text
     assert "> three four\n" in text
     assert "> five\n" in text
-    narrow = shown(Trace(header=header(), events=story()), width=40, decode=load_decode(tokenizer))
+    narrow = shown(Trace(header=header(), events=recorded_events()), width=40, decode=load_decode(tokenizer))
     assert max(len(line) for line in narrow.splitlines()) <= 40
     assert "iterations" in narrow
 
 
 def test_text_is_not_markup() -> None:
-    text = shown(Trace(header=header(), events=story()), decode=lambda tokens: "[/bold] [red]x")
+    text = shown(Trace(header=header(), events=recorded_events()), decode=lambda tokens: "[/bold] [red]x")
     assert "< [/bold] [red]x" in text
 
 
@@ -234,7 +234,7 @@ def check_format(events: list[Json]) -> None:
 
 
 def test_export_draws_threads_waits_and_arrows() -> None:
-    data = json.loads(export(Trace(header=header(), events=story())))
+    data = json.loads(export(Trace(header=header(), events=recorded_events())))
     events = data["traceEvents"]
     check_format(events)
     assert data["otherData"]["checkpoint"] == "toy"
@@ -295,7 +295,7 @@ def test_show_command(file: Path, tokenizer: Path, capsys: pytest.CaptureFixture
 def test_show_finds_the_tokenizer_of_the_checkpoint(tokenizer: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tokenizer / "own.trace"
     with TraceWriter(path, header(checkpoint=str(tokenizer))) as writer:
-        writer.write_many(story())
+        writer.write_many(recorded_events())
     assert main(["show", str(path)]) == 0
     assert "> three four" in capsys.readouterr().out
 
@@ -303,7 +303,7 @@ def test_show_finds_the_tokenizer_of_the_checkpoint(tokenizer: Path, capsys: pyt
 def test_replay_command_prints_events_in_order(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(file)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == [type(event).__name__ for event in story()]
+    assert [line.split()[1] for line in lines] == [type(event).__name__ for event in recorded_events()]
     assert "0.010000 Sampled tick=0 thread=(0,) position=2 token=3 depth=2" in lines[4]
 
 
@@ -346,7 +346,7 @@ def test_verify_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_verify_of_nothing_finds_nothing_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    events: list[list[ev.AnyEvent]] = [[], [event for event in story() if not isinstance(event, ev.Sampled)]]
+    events: list[list[ev.AnyEvent]] = [[], [event for event in recorded_events() if not isinstance(event, ev.Sampled)]]
     for number, some in enumerate(events):
         path = tmp_path / f"{number}.trace"
         with TraceWriter(path, header()) as writer:

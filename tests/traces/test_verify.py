@@ -10,7 +10,7 @@ from runtime.link import events as ev
 from runtime.link.commands import Deliver, DeviceFailed, OpenThread, ThreadPath
 from tests.traces.strategies import operations
 from tests.traces.toy_device import DEPTH, ToyCore, ToyDevice, header, run_program, through_builtins
-from traces import Trace, totals_of, tree_of, walk
+from traces import Trace, thread_tree, totals_of, walk_threads
 from traces.verification import Verification, verify
 
 
@@ -35,10 +35,12 @@ def test_the_same_device_does_the_same(drawn: list[tuple[int, int]]) -> None:
     result = verify(trace, ToyDevice(ToyCore()))
     assert result == Verification(
         threads=totals_of(trace.events).threads,
-        calls=sum(bool(call.samples) for story in walk(tree_of(trace.events)) for call in story.calls),
+        calls=sum(bool(call.samples) for record in walk_threads(thread_tree(trace.events)) for call in record.calls),
         tokens=len(sampled(trace)),
         divergence=None,
-        not_executed=sum(not call.samples for story in walk(tree_of(trace.events)) for call in story.calls),
+        not_executed=sum(
+            not call.samples for record in walk_threads(thread_tree(trace.events)) for call in record.calls
+        ),
     )
     assert result.equal == (result.calls > 0)
 

@@ -38,7 +38,7 @@ from runtime.model.checkpoint import save_checkpoint
 from runtime.model.directories import shipped_directory
 from runtime.model.raven import Raven
 from tests.engine.tiny import tiny_model
-from traces import ThreadStory, Trace, read, tree_of, walk
+from traces import ThreadRecord, Trace, read, thread_tree, walk_threads
 
 MOST = 6
 PLAIN = tiny_model(5, coda=0)
@@ -88,14 +88,14 @@ def record(
     return read(trace)
 
 
-def stories_of(trace: Trace) -> list[list[ThreadStory]]:
+def records_of(trace: Trace) -> list[list[ThreadRecord]]:
     """The threads of each tree, as `threads_in` orders them."""
-    return [list(walk([root])) for root in tree_of(trace.events)]
+    return [list(walk_threads([root])) for root in thread_tree(trace.events)]
 
 
-def engine_depths(story: ThreadStory, count: int) -> list[int]:
+def engine_depths(recorded: ThreadRecord, count: int) -> list[int]:
     depths = [0] * count
-    for done in story.computed:
+    for done in recorded.computed:
         depths[done.position : done.position + done.count] = [done.depth] * done.count
     return depths
 
@@ -126,13 +126,13 @@ def test_threads_are_read_with_their_groups(exiting: Trace) -> None:
 
 @pytest.mark.parametrize("index", range(len(EXITING)), ids=[repr(policy) for policy in EXITING])
 def test_dense_depths_are_the_engines(exiting: Trace, index: int) -> None:
-    policy, stories = EXITING[index], stories_of(exiting)[index]
+    policy, records = EXITING[index], records_of(exiting)[index]
     threads = threads_in(exiting)[2 * index : 2 * index + 2]
     seen: set[int] = set()
-    for thread, story in zip(threads, stories, strict=True):
+    for thread, recorded in zip(threads, records, strict=True):
         (batch,) = batches([thread])
         depths, choices = run_policy(PLAIN, batch, policy)
-        assert depths.tolist() == engine_depths(story, len(thread.tokens) - 1)
+        assert depths.tolist() == engine_depths(recorded, len(thread.tokens) - 1)
         # Greedy: what the dense pass likes best is what the engine sampled.
         is_read = torch.tensor(thread.is_sampled[1:])
         assert torch.equal(choices[is_read], torch.tensor(thread.tokens[1:])[is_read])
@@ -178,10 +178,10 @@ def test_dense_exit_values_are_the_engines(kind: type[DepthPolicy], tmp_path: Pa
 def test_latent_depths_are_the_engines_with_coda_layers_too(tmp_path: Path) -> None:
     policy = LatentDiff(0.7, max_iterations=MOST)
     trace = record(tmp_path, WITH_CODA, [policy])
-    for thread, story in zip(threads_in(trace), stories_of(trace)[0], strict=True):
+    for thread, recorded in zip(threads_in(trace), records_of(trace)[0], strict=True):
         (batch,) = batches([thread])
         depths, choices = run_policy(WITH_CODA, batch, policy)
-        assert depths.tolist() == engine_depths(story, len(thread.tokens) - 1)
+        assert depths.tolist() == engine_depths(recorded, len(thread.tokens) - 1)
         is_read = torch.tensor(thread.is_sampled[1:])
         assert torch.equal(choices[is_read], torch.tensor(thread.tokens[1:])[is_read])
 
@@ -306,7 +306,7 @@ def test_the_engine_follows_what_was_saved(tmp_path: Path) -> None:
     assert after["protocol"] == before["protocol"]
     assert [path.name for path in directory.glob("*.partial")] == []
     trace = anyio.run(trace_of_default, directory, tmp_path / "run.trace")
-    (root,) = tree_of(trace.events)
+    (root,) = thread_tree(trace.events)
     assert trace.header.policy == to_builtins(policy)
     assert root.calls[0].depth == to_builtins(policy.depth)
 

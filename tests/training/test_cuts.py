@@ -22,7 +22,7 @@ from runtime import Answer, Engine, Limits, ProtocolError, Sampling, TagProtocol
 from runtime.model.checkpoint import load_checkpoint, save_checkpoint
 from tests.engine.conftest import tiny_checkpoint as tiny_checkpoint
 from tests.engine.tiny import tiny_model
-from traces import Trace, read, tree_of, walk
+from traces import Trace, read, thread_tree, walk_threads
 
 CUTTING = TagProtocol(
     spawn_open="w4",
@@ -99,7 +99,9 @@ def threads(trace: Trace) -> list[ThreadTokens]:
 def test_every_sampled_token_is_counted_once(trace: Trace, threads: list[ThreadTokens]) -> None:
     assert any(one.path == other.path for one, other in pairwise(threads))
     counted = sum(sum(thread.is_sampled[thread.counted_from :]) for thread in threads)
-    assert counted == sum(len(call.kept) for story in walk(tree_of(trace.events)) for call in story.calls)
+    assert counted == sum(
+        len(call.kept) for recorded in walk_threads(thread_tree(trace.events)) for call in recorded.calls
+    )
 
 
 def test_replayed_logprobs_are_the_recorded_ones(threads: list[ThreadTokens]) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from examples.countdown.problems import OPERATORS
 from examples.countdown.vocabulary import CHILDREN, END, PAIR, QUESTION, SPAWN, WIN, WORDS
-from traces import ThreadStory
+from traces import ThreadRecord
 
 Kind = Literal["operand", "result", "verdict", "structure", "path"]
 KINDS: dict[Kind, str] = {
@@ -69,7 +69,7 @@ def _starts_step(words: list[str], index: int) -> bool:
     return index + 1 < len(words) and words[index + 1] in OPERATORS
 
 
-def depths_by_kind(thread: ThreadStory) -> dict[Kind, tuple[int, int]]:
+def depths_by_kind(thread: ThreadRecord) -> dict[Kind, tuple[int, int]]:
     """Sampled tokens and their iterations, by kind, of one thread."""
     counts: Counter[Kind] = Counter()
     iterations: Counter[Kind] = Counter()

@@ -19,7 +19,7 @@ from examples.countdown.solve import LIMITS, prompt_of, solution_of
 from examples.countdown.vocabulary import CHILDREN
 from policies import AllChildren, MaxChildren, Policy, SpawnPolicy
 from runtime import Answer, Engine, Sampling
-from traces import ThreadStory, critical_path, read, tree_of, walk
+from traces import ThreadRecord, critical_path, read, thread_tree, walk_threads
 
 SEED = 0
 NUMBERS: dict[ProblemSet, int] = {"four": 4, "five": 5}
@@ -120,7 +120,7 @@ async def _run(
             except ExceptionGroup as errors:
                 # All problems are asked in the same way: what is wrong with one is wrong with the others.
                 raise _first(errors) from None
-        roots = {} if trace is None else {root.path[0]: root for root in tree_of(read(trace).events)}
+        roots = {} if trace is None else {root.path[0]: root for root in thread_tree(read(trace).events)}
     records = [
         tuple(_traced(*answers[index, sample], roots) for sample in range(cell.samples))
         for index in range(len(problems))
@@ -156,15 +156,15 @@ def _record(problem: Problem, answer: Answer, watch: ChildrenWatch) -> Record:
     )
 
 
-def _traced(record: Record, tree: int, roots: dict[int, ThreadStory]) -> Record:
+def _traced(record: Record, tree: int, roots: dict[int, ThreadRecord]) -> Record:
     if tree not in roots:
         return record
     return msgspec.structs.replace(record, sequential=critical_path(roots[tree]))
 
 
-def _depths(roots: Iterable[ThreadStory]) -> dict[str, tuple[int, int]]:
+def _depths(roots: Iterable[ThreadRecord]) -> dict[str, tuple[int, int]]:
     total: dict[str, tuple[int, int]] = {}
-    for thread in walk(roots):
+    for thread in walk_threads(roots):
         for kind, (count, iterations) in depths_by_kind(thread).items():
             before = total.get(kind, (0, 0))
             total[kind] = before[0] + count, before[1] + iterations
