@@ -13,7 +13,7 @@ from benchmarks import models
 from benchmarks.result import Cell, Result, Spread
 from benchmarks.timing import in_turn
 from policies import Fixed, Policy
-from runtime import Engine, EngineSettings, ReasoningThread
+from runtime import Engine, EngineSettings, Opened, ReasoningThread
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
 
@@ -52,7 +52,7 @@ async def _fall(shape: Shape, count: int) -> float:
     """Seconds from cancelling a tree until it is gone and its work is counted."""
     settings = EngineSettings(num_pages=8, device="cpu")
     device = ModelDevice(lambda: build_loop(models.smallest(), settings, Fixed(1)))
-    async with Engine.over(device, policy=Policy(depth=Fixed(1))) as engine:
+    async with Engine.from_device(Opened(device=device), policy=Policy(depth=Fixed(1))) as engine:
         with anyio.CancelScope() as scope:
             async with engine.thread([1]) as root:
                 shape(root, count)

@@ -21,7 +21,7 @@ from benchmarks import driving, models
 from benchmarks.result import Aim, Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from policies import DepthPolicy, Fixed, Policy
-from runtime import Engine, EngineSettings, Sampling
+from runtime import Engine, EngineSettings, Opened, Sampling
 from runtime.backend.interface import Backend, CacheShape, Int32, Run, Tick, TickResult
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
@@ -118,7 +118,7 @@ def _compare(model: Raven, size: Size, threads: int, rounds: int) -> tuple[tuple
     prepared = prepare(model, settings, depth, given, size.tokens)
     core = build_loop(model, settings, depth)
     device = ModelDevice(lambda: build_loop(model, settings, depth))
-    engine = Engine.over(device, context_size=model.config.block_size, policy=Policy(depth=depth))
+    engine = Engine.from_device(Opened(device=device, max_context=model.config.block_size), policy=Policy(depth=depth))
     engine_ticks = 0
 
     def with_engine() -> float:

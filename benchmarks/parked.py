@@ -23,7 +23,7 @@ from benchmarks import driving, models
 from benchmarks.result import Aim, Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from policies import Fixed, Policy
-from runtime import Engine, EngineSettings, ReasoningThread, Sampling
+from runtime import Engine, EngineSettings, Opened, ReasoningThread, Sampling
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop, ModelDevice
 
@@ -227,4 +227,4 @@ def _core(parked: int, size: Size) -> DeviceLoop:
 
 
 def _engine(core: DeviceLoop) -> Engine:
-    return Engine.over(ModelDevice(lambda: core), policy=Policy(depth=DEPTH))
+    return Engine.from_device(Opened(device=ModelDevice(lambda: core)), policy=Policy(depth=DEPTH))

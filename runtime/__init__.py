@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         TraceError,
     )
     from runtime.link.commands import Device, Statistics
-    from runtime.loading import Opened, open_device
+    from runtime.loading import open_device
+    from runtime.opened import Opened
     from runtime.protocol import BoundProtocol, TagProtocol, apr_protocol
     from runtime.results import Answer, Chunk, Generation, Usage
     from runtime.sampling import Sampling
@@ -41,7 +42,8 @@ _HOMES = {
     "runtime.results": ("Answer", "Chunk", "Generation", "Usage"),
     "runtime.threads.child": ("Child", "ChildStatus"),
     "runtime.link.commands": ("Device", "Statistics"),
-    "runtime.loading": ("Opened", "open_device"),
+    "runtime.loading": ("open_device",),
+    "runtime.opened": ("Opened",),
     "runtime.engine": ("Engine",),
     "runtime.errors": (
         "BraidError",

@@ -15,24 +15,30 @@ import anyio.to_thread
 import msgspec
 
 from policies import Limits, Policy, SelectPolicy
-from policies.conversion import Count, converted, shown
+from policies.conversion import converted, shown
 from runtime.console.logs import logger
 from runtime.errors import EngineClosed, PromptError
-from runtime.link.commands import Device, LoadWeights, OnTraceError, Statistics
+from runtime.link.commands import LoadWeights, OnTraceError, Statistics
 from runtime.link.event_values import check_recordable
 from runtime.link.events import Event, Trace
-from runtime.loading import Opened, open_device, open_in_thread, open_playback
-from runtime.model.tokenizer import Tokenizer
-from runtime.protocol import BoundProtocol
+from runtime.loading import open_device, open_in_thread, open_playback
+from runtime.opened import Opened
 from runtime.results import Answer, Usage
 from runtime.sampling import Sampling
 from runtime.settings import SettingsOptions, read_settings
 from runtime.threads.accounts import Account
-from runtime.threads.arguments import EngineArguments, ThreadArguments, checkpoint_of, path_of, token_ids, weights_of
+from runtime.threads.arguments import (
+    EngineArguments,
+    EngineOptions,
+    ThreadArguments,
+    checkpoint_of,
+    path_of,
+    weights_of,
+)
 from runtime.threads.context import Context
 from runtime.threads.recording import recording
 from runtime.threads.selection import answer_of, best_answer
-from runtime.threads.session import Frontend, ThreadSettings
+from runtime.threads.session import Session, ThreadSettings
 from runtime.threads.thread import ReasoningThread
 
 if TYPE_CHECKING:
@@ -47,38 +53,14 @@ class Engine:
     Belongs to the event loop it was entered on, asyncio's or trio's.
     """
 
-    def __init__(
-        self,
-        make_device: Callable[[], Opened],
-        *,
-        policy: Policy | None = None,
-        limits: Limits | None = None,
-        sampling: Sampling | None = None,
-        seed: int = 0,
-        queue_size: int = 4096,
-        records: bool = False,
-        observer: Callable[[Event], None] | None = None,
-    ) -> None:
-        """`Engine.open` and `Engine.over` are the usual ways. `make_device` runs in a worker thread at entry.
+    def __init__(self, make_device: Callable[[], Opened], **options: Unpack[EngineOptions]) -> None:
+        """`Engine.open` and `Engine.from_device` are the usual ways. `make_device` runs in a worker thread at entry.
 
         Raises `ValueError`, naming the argument, for one that does not fit.
         """
         self._make_device = make_device
-        self._arguments = EngineArguments(
-            policy=policy,
-            limits=limits,
-            sampling=sampling,
-            seed=seed,
-            queue_size=queue_size,
-            records=records,
-            observer=observer,
-        )
-        self._policy = policy
-        self._limits = limits or Limits()
-        self._sampling = sampling or Sampling()
-        self._device: Device | None = None
-        self._frontend: Frontend | None = None
-        self._close: Callable[[], None] | None = None
+        self._arguments = EngineArguments(**options)
+        self._session: Session | None = None
 
     @classmethod
     def open(
@@ -109,7 +91,7 @@ class Engine:
         cannot be opened.
         """
         read = read_settings(settings)
-        given = EngineArguments(
+        options = EngineOptions(
             policy=policy,
             limits=limits,
             sampling=sampling,
@@ -118,6 +100,7 @@ class Engine:
             records=trace is not None,
             observer=observer,
         )
+        given = EngineArguments(**options)
         if given.records and given.policy is not None:
             check_recordable(given.policy.depth)
             check_recordable(given.policy.spawn)
@@ -131,7 +114,7 @@ class Engine:
             overwrite=converted(overwrite, bool, "overwrite"),
             on_trace_error=converted(on_trace_error, OnTraceError, "on_trace_error"),
         )
-        return cls(opening, **msgspec.structs.asdict(given))
+        return cls(opening, **options)
 
     @classmethod
     def playback(
@@ -159,69 +142,31 @@ class Engine:
         )
 
     @classmethod
-    def over(
-        cls,
-        device: Device,
-        *,
-        tokenizer: Tokenizer | None = None,
-        protocol: BoundProtocol | None = None,
-        stop_tokens: Sequence[int] = (),
-        context_size: int | None = None,
-        vocab_size: int | None = None,
-        policy: Policy | None = None,
-        limits: Limits | None = None,
-        sampling: Sampling | None = None,
-        seed: int = 0,
-        queue_size: int = 4096,
-        records: bool = False,
-        observer: Callable[[Event], None] | None = None,
-    ) -> Engine:
-        """An engine over any device, such as one that plays a trace back. `records` sends it the events of trees."""
-        opened = Opened(
-            device=device,
-            tokenizer=tokenizer,
-            protocol=protocol,
-            stop_tokens=frozenset(token_ids(stop_tokens, None, "stop_tokens")),
-            context_size=converted(context_size, Count | None, "context_size"),
-            vocab_size=converted(vocab_size, Count | None, "vocab_size"),
-        )
-        return cls(
-            lambda: opened,
-            policy=policy,
-            limits=limits,
-            sampling=sampling,
-            seed=seed,
-            queue_size=queue_size,
-            records=records,
-            observer=observer,
-        )
+    def from_device(cls, opened: Opened, **options: Unpack[EngineOptions]) -> Engine:
+        """An engine on any device, such as one that plays a trace back, with what comes with it.
+
+        `records` sends the device the events of trees; the other options are as in `Engine.open`. Raises `ValueError`,
+        naming the argument, for one that does not fit.
+        """
+        if not isinstance(opened, Opened):
+            raise ValueError(f"opened is {shown(opened)}; give an Opened, which has the device.")
+        return cls(lambda: opened, **options)
 
     async def __aenter__(self) -> Self:
-        if self._frontend is not None:
+        if self._session is not None:
             raise EngineClosed("An engine is entered once. Open another one.")
         opened = await open_in_thread(self._make_device)
-        self._policy = self._policy or opened.policy or Policy()
-        self._frontend = Frontend(
-            opened.device,
-            tokenizer=opened.tokenizer,
-            protocol=opened.protocol,
-            stop_tokens=opened.stop_tokens,
-            context_size=opened.context_size,
-            vocab_size=opened.vocab_size,
-            seed=self._arguments.seed,
-            queue_size=self._arguments.queue_size,
-            records=self._arguments.records,
-            observer=self._arguments.observer,
+        given = self._arguments
+        self._session = Session(
+            opened, seed=given.seed, queue_size=given.queue_size, records=given.records, observer=given.observer
         )
-        self._close = opened.close
-        self._device = opened.device
-        self._device.start(self._frontend.inbox.deliver)
+        opened.device.start(self._session.inbox.deliver)
         if opened.ready is not None:
             try:
                 await anyio.to_thread.run_sync(opened.ready)
             except BaseException:
                 with anyio.CancelScope(shield=True):
-                    await self._stop(self._device)
+                    await _stop(opened)
                 raise
         _log.info("engine opened", device=type(opened.device).__name__, seed=self._arguments.seed)
         return self
@@ -229,30 +174,25 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        frontend, device = self._running()
+        session = self._running()
         with anyio.CancelScope(shield=True):
-            frontend.close()
+            session.close()
             # What was interrupted is still to be counted, which takes the device until the end of its tick.
-            await frontend.account.settled()
-            frontend.account.end()
-            await self._stop(device)
-            frontend.end()
+            await session.account.settled()
+            session.account.end()
+            await _stop(session.opened)
+            session.end()
         _log.info("engine closed", usage=self.usage)
-
-    async def _stop(self, device: Device) -> None:
-        await anyio.to_thread.run_sync(device.stop)
-        if self._close is not None:
-            await anyio.to_thread.run_sync(self._close)
 
     @property
     def statistics(self) -> Statistics:
         """What the device is doing right now."""
-        return self._running()[1].statistics
+        return self._running().statistics
 
     @property
     def usage(self) -> Usage:
         """Of everything the engine has done."""
-        return self._running()[0].account.usage()
+        return self._running().account.usage()
 
     async def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replaces the model's weights in place, between ticks; what is asked for from here on is said by the new ones.
@@ -266,10 +206,10 @@ class Engine:
         engines that play one back. Then the old weights are in force as before. Cancelled before the device has been
         asked, nothing has changed; from then on it is not interrupted, so that weights are the old or the new ones.
         """
-        frontend = self._running()[0]
+        session = self._running()
         tensors = weights_of(weights)
         await anyio.lowlevel.checkpoint()
-        await frontend.request(lambda number: LoadWeights(number, tensors))
+        await session.request(lambda number: LoadWeights(number, tensors))
 
     def recording(
         self, path: str | Path, overwrite: bool = False, on_trace_error: OnTraceError = "drop"
@@ -288,7 +228,7 @@ class Engine:
         says what is missing; with "stop" leaving raises `TraceError`, and the engine ends.
         """
         return recording(
-            self._running()[0],
+            self._running(),
             path_of(path, "path"),
             overwrite=converted(overwrite, bool, "overwrite"),
             on_trace_error=converted(on_trace_error, OnTraceError, "on_trace_error"),
@@ -312,7 +252,7 @@ class Engine:
         given = ThreadArguments(
             limits=limits, policy=policy, sampling=sampling, max_tokens=max_tokens, priority=priority
         )
-        return self._root(self._encode(prompt), given.limits or self._limits, self._settings(given))
+        return self._root(self._encode(prompt), self._limits(given.limits), self._settings(given))
 
     async def run(
         self,
@@ -339,19 +279,19 @@ class Engine:
         tokens = self._encode(prompt)
         if not tokens:
             raise PromptError("The prompt is empty; give at least one token.")
-        chosen = given.limits or self._limits
-        select = (given.policy or self._policy or Policy()).select
+        chosen = self._limits(given.limits)
+        select = self._policy(given.policy).select
         if select is None:
             return await answer_of(self._root(tokens, chosen, settings))
-        text = prompt if isinstance(prompt, str) else self._running()[0].decode(tokens)
+        text = prompt if isinstance(prompt, str) else self._running().decode(tokens)
         return await self._run_samples(select, text, tokens, chosen, settings)
 
     async def _run_samples(
         self, select: SelectPolicy, prompt: str, tokens: tuple[int, ...], limits: Limits, settings: ThreadSettings
     ) -> Answer:
         # One account above all samples makes them share the limits.
-        frontend = self._running()[0]
-        shared = Account((), msgspec.structs.replace(limits, tree_depth=None, seconds=None), frontend.account)
+        session = self._running()
+        shared = Account((), msgspec.structs.replace(limits, tree_depth=None, seconds=None), session.account)
         own = Limits(tree_depth=limits.tree_depth, seconds=limits.seconds)
         roots = [self._root(tokens, own, settings, above=shared) for _ in range(select.samples)]
         return await best_answer(roots, select, prompt)
@@ -359,28 +299,42 @@ class Engine:
     def _root(
         self, prompt: tuple[int, ...], limits: Limits, settings: ThreadSettings, above: Account | None = None
     ) -> ReasoningThread:
-        frontend = self._running()[0]
-        frontend.check()
-        path = frontend.new_tree()
-        account = Account(path, limits, above or frontend.account)
-        return ReasoningThread(Context(path, frontend, account, settings), prompt)
+        session = self._running()
+        session.check()
+        path = session.new_tree()
+        account = Account(path, limits, above or session.account)
+        return ReasoningThread(Context(path, session, account, settings), prompt)
 
     def _settings(self, given: ThreadArguments) -> ThreadSettings:
-        chosen = given.policy or self._policy or Policy()
+        chosen = self._policy(given.policy)
         return ThreadSettings(
             depth=chosen.depth,
             spawn=chosen.spawn,
-            sampling=given.sampling or self._sampling,
+            sampling=given.sampling or self._arguments.sampling or Sampling(),
             priority=given.priority or 0,
             max_tokens=given.max_tokens,
         )
 
     def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
-        frontend = self._running()[0]
-        frontend.check()
-        return frontend.encode_prompt(prompt)
+        session = self._running()
+        session.check()
+        return session.encode_prompt(prompt)
 
-    def _running(self) -> tuple[Frontend, Device]:
-        if self._frontend is None or self._device is None:
+    def _limits(self, given: Limits | None) -> Limits:
+        """What is given for a tree, or else for the engine."""
+        return given or self._arguments.limits or Limits()
+
+    def _policy(self, given: Policy | None) -> Policy:
+        """What is given for a tree, or else for the engine, or else with the checkpoint."""
+        return given or self._arguments.policy or self._running().opened.policy or Policy()
+
+    def _running(self) -> Session:
+        if self._session is None:
             raise EngineClosed("The engine is not open yet. Use it inside `async with`.")
-        return self._frontend, self._device
+        return self._session
+
+
+async def _stop(opened: Opened) -> None:
+    await anyio.to_thread.run_sync(opened.device.stop)
+    if opened.close is not None:
+        await anyio.to_thread.run_sync(opened.close)

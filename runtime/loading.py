@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,7 @@ from runtime.link.commands import Device, OnTraceError
 from runtime.link.events import FORMAT, Header, Trace, encodable
 from runtime.model.braid_file import parse_braid
 from runtime.model.directories import BRAID
-from runtime.model.tokenizer import Tokenizer
+from runtime.opened import Opened
 from runtime.protocol import BoundProtocol, TagProtocol
 from runtime.settings import EngineSettings
 
@@ -30,30 +30,6 @@ if TYPE_CHECKING:
     from runtime.device.journal import Recorder
     from runtime.device.loop import DeviceLoop
     from runtime.model.checkpoint import Description
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A device that has not been started, and what comes with it."""
-
-    device: Device
-    tokenizer: Tokenizer | None = None
-    """None: prompts are token ids, and texts are empty."""
-    protocol: BoundProtocol | None = None
-    """None: threads that the model drives generate to a stop token."""
-    policy: Policy | None = None
-    """The checkpoint's own."""
-    stop_tokens: frozenset[int] = frozenset()
-    context_size: int | None = None
-    """Most tokens of a context."""
-    vocab_size: int | None = None
-    """Token ids are below it."""
-    fingerprint: Callable[[], str] | None = None
-    """Of the model's weights as they are; for a device that has not been started, or has stopped."""
-    ready: Callable[[], None] | None = None
-    """Waits, on a worker thread, until the device that was started can serve, or raises what keeps it from that."""
-    close: Callable[[], None] | None = None
-    """Gives back what the device has not: called when it has stopped, or is never started."""
 
 
 def open_device(
@@ -85,11 +61,9 @@ def open_device(
     loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
     protocol, own_policy = read_braid(loaded)
     default = policy or own_policy or Policy()
-    config = loaded.model.config
     # What cannot be had is known before native code is compiled and a trace is begun.
     cache_shape(loaded.model, settings, most_iterations(loaded.model, settings, default.depth))
     load_native_code(loaded.model, settings)
-    context_size = settings.context_size(config.block_size)
 
     def open_trace(path: Path, overwrite: bool) -> Recorder:
         header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed)
@@ -103,17 +77,30 @@ def open_device(
     running = ModelDevice(open_loop, torch_threads(loaded.model, settings))
     # Last of what may raise: a file that is open is given to who closes it.
     writer = None if trace is None else open_trace(Path(trace), overwrite)
-    return Opened(
-        device=running,
-        tokenizer=loaded.tokenizer,
-        protocol=protocol,
-        policy=own_policy,
-        stop_tokens=frozenset(loaded.stop_tokens),
-        context_size=context_size,
-        vocab_size=config.vocab_size,
+    return replace(
+        _opened(loaded, settings, running, protocol, own_policy),
         fingerprint=partial(fingerprint, loaded.model),
         ready=running.wait_until_open,
         close=None if writer is None else writer.abandon,
+    )
+
+
+def _opened(
+    checkpoint: Description,
+    settings: EngineSettings,
+    device: Device,
+    protocol: BoundProtocol | None,
+    policy: Policy | None,
+) -> Opened:
+    """What a checkpoint brings to a device that runs it, or plays back what it did."""
+    return Opened(
+        device=device,
+        tokenizer=checkpoint.tokenizer,
+        protocol=protocol,
+        policy=policy,
+        stop_tokens=frozenset(checkpoint.stop_tokens),
+        max_context=settings.context_of(checkpoint.config.block_size),
+        vocab_size=checkpoint.config.vocab_size,
     )
 
 
@@ -149,15 +136,9 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
 
     described = describe(trace.header.checkpoint if checkpoint is None else checkpoint)
     protocol, _ = read_braid(described)
-    return Opened(
-        device=_tracing().play(trace),
-        tokenizer=described.tokenizer,
-        protocol=protocol,
-        policy=from_builtins(trace.header.policy, Policy),
-        stop_tokens=frozenset(described.stop_tokens),
-        context_size=msgspec.convert(trace.header.engine, EngineSettings).context_size(described.config.block_size),
-        vocab_size=described.config.vocab_size,
-    )
+    settings = msgspec.convert(trace.header.engine, EngineSettings)
+    policy = from_builtins(trace.header.policy, Policy)
+    return _opened(described, settings, _tracing().play(trace), protocol, policy)
 
 
 class _Tracing(NamedTuple):

@@ -56,7 +56,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     queue_size: Exact = 4096
     """Most generates accepted at a time; further callers wait."""
 
-    def context_size(self, model: int) -> int:
+    def context_of(self, model: int) -> int:
         """Most tokens of a context on a model that was made for `model` of them."""
         return model if self.max_context is None else min(self.max_context, model)
 

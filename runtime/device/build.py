@@ -78,7 +78,7 @@ def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape
         page_size=settings.page_size,
         slots=slots,
         rows=settings.max_in_flight,
-        pages_per_row=math.ceil(settings.context_size(config.block_size) / settings.page_size),
+        pages_per_row=math.ceil(settings.context_of(config.block_size) / settings.page_size),
         lanes=settings.max_in_flight,
     )
     numbers = 2 * shape.columns(config) * settings.page_size * config.n_kv_heads * config.head_dim
@@ -121,7 +121,7 @@ def build_loop(
             "EngineSettings.kv_cache_bytes or num_pages, max_in_flight or cpu_threads."
         ) from error
     limits = ModelLimits(
-        max_context=settings.context_size(model.config.block_size),
+        max_context=settings.context_of(model.config.block_size),
         vocab=model.config.vocab_size,
         mean_recurrence=model.config.mean_recurrence,
         most_iterations=most,

@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +34,18 @@ class _Arguments(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         convert_fields(self)
+
+
+class EngineOptions(TypedDict, total=False):
+    """The fields of `EngineArguments` as keywords of a call, so that editors and type checkers know them."""
+
+    policy: Policy | None
+    limits: Limits | None
+    sampling: Sampling | None
+    seed: int
+    queue_size: int
+    records: bool
+    observer: Callable[[Event], None] | None
 
 
 class EngineArguments(_Arguments, frozen=True, kw_only=True):

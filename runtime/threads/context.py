@@ -29,7 +29,7 @@ from runtime.results import Generation
 from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.inbox import Call
-from runtime.threads.session import Frontend, ThreadSettings
+from runtime.threads.session import Session, ThreadSettings
 
 UNBOUNDED = 2**31 - 1
 """Tokens to sample where only the model's context is a bound."""
@@ -70,19 +70,19 @@ class Context:
         "_has_place",
         "_metered",
         "account",
-        "frontend",
         "has_children",
         "is_busy",
         "lent_to",
         "path",
+        "session",
         "settings",
         "state",
         "tokens",
     )
 
-    def __init__(self, path: ThreadPath, frontend: Frontend, account: Account, settings: ThreadSettings) -> None:
+    def __init__(self, path: ThreadPath, session: Session, account: Account, settings: ThreadSettings) -> None:
         self.path = path
-        self.frontend = frontend
+        self.session = session
         self.account = account
         self.settings = settings
         self.tokens = array("i")
@@ -100,7 +100,7 @@ class Context:
     def open(self, inherits: Context | None = None) -> None:
         """Makes the thread known to the device; a fork begins with what it inherits."""
         self._depth = self._policy_now(self.settings.depth)
-        self.frontend.open_thread(
+        self.session.open_thread(
             self.path,
             msgspec.structs.replace(self.settings, depth=self._depth),
             None if inherits is None else inherits.path,
@@ -116,12 +116,12 @@ class Context:
         if self.state == "open":
             self._reclaim("end")
             self.account.end_thread()
-            self.frontend.close_thread(self.path)
+            self.session.close_thread(self.path)
         self.state = "closed"
 
     def check_open(self) -> None:
-        """Raises `ThreadStateError` outside the thread's `async with`, and what `Frontend.check` raises."""
-        self.frontend.check()
+        """Raises `ThreadStateError` outside the thread's `async with`, and what `Session.check` raises."""
+        self.session.check()
         if self.state == "new":
             raise ThreadStateError(f"Thread {self.path} is not open yet. Use it inside `async with`.")
         if self.state == "closed":
@@ -148,7 +148,7 @@ class Context:
         if not tokens:
             return
         length = len(self.tokens) + len(tokens)
-        size = self.frontend.context_size
+        size = self.session.opened.max_context
         if size is not None and length > size:
             raise PromptError(
                 f"Thread {self.path} would have {length} tokens; the model's context holds {size}. Shorten what is "
@@ -156,19 +156,19 @@ class Context:
             )
         self.tokens.extend(tokens)
         self.account.see_length(length)
-        self.frontend.send(Extend(self.path, tuple(tokens)))
+        self.session.send(Extend(self.path, tuple(tokens)))
 
     def cut(self, length: int, keep: int) -> None:
         """Forgets tokens from `length` on; `keep` of the last generate's tokens remain."""
         del self.tokens[length:]
-        self.frontend.send(Interrupt(self.path, keep=keep))
+        self.session.send(Interrupt(self.path, keep=keep))
 
     async def enter(self, nowait: bool) -> None:
         """Takes the thread and a place in the queue; `leave` gives both back. Cancelled while waiting, has neither."""
         self.check_idle("generate")
         self.is_busy = True
         try:
-            await self.frontend.acquire(nowait)
+            await self.session.acquire(nowait)
         except BaseException:
             self.is_busy = False
             raise
@@ -186,7 +186,7 @@ class Context:
         """Gives the place in the queue back, once, before the end of the call or at it."""
         if self._has_place:
             self._has_place = False
-            self.frontend.release()
+            self.session.release()
 
     async def generate(self, options: GenerateOptions, hear: Callable[[Signalled], None] | None = None) -> Generation:
         """One generate, from the queue to its end. `hear` gets every signal of a watcher, as soon as it arrives.
@@ -203,7 +203,7 @@ class Context:
                 if isinstance(report, Failed):
                     raise report.error
             except BaseException:
-                self.frontend.send(Interrupt(self.path, keep=0))
+                self.session.send(Interrupt(self.path, keep=0))
                 raise
             self.add_sampled(report.tokens)
             return self.generation(call, report, options)
@@ -213,7 +213,7 @@ class Context:
     def begin(self, options: GenerateOptions, hears: bool) -> Call:
         """Sends a generate, bounded by what the limits leave. Raises `LimitExceeded` where that is nothing."""
         self.check_open()
-        stranded = self.frontend.inbox.stranded_error(self.path)
+        stranded = self.session.inbox.stranded_error(self.path)
         if stranded is not None:
             raise stranded
         if not self.tokens:
@@ -223,22 +223,22 @@ class Context:
         max_iterations = self.account.iterations_left()
         watcher = options.watcher
         if watcher is None and options.stop_strings:
-            if self.frontend.tokenizer is None:
+            if self.session.opened.tokenizer is None:
                 raise PromptError("Stop strings need a tokenizer.json, which the checkpoint lacks. Stop at token ids.")
-            watcher = StopStrings(self.frontend.tokenizer, options.stop_strings, self.tokens)
+            watcher = StopStrings(self.session.opened.tokenizer, options.stop_strings, self.tokens)
         meters = self.account.meters()
         self._metered = metered = MeteredWatcher(watcher, meters) if meters else None
         depth = self._policy_now(options.depth or self.settings.depth)
         call = Call(
             self.path,
             self.account,
-            self.frontend.inbox.new_event,
+            self.session.inbox.new_event,
             hears=hears,
             bounded_by_limit=left is not None and left < wanted,
             metered=metered,
         )
-        self.frontend.inbox.expect(call)
-        self.frontend.send(
+        self.session.inbox.expect(call)
+        self.session.send(
             Generate(
                 thread=self.path,
                 max_tokens=wanted if left is None else min(left, wanted),
@@ -265,7 +265,7 @@ class Context:
         shown = tokens[:-1] if tokens and tokens[-1] in options.stop_tokens else tokens
         return Generation(
             text=_text_before(
-                self.frontend.text_after(self.tokens[: len(self.tokens) - len(tokens)], shown), options.stop_strings
+                self.session.text_after(self.tokens[: len(self.tokens) - len(tokens)], shown), options.stop_strings
             ),
             tokens=tokens,
             logprobs=report.logprobs,
@@ -286,7 +286,7 @@ class Context:
             raise PolicyError(f"{name}.for_thread raised for thread {self.path}: {described(error)}.") from error
         if not isinstance(chosen, DepthPolicy):
             raise PolicyError(f"{name}.for_thread answered {shown(chosen)}; it must be a DepthPolicy.")
-        if self.frontend.records:
+        if self.session.records:
             check_recordable(chosen)
         return chosen
 

@@ -57,21 +57,21 @@ async def drive(thread: DrivenThread) -> Outcome:
     `LimitExceeded` is raised. Raises `ProtocolError` for malformed output and `PolicyError` for a policy that raised;
     what children failed of is raised at their join.
     """
-    protocol = thread.context.frontend.protocol
+    protocol = thread.context.session.opened.protocol
     if protocol is None:
         return await _drive_plain(thread.context)
     return await _Driver(thread, protocol).run()
 
 
 async def _drive_plain(context: Context) -> Outcome:
-    generation = await context.generate(GenerateOptions(stop_tokens=context.frontend.stop_tokens))
+    generation = await context.generate(GenerateOptions(stop_tokens=context.session.opened.stop_tokens))
     _raise_limit(context, generation)
     tokens = generation.tokens
     if generation.reason != "stop":
         return Outcome(tokens, "", _without_message(generation))
-    if tokens and tokens[-1] in context.frontend.stop_tokens:
+    if tokens and tokens[-1] in context.session.opened.stop_tokens:
         tokens = tokens[:-1]
-    return Outcome(tokens, context.frontend.decode(tokens), "stop")
+    return Outcome(tokens, context.session.decode(tokens), "stop")
 
 
 def _without_message(generation: Generation) -> Literal["length", "context", "nothing"]:
@@ -101,7 +101,7 @@ class _Driver:
             options = GenerateOptions(
                 max_tokens=left,
                 watcher=self._protocol.watcher(context.tokens),
-                stop_tokens=context.frontend.stop_tokens,
+                stop_tokens=context.session.opened.stop_tokens,
                 entropies=self._spawn_policy.reads == "entropy",
             )
             generation = await context.generate(options, hear=self._hear)
@@ -168,7 +168,7 @@ class _Driver:
         refusal = context.account.refusal()
         if refusal:
             return SpawnDecision(run=False, reason=refusal)
-        size = context.frontend.context_size
+        size = context.session.opened.max_context
         if not signal.tokens:
             return SpawnDecision(run=False, reason="its message is empty")
         if size is not None and len(signal.tokens) > size:
@@ -199,7 +199,7 @@ class _Driver:
             # The present call is not reported yet; the others of the tree count when they are.
             tokens=tree.total.generated + signal.start + len(signal.tokens),
             iterations=tree.total.iterations,
-            waiting=self._context.frontend.statistics.waiting,
+            waiting=self._context.session.statistics.waiting,
         )
 
     async def _join(self, join: Signal, start: int) -> None:
@@ -215,7 +215,7 @@ class _Driver:
     def _returned(self, tokens: tuple[int, ...]) -> Outcome:
         if not tokens:
             return Outcome((), "", "nothing")
-        return Outcome(tokens, self._context.frontend.decode(tokens), "returned")
+        return Outcome(tokens, self._context.session.decode(tokens), "returned")
 
 
 def _raise_limit(context: Context, generation: Generation) -> None:

@@ -136,15 +136,15 @@ class Children:
         context, asked = self._context, append or ()
         delivered = [child for _, child in asked if child is not None and child.given().message]
         messages = [() if child is None else child.given().message for _, child in asked]
-        protocol = context.frontend.protocol
+        protocol = context.session.opened.protocol
         if protocol is None or append is None:
             delivery = [token for message in messages for token in message]
         else:
             delivered = delivered[: protocol.protocol.most_messages]
             delivery = await _delivery(protocol, messages, [prompt for prompt, _ in asked])
         context.extend([*before, *delivery])
-        if context.frontend.is_recording:
-            context.frontend.record(
+        if context.session.is_recording:
+            context.session.record(
                 Joined(
                     time=0.0,
                     thread=context.path,
@@ -153,7 +153,7 @@ class Children:
                     cancelled=tuple(child.path for child in cancelled),
                 )
             )
-            await context.frontend.recorded()
+            await context.session.recorded()
 
     def raise_failures(self, children: Iterable[ChildTask]) -> None:
         """Raises what children failed of: one error as it is, several as an `ExceptionGroup` in spawn order."""
@@ -161,7 +161,7 @@ class Children:
         if not errors:
             return
         # A dead device is one failure, however many children saw it.
-        self._context.frontend.check()
+        self._context.session.check()
         if len(errors) == 1:
             raise errors[0]
         raise ExceptionGroup(f"{len(errors)} children of thread {self._context.path} failed", errors)
@@ -189,7 +189,7 @@ class Children:
         for child in children:
             if child.arrivals is not None and child.arrivals.is_waiting:
                 raise ThreadStateError(f"Child {child.path} is being joined by another coroutine; join it once.")
-        arrivals: Arrivals[ChildTask] = Arrivals(self._context.frontend.inbox.new_event)
+        arrivals: Arrivals[ChildTask] = Arrivals(self._context.session.inbox.new_event)
         for child in children:
             child.arrivals = arrivals
             if child.is_done:

@@ -10,42 +10,40 @@ import anyio.lowlevel
 
 from runtime.errors import TraceError
 from runtime.link.commands import OnTraceError, StartRecording, StopRecording
-from runtime.threads.session import Frontend
+from runtime.threads.session import Session
 
 
 @asynccontextmanager
-async def recording(
-    frontend: Frontend, path: Path, overwrite: bool, on_trace_error: OnTraceError
-) -> AsyncIterator[None]:
+async def recording(session: Session, path: Path, overwrite: bool, on_trace_error: OnTraceError) -> AsyncIterator[None]:
     """See `Engine.recording`. The device thread opens the file, writes and closes it, in order with its commands."""
     await anyio.lowlevel.checkpoint()
-    if frontend.is_in_recording:
+    if session.is_in_recording:
         raise TraceError("The engine records already, and what happens goes into one trace. Let that end first.")
     # The device refuses while the engine's own trace is written, and knows whether that had to end.
-    before = frontend.records
+    before = session.records
     # At once, so that trees which begin before the device has answered are recorded from their beginning.
-    frontend.is_in_recording = frontend.records = True
+    session.is_in_recording = session.records = True
     try:
-        await frontend.request(lambda number: StartRecording(number, path, overwrite, on_trace_error))
+        await session.request(lambda number: StartRecording(number, path, overwrite, on_trace_error))
     except Exception:
-        frontend.is_in_recording, frontend.records = False, before
+        session.is_in_recording, session.records = False, before
         raise
     except BaseException:
         # A cancellation of asyncio's own, which goes through shields: nobody hears the answer to this one.
-        frontend.is_in_recording, frontend.records = False, before
-        frontend.send(StopRecording(number=0))
+        session.is_in_recording, session.records = False, before
+        session.send(StopRecording(number=0))
         raise
     try:
         yield
     except BaseException as error:
         try:
-            await _stop(frontend)
+            await _stop(session)
         except Exception as other:
             error.add_note(f"The trace {path} is not whole: {other}")
         raise
-    await _stop(frontend)
+    await _stop(session)
 
 
-async def _stop(frontend: Frontend) -> None:
-    frontend.is_in_recording = frontend.records = False
-    await frontend.request(StopRecording)
+async def _stop(session: Session) -> None:
+    session.is_in_recording = session.records = False
+    await session.request(StopRecording)

@@ -15,7 +15,6 @@ from runtime.errors import EngineClosed, EngineFailed, PromptError, QueueFull
 from runtime.link.commands import (
     CloseThread,
     Command,
-    Device,
     Failed,
     FlushRecording,
     Interrupt,
@@ -28,7 +27,7 @@ from runtime.link.commands import (
 from runtime.link.events import Event
 from runtime.model.incremental import text_after
 from runtime.model.tokenizer import Tokenizer
-from runtime.protocol import BoundProtocol
+from runtime.opened import Opened
 from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import token_ids
@@ -51,39 +50,30 @@ class ThreadSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens a model-driven thread samples over its life; the default bound of a `generate`."""
 
 
-class Frontend:
+class Session:
     """Commands out, reports in, the bounded queue, and the engine's account. Used on the event loop."""
 
     def __init__(
         self,
-        device: Device,
+        opened: Opened,
         *,
-        tokenizer: Tokenizer | None,
-        protocol: BoundProtocol | None,
-        stop_tokens: frozenset[int],
-        context_size: int | None,
-        vocab_size: int | None,
         seed: int,
         queue_size: int,
         records: bool,
         observer: Callable[[Event], None] | None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.protocol = protocol
-        self.stop_tokens = stop_tokens
-        self.context_size = context_size
+        self.opened = opened
         self.seed = seed
         self.is_closed = False
         self.account = Account(())
         self.inbox = Inbox(self._interrupt_below)
-        self._device = device
-        self.vocab_size = vocab_size
         self.records = records
         """Whether events of trees go into a trace."""
         self.is_in_recording = False
         """Whether a block is entered, or being entered, that records what happens inside it."""
+        self._device = opened.device
         self._observer = observer
-        self._trees = device.first_tree
+        self._trees = opened.device.first_tree
         self._loop_thread = get_ident()
         self._queue_size = queue_size
         self._queue = anyio.Semaphore(queue_size, fast_acquire=True)
@@ -193,7 +183,7 @@ class Frontend:
         `PromptError` for text without a tokenizer, unknown words, and ids outside the vocabulary.
         """
         if not isinstance(text, str):
-            return token_ids(text, self.vocab_size, "text")
+            return token_ids(text, self.opened.vocab_size, "text")
         tokenizer = self._tokenizer_for_text()
         if not after:
             return tuple(tokenizer.encode(text, add_special_tokens=True))
@@ -204,27 +194,27 @@ class Frontend:
     def encode_message(self, text: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a text inside a context, without a space before it, or checked ids. Raises like `encode`."""
         if not isinstance(text, str):
-            return token_ids(text, self.vocab_size, "text")
+            return token_ids(text, self.opened.vocab_size, "text")
         return tuple(self._tokenizer_for_text().encode_inside(text))
 
     def encode_prompt(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         """Token ids of a root's prompt: as the protocol puts a text, or as the tokenizer does without one."""
-        if isinstance(prompt, str) and self.protocol is not None:
-            return tuple(self.protocol.prompt(prompt))
+        if isinstance(prompt, str) and self.opened.protocol is not None:
+            return tuple(self.opened.protocol.prompt(prompt))
         return self.encode(prompt)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids; empty without a tokenizer."""
-        return "" if self.tokenizer is None else self.tokenizer.decode(tokens)
+        return "" if self.opened.tokenizer is None else self.opened.tokenizer.decode(tokens)
 
     def text_after(self, context: Sequence[int], tokens: Sequence[int]) -> str:
         """What the text of a context grows by when tokens follow it; empty without a tokenizer."""
-        return "" if self.tokenizer is None else text_after(self.tokenizer, context, tokens)
+        return "" if self.opened.tokenizer is None else text_after(self.opened.tokenizer, context, tokens)
 
     def _tokenizer_for_text(self) -> Tokenizer:
-        if self.tokenizer is None:
+        if self.opened.tokenizer is None:
             raise PromptError("The checkpoint has no tokenizer.json. Give token ids instead of text.")
-        return self.tokenizer
+        return self.opened.tokenizer
 
     def close(self) -> None:
         """Closes every thread that is still open and ends their calls with `EngineClosed`."""

@@ -73,7 +73,7 @@ class Stream:
         if self._call is None:
             await self._context.enter(self._options.nowait)
             try:
-                tokenizer = self._context.frontend.tokenizer
+                tokenizer = self._context.session.opened.tokenizer
                 self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer, self._context.tokens)
                 self._call = self._context.begin(self._options, hears=True)
             except BaseException:
@@ -144,11 +144,11 @@ class Stream:
             self._has_ended = True
             return
         self._has_ended = True
-        self._context.frontend.send(Interrupt(self._context.path, keep=self._delivered))
+        self._context.session.send(Interrupt(self._context.path, keep=self._delivered))
         self._context.leave()
 
     def __del__(self) -> None:
         # After a `break` nothing refers to the stream any more, and this runs at once. The collector may also call it
         # on another thread.
         if getattr(self, "_call", None) is not None and not self._has_ended:
-            self._context.frontend.run_on_loop(self._leave)
+            self._context.session.run_on_loop(self._leave)

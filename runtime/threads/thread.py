@@ -65,7 +65,7 @@ class ReasoningThread:
     @property
     def text(self) -> str:
         """Text of the whole context; empty without a tokenizer."""
-        return self.context.frontend.decode(self.context.tokens)
+        return self.context.session.decode(self.context.tokens)
 
     @property
     def usage(self) -> Usage:
@@ -84,7 +84,7 @@ class ReasoningThread:
         as the tokenizer begins texts. Raises `PromptError` for what cannot be encoded or does not fit,
         `ThreadStateError` while generating.
         """
-        self.context.extend(self.context.frontend.encode(text, self.context.tokens))
+        self.context.extend(self.context.session.encode(text, self.context.tokens))
 
     async def generate(
         self,
@@ -140,9 +140,9 @@ class ReasoningThread:
         `program` works in the child and returns its message; without it the model drives the child, under the protocol
         if there is one. What is not given is inherited. Raises `LimitExceeded` where the limits allow no more children.
         """
-        frontend = self.context.frontend
-        tokens = frontend.encode(message)
-        if not tokens or (isinstance(message, str) and tokens == frontend.encode("")):
+        session = self.context.session
+        tokens = session.encode(message)
+        if not tokens or (isinstance(message, str) and tokens == session.encode("")):
             raise PromptError("A child sees nothing but its message, and this one is empty. Give it one, or fork().")
         given = ThreadArguments(
             program=program, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
@@ -165,7 +165,7 @@ class ReasoningThread:
 
         Raises `ThreadStateError` while this thread is generating.
         """
-        tokens = () if message is None else self.context.frontend.encode(message, self.context.tokens)
+        tokens = () if message is None else self.context.session.encode(message, self.context.tokens)
         given = ThreadArguments(
             program=program, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
         )
@@ -217,7 +217,7 @@ class ReasoningThread:
     async def __aenter__(self) -> Self:
         if self.lifetime.is_entered or self.context.state == "closed":
             raise ThreadStateError(f"Thread {self.path} was entered before. Open another one.")
-        self.context.frontend.check()
+        self.context.session.check()
         await self.lifetime.enter(self.context.account.limits.seconds)
         if self._prompt is not None:
             try:
@@ -245,7 +245,7 @@ class ReasoningThread:
         try:
             if len(self.path) == 1:
                 # Of the others' ends the joins have waited.
-                await self.context.frontend.recorded()
+                await self.context.session.recorded()
             if failures:
                 errors = [body, *failures] if body is not None else failures
                 raise ExceptionGroup(f"unjoined children of thread {self.path} failed", errors)
@@ -276,7 +276,7 @@ class ReasoningThread:
         context.check_open()
         path = self.children.new_path()
         account = Account(path, limits or NO_LIMITS, context.account)
-        thread = ReasoningThread(Context(path, context.frontend, account, settings), above=self.lifetime)
+        thread = ReasoningThread(Context(path, context.session, account, settings), above=self.lifetime)
         child = ChildTask(thread.context, thread.lifetime, len(prompt))
         thread.context.open(inherits=context if fork else None)
         self.record_spawn(path, prompt, by_model=by_model, fork=fork, reason=reason)
@@ -306,18 +306,18 @@ class ReasoningThread:
 
     async def _returned_by(self, program: Program) -> Outcome:
         message = await program(self)
-        frontend = self.context.frontend
-        tokens = () if message is None else frontend.encode_message(message)
+        session = self.context.session
+        tokens = () if message is None else session.encode_message(message)
         if message is None or not tokens:
             return Outcome((), "", "nothing")
-        return Outcome(tokens, message if isinstance(message, str) else frontend.decode(tokens), "returned")
+        return Outcome(tokens, message if isinstance(message, str) else session.decode(tokens), "returned")
 
     def record_spawn(
         self, child: ThreadPath | None, prompt: tuple[int, ...], *, by_model: bool, fork: bool, reason: str
     ) -> None:
         """Writes a spawn, or its refusal, into the trace."""
-        if self.context.frontend.is_recording:
-            self.context.frontend.record(
+        if self.context.session.is_recording:
+            self.context.session.record(
                 Spawned(
                     time=0.0,
                     thread=self.path,
@@ -330,18 +330,18 @@ class ReasoningThread:
             )
 
     def _open_root(self, prompt: tuple[int, ...]) -> None:
-        frontend = self.context.frontend
+        session = self.context.session
         self.context.open()
-        if frontend.is_recording:
-            frontend.record(RunStarted(time=0.0, thread=self.path, prompt=frontend.decode(prompt)))
+        if session.is_recording:
+            session.record(RunStarted(time=0.0, thread=self.path, prompt=session.decode(prompt)))
         self.context.extend(prompt)
 
     def _close(self, error: Exception | None, is_cancelled: bool) -> None:
         for child in self.children:
             # A child whose task never came to run has opened its thread all the same.
             child.context.close()
-        frontend = self.context.frontend
-        if frontend.is_recording and self.context.state == "open":
+        session = self.context.session
+        if session.is_recording and self.context.state == "open":
             outcome = self.outcome or Outcome((), "", "nothing")
             kind = "returned" if outcome.message else "nothing"
             if error is not None:
@@ -350,7 +350,7 @@ class ReasoningThread:
                 kind = "cancelled"
             if kind != "returned":
                 outcome = Outcome((), "", "nothing")
-            frontend.record(
+            session.record(
                 ThreadEnded(
                     time=0.0,
                     thread=self.path,
@@ -364,10 +364,10 @@ class ReasoningThread:
 
     def _options(self, arguments: dict[str, Any], stream: bool) -> GenerateOptions:
         given = GenerateArguments(**arguments)
-        frontend = self.context.frontend
+        session = self.context.session
         return GenerateOptions(
             max_tokens=given.max_tokens,
-            stop_tokens=given.stop_tokens | frontend.stop_tokens,
+            stop_tokens=given.stop_tokens | session.opened.stop_tokens,
             stop_strings=given.stop_strings,
             sampling=given.sampling,
             depth=given.depth,

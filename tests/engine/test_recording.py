@@ -15,7 +15,17 @@ from anyio.abc import TaskGroup, TaskStatus
 
 import runtime.loading
 from policies import Fixed, Limits, MaxChildren, Policy
-from runtime import Answer, Engine, EngineFailed, LimitExceeded, ReasoningThread, Sampling, ThreadStateError, TraceError
+from runtime import (
+    Answer,
+    Engine,
+    EngineFailed,
+    LimitExceeded,
+    Opened,
+    ReasoningThread,
+    Sampling,
+    ThreadStateError,
+    TraceError,
+)
 from runtime.backend.interface import Tick, TickResult
 from runtime.backend.torch.backend import TorchBackend
 from runtime.device.build import build_loop
@@ -371,7 +381,7 @@ async def test_an_engine_that_is_left_within(tiny_checkpoint: Path, tmp_path: Pa
 async def test_asyncio_cancels_while_the_device_begins() -> None:
     """Its own cancellation goes through shields: the recording that nobody waits for is ended again."""
     device = SteppedDevice(counting)
-    async with Engine.over(device) as engine:
+    async with Engine.from_device(Opened(device=device)) as engine:
 
         async def enter() -> None:
             async with engine.recording("block.trace"):

@@ -18,7 +18,7 @@ from policies import Fixed, MaxChildren, Policy
 from runtime import Engine, EngineFailed, TraceError
 from runtime.backend.interface import Tick
 from runtime.backend.torch.backend import TorchBackend
-from runtime.loading import Opened
+from runtime.opened import Opened
 from tests.engine.test_recording import prompt
 from tests.runtime_loop.scripted import SteppedDevice, counting
 from traces import read, thread_tree

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policies import Fixed, LatentDiff, Policy
-from runtime import Engine, EngineClosed, EngineFailed, ThreadStateError, TraceError
+from runtime import Engine, EngineClosed, EngineFailed, Opened, ThreadStateError, TraceError
 from runtime.backend.interface import CacheShape
 from runtime.backend.torch.cuda_graphs import GraphedBackend
 from runtime.device.build import wire
@@ -282,7 +282,7 @@ async def test_cancelled_it_changes_nothing_or_waits(directories: tuple[Path, Pa
         await engine.load_weights({})
         done.append(True)
 
-    async with Engine.over(device) as engine, anyio.create_task_group() as group:
+    async with Engine.from_device(Opened(device=device)) as engine, anyio.create_task_group() as group:
         group.start_soon(load, engine)
         await turn()
         group.cancel_scope.cancel()
@@ -305,7 +305,7 @@ async def test_nobody_waits_for_a_device_that_is_gone(how: str) -> None:
         except (EngineFailed, EngineClosed) as error:
             errors.append(type(error))
 
-    async with anyio.create_task_group() as group, Engine.over(device) as engine:
+    async with anyio.create_task_group() as group, Engine.from_device(Opened(device=device)) as engine:
         group.start_soon(load, engine)
         await turn()
         if how == "failed":
@@ -321,7 +321,7 @@ async def test_nobody_waits_for_a_device_that_is_gone(how: str) -> None:
 async def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
     """asyncio's own cancellation is not held up by shields."""
     device = SteppedDevice(counting)
-    async with Engine.over(device) as engine:
+    async with Engine.from_device(Opened(device=device)) as engine:
         task = asyncio.create_task(engine.load_weights({}))
         await turn()
         task.cancel()

@@ -31,4 +31,4 @@ def fails(error: Exception) -> Program:
 def text_of(child: Child) -> str:
     """Of the child's whole context, also when it has ended."""
     context = task_of(child).context
-    return context.frontend.decode(context.tokens)
+    return context.session.decode(context.tokens)

@@ -14,6 +14,7 @@ from runtime import ChildStatus, Engine, Limits, ReasoningThread
 from runtime.link.commands import CloseThread, Generate, Interrupt
 from runtime.results import Generation
 
+from .engines import engine_on
 from .scripted import (
     ScriptedDevice,
     SteppedDevice,
@@ -22,7 +23,6 @@ from .scripted import (
     counting,
     ids,
     scripts,
-    word_tokenizer,
 )
 from .turns import turn
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_cancelled_generate_leaves_the_context_as_it_was() -> None:
     device = SteppedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a b") as root:
+    async with engine_on(device) as engine, engine.thread("a b") as root:
         for ticks in range(3):
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as group:
@@ -64,7 +64,7 @@ async def test_a_cancelled_generate_leaves_the_context_as_it_was() -> None:
 
 async def test_a_result_that_came_with_the_cancellation_is_rolled_back() -> None:
     device = SteppedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(root.generate, 2)
@@ -79,7 +79,7 @@ async def test_a_result_that_came_with_the_cancellation_is_rolled_back() -> None
 async def test_cancelled_in_the_queue_it_never_started() -> None:
     device = SteppedDevice(counting)
     async with (
-        Engine.over(device, tokenizer=word_tokenizer(), queue_size=1) as engine,
+        engine_on(device, queue_size=1) as engine,
         engine.thread("a") as first,
         engine.thread("b") as second,
         anyio.create_task_group() as group,
@@ -99,7 +99,7 @@ async def test_cancelled_in_the_queue_it_never_started() -> None:
 
 async def test_deadlines_just_work() -> None:
     device = ScriptedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         with pytest.raises(TimeoutError):
             with anyio.fail_after(0.005):
                 await root.generate()
@@ -128,7 +128,7 @@ async def test_cleaning_up_in_a_cancelled_child_is_waited_for() -> None:
             with anyio.CancelScope(shield=True):
                 cleaned.append((await thread.generate(2)).tokens)
 
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine:
+    async with engine_on(device) as engine:
         async with engine.thread("a") as root:
             child = root.spawn("b", program=run)
             await root.generate(3)
@@ -180,9 +180,7 @@ async def test_cancellation_at_every_await(step_first: bool) -> None:
                     device.step()
                     await anyio.lowlevel.checkpoint()
 
-            async with Engine.over(
-                device, tokenizer=word_tokenizer(), protocol=bound_protocol(), queue_size=2
-            ) as engine:
+            async with engine_on(device, protocol=bound_protocol(), queue_size=2) as engine:
                 scope = anyio.CancelScope()
 
                 async def work(
@@ -203,12 +201,12 @@ async def test_cancellation_at_every_await(step_first: bool) -> None:
                 scope.cancel()
                 outer.start_soon(tick)
                 await done.wait()
-                assert engine._frontend is not None
-                await engine._frontend.account.settled()
+                assert engine._session is not None
+                await engine._session.account.settled()
                 assert engine.usage.generated == device.statistics.generated
                 assert engine.usage.iterations == device.statistics.iterations
                 device.take_commands()
-                assert engine._frontend.inbox.failure is None
+                assert engine._session.inbox.failure is None
                 assert device.core.threads == {}
         assert_all_closed(device.core)
         cancel_at += 1
@@ -252,7 +250,7 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
 
     async def main() -> None:
         device = ScriptedDevice(counting)
-        async with Engine.over(device, tokenizer=word_tokenizer(), queue_size=3) as engine:
+        async with engine_on(device, queue_size=3) as engine:
             for _ in range(3):
                 with anyio.move_on_after(choose.choice([0.001, 5])):
                     try:
@@ -260,9 +258,9 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
                             await run(root)
                     except (Exception, ExceptionGroup):
                         pass
-            assert engine._frontend is not None
-            await engine._frontend.account.settled()
-            assert engine._frontend.inbox.failure is None
+            assert engine._session is not None
+            await engine._session.account.settled()
+            assert engine._session.inbox.failure is None
             for name in ("generated", "computed", "iterations", "cached_tokens"):
                 assert getattr(engine.usage, name) == getattr(device.statistics, name)
         assert_all_closed(device.core)
@@ -272,7 +270,7 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
 
 async def test_closing_follows_opening_even_for_children_that_never_ran() -> None:
     device = ScriptedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine:
+    async with engine_on(device) as engine:
         with anyio.CancelScope() as scope:
             async with engine.thread("a") as root:
                 children = [root.spawn("b"), root.fork("c")]

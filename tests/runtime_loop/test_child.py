@@ -7,8 +7,9 @@ import pytest
 
 from runtime import ChildStatus, Engine, ReasoningThread
 
+from .engines import engine_on
 from .programs import fails, says
-from .scripted import ScriptedDevice, assert_all_closed, counting, word_tokenizer
+from .scripted import ScriptedDevice, assert_all_closed, counting
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
@@ -21,7 +22,7 @@ def device() -> ScriptedDevice:
 
 @pytest.fixture
 def engine(device: ScriptedDevice) -> Engine:
-    return Engine.over(device, tokenizer=word_tokenizer(), records=True)
+    return engine_on(device, records=True)
 
 
 async def test_the_status_says_how_far_it_has_come(device: ScriptedDevice, engine: Engine) -> None:

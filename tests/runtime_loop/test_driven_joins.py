@@ -11,6 +11,7 @@ import pytest
 from runtime import Engine, ProtocolError
 from runtime.protocol import BoundProtocol, TagProtocol
 
+from .engines import engine_on
 from .programs import text_of
 from .scripted import (
     PROTOCOL,
@@ -27,13 +28,13 @@ pytestmark = pytest.mark.anyio
 
 
 def over(device: ScriptedDevice, protocol: BoundProtocol) -> Engine:
-    return Engine.over(device, tokenizer=word_tokenizer(), protocol=protocol)
+    return engine_on(device, protocol=protocol)
 
 
 async def test_a_child_that_was_cut_returned_nothing() -> None:
     """Without a protocol the model's text is the message, once it has ended."""
     device = ScriptedDevice(scripts({"1": "a b <end>", "2": "a b c d e <end>"}))
-    async with Engine.over(device, tokenizer=word_tokenizer(), stop_tokens=ids("<end>")) as engine:
+    async with engine_on(device, stop_tokens=ids("<end>")) as engine:
         answer = await engine.run("2", max_tokens=3)
         assert (answer.text, answer.tokens, answer.message, answer.reason) == ("", ids("a b c"), (), "length")
         async with engine.thread("x") as root:

@@ -31,6 +31,7 @@ from runtime.link.commands import Extend, Generate, OpenThread
 from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded
 from runtime.protocol import BoundProtocol
 
+from .engines import engine_on
 from .programs import text_of
 from .scripted import (
     WORDS,
@@ -42,7 +43,6 @@ from .scripted import (
     bound_protocol,
     ids,
     scripts,
-    word_tokenizer,
 )
 from .turns import turn
 
@@ -58,9 +58,7 @@ TREE = {
 def engine_over(
     device: ScriptedDevice | SteppedDevice, protocol: BoundProtocol | None = None, **options: Any
 ) -> Engine:
-    return Engine.over(
-        device, tokenizer=word_tokenizer(), protocol=protocol or bound_protocol(), records=True, **options
-    )
+    return engine_on(device, protocol=protocol or bound_protocol(), records=True, **options)
 
 
 async def test_a_model_spawns_joins_and_answers() -> None:
@@ -247,14 +245,14 @@ async def test_several_failing_children_are_a_group() -> None:
 
 async def test_the_context_ends_a_thread_without_a_message() -> None:
     device = ScriptedDevice(scripts({"1": "<spawn> 2 </spawn> <join> <return> 9 <end>", "2": "z z z z z z"}), context=8)
-    async with engine_over(device, context_size=8) as engine:
+    async with engine_over(device, max_context=8) as engine:
         assert (await engine.run("2")).reason == "context"
         answer = await engine.run("1")
         assert answer.text == "9"
         assert answer.usage.max_context == 8
     # Five messages do not fit behind the join.
     device = ScriptedDevice(scripts({"1": "<spawn> 2 </spawn> <join> <end>", "2": "<return> 7 7 7 <end>"}), context=8)
-    async with engine_over(device, context_size=8) as engine:
+    async with engine_over(device, max_context=8) as engine:
         answer = await engine.run("1")
         assert (answer.text, answer.reason) == ("", "context")
     assert_all_closed(device.core)
@@ -318,7 +316,7 @@ async def test_a_stop_token_ends_a_thread_that_did_not_end_itself() -> None:
 
 async def test_a_run_without_a_protocol_generates_to_its_stop() -> None:
     device = ScriptedDevice(scripts({"1": "a b y"}))
-    async with Engine.over(device, tokenizer=word_tokenizer(), stop_tokens=ids("y")) as engine:
+    async with engine_on(device, stop_tokens=ids("y")) as engine:
         answer = await engine.run("1")
         assert (answer.text, answer.tokens, answer.reason) == ("a b", ids("a b"), "stop")
         assert (await engine.run("1", max_tokens=1)).reason == "length"
@@ -408,7 +406,7 @@ def test_no_stream_of_tokens_hangs_or_breaks_the_engine(seed: int, context: int,
     async def main() -> None:
         device = ScriptedDevice(say, context)
         protocol = bound_protocol(on_malformed="ignore" if ignore else "end")
-        async with engine_over(device, protocol, context_size=context) as engine:
+        async with engine_over(device, protocol, max_context=context) as engine:
             for limits in (Limits(threads=20, tree_depth=3), Limits(threads=20, tokens=30)):
                 try:
                     answer = await engine.run("1", limits=limits)

@@ -10,8 +10,9 @@ from runtime import Answer, Engine, ReasoningThread
 from runtime.link.commands import CloseThread
 from runtime.link.events import Joined, ThreadEnded
 
+from .engines import engine_on
 from .programs import fails, says
-from .scripted import ScriptedDevice, assert_all_closed, counting, word_tokenizer
+from .scripted import ScriptedDevice, assert_all_closed, counting
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +25,7 @@ def device() -> ScriptedDevice:
 
 @pytest.fixture
 def engine(device: ScriptedDevice) -> Engine:
-    return Engine.over(device, tokenizer=word_tokenizer(), records=True)
+    return engine_on(device, records=True)
 
 
 async def test_the_others_are_cancelled(device: ScriptedDevice, engine: Engine) -> None:

@@ -10,6 +10,7 @@ from runtime import Child, ChildStatus, Engine, ReasoningThread, ThreadStateErro
 from runtime.link.commands import Extend, OpenThread
 from runtime.link.events import Joined, Spawned
 
+from .engines import engine_on
 from .programs import fails, says
 from .scripted import (
     ScriptedDevice,
@@ -19,7 +20,6 @@ from .scripted import (
     counting,
     ids,
     scripts,
-    word_tokenizer,
 )
 from .turns import turn
 
@@ -33,7 +33,7 @@ def device() -> ScriptedDevice:
 
 @pytest.fixture
 def engine(device: ScriptedDevice) -> Engine:
-    return Engine.over(device, tokenizer=word_tokenizer(), records=True)
+    return engine_on(device, records=True)
 
 
 async def test_all_are_appended_in_spawn_order(device: ScriptedDevice, engine: Engine) -> None:
@@ -66,7 +66,7 @@ async def test_all_are_appended_in_spawn_order(device: ScriptedDevice, engine: E
 
 
 async def test_messages_are_put_as_the_protocol_says(device: ScriptedDevice) -> None:
-    engine = Engine.over(device, tokenizer=word_tokenizer(), protocol=bound_protocol(most_messages=1))
+    engine = engine_on(device, protocol=bound_protocol(most_messages=1))
     async with engine, engine.thread("a") as root:
         children = [
             root.spawn("b", program=says(None)),
@@ -226,7 +226,7 @@ async def test_a_child_can_be_cancelled(device: ScriptedDevice, engine: Engine) 
 
 async def test_a_model_driven_child_says_its_text_without_a_protocol() -> None:
     device = ScriptedDevice(scripts({"b": "x y 9", "c": "x"}))
-    engine = Engine.over(device, tokenizer=word_tokenizer(), stop_tokens=[9])
+    engine = engine_on(device, stop_tokens=[9])
     async with engine, engine.thread("a") as root:
         children = [root.spawn("b"), root.spawn("c", max_tokens=2)]
         answers = await root.join(children)
@@ -236,7 +236,7 @@ async def test_a_model_driven_child_says_its_text_without_a_protocol() -> None:
 
 async def test_a_join_that_appends_needs_an_idle_thread() -> None:
     device = SteppedDevice(counting)
-    engine = Engine.over(device, tokenizer=word_tokenizer())
+    engine = engine_on(device)
     async with engine, engine.thread("a") as root, anyio.create_task_group() as group:
         child: Child = root.spawn("b", max_tokens=1)
         group.start_soon(root.generate, 1)

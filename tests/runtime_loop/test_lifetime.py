@@ -7,10 +7,11 @@ from typing import Literal
 import anyio
 import pytest
 
-from runtime import Engine, LimitExceeded, Limits, ReasoningThread
+from runtime import LimitExceeded, Limits, ReasoningThread
 from runtime.threads.accounts import Account
 
-from .scripted import ScriptedDevice, assert_all_closed, counting, word_tokenizer
+from .engines import engine_on
+from .scripted import ScriptedDevice, assert_all_closed, counting
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +31,7 @@ async def test_deep_trees_are_cancelled(how: Literal["child", "outside", "left"]
         down.set()
         await anyio.sleep_forever()
 
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine:
+    async with engine_on(device) as engine:
         with anyio.CancelScope() as scope:
             async with engine.thread("a") as root:
                 child = root.spawn("b", program=descend)
@@ -67,7 +68,7 @@ async def test_everything_below_a_cancelled_thread_is_cancelled_at_once() -> Non
         cancelled.append("child")
         thread.spawn("b", program=wait)
 
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         child = root.spawn("b", program=linger)
         await turn()
         child.cancel()
@@ -92,7 +93,7 @@ async def test_a_deadline_reaches_what_is_below_and_is_only_its_owners() -> None
             reasons.extend([below.answer.reason] if below.answer else [])
         await anyio.sleep_forever()
 
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         with pytest.raises(LimitExceeded, match=r"Thread \(0, 0\) ran longer than its limit of 0\.01 s"):
             await root.join([root.spawn("b", program=descend, limits=Limits(seconds=0.01))])
         assert reasons == ["cancelled"] * 3
@@ -113,7 +114,7 @@ async def test_what_ends_programs_ends_the_tree() -> None:
             await anyio.sleep_forever()
         raise Ended
 
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine:
+    async with engine_on(device) as engine:
         with pytest.raises(BaseExceptionGroup) as caught:
             async with engine.thread("a") as root:
                 await root.join([root.spawn("b", program=descend)])

@@ -11,6 +11,7 @@ from policies import AllChildren, Policy, SelfConsistency, SpawnDecision, SpawnR
 from runtime import Engine, LimitExceeded, Limits, ReasoningThread
 from runtime.link.events import Spawned, ThreadEnded
 
+from .engines import engine_on
 from .scripted import (
     DEPTH,
     ScriptedDevice,
@@ -19,7 +20,6 @@ from .scripted import (
     bound_protocol,
     counting,
     scripts,
-    word_tokenizer,
 )
 from .turns import turn
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 
 def engine_over(device: ScriptedDevice | SteppedDevice, **options: Any) -> Engine:
-    return Engine.over(device, tokenizer=word_tokenizer(), records=True, **options)
+    return engine_on(device, records=True, **options)
 
 
 async def test_tokens_bound_calls_and_then_refuse_them() -> None:

@@ -7,10 +7,11 @@ import threading
 import anyio
 import pytest
 
-from runtime import Engine, LimitExceeded, Limits, ThreadStateError
+from runtime import LimitExceeded, Limits, ThreadStateError
 from runtime.link.commands import Interrupt
 
-from .scripted import ScriptedDevice, SteppedDevice, assert_all_closed, counting, ids, scripts, word_tokenizer
+from .engines import engine_on
+from .scripted import ScriptedDevice, SteppedDevice, assert_all_closed, counting, ids, scripts
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_chunks_join_up_to_the_generation() -> None:
     device = ScriptedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         stream = root.stream(12, stop=["10"])
         chunks = [chunk async for chunk in stream]
         assert "".join(chunk.text for chunk in chunks) == " 0 1 2 3 4 5 6 7 8 9 "
@@ -35,7 +36,7 @@ async def test_chunks_join_up_to_the_generation() -> None:
 
 async def test_a_chunk_comes_with_every_tick() -> None:
     device = SteppedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         got = []
 
         async def read() -> None:
@@ -53,7 +54,7 @@ async def test_a_chunk_comes_with_every_tick() -> None:
 
 async def test_leaving_keeps_what_was_delivered() -> None:
     device = ScriptedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         async for chunk in root.stream(10**9):
             if chunk.tokens[-1] >= 4:
                 break
@@ -69,15 +70,15 @@ async def test_leaving_keeps_what_was_delivered() -> None:
         await stream.aclose()
         root.append("b")
         assert (await root.generate(1)).tokens == (9,)
-        assert engine._frontend is not None
-        await engine._frontend.account.settled()
+        assert engine._session is not None
+        await engine._session.account.settled()
         assert engine.usage.generated == device.statistics.generated
     assert_all_closed(device.core)
 
 
 async def test_what_arrived_and_was_not_taken_is_cut() -> None:
     device = SteppedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         stream = root.stream(3)
         async with anyio.create_task_group() as group:
             group.start_soon(anext, stream)
@@ -94,7 +95,7 @@ async def test_what_arrived_and_was_not_taken_is_cut() -> None:
 
 async def test_a_cancelled_stream_keeps_what_was_delivered() -> None:
     device = SteppedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         got = []
 
         async def read() -> None:
@@ -115,7 +116,7 @@ async def test_a_cancelled_stream_keeps_what_was_delivered() -> None:
 
 async def test_a_stream_dropped_on_another_thread_is_left_on_the_loop() -> None:
     device = ScriptedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         held = [root.stream()]
         await anext(held[0])
         dropper = threading.Thread(target=held.clear)
@@ -128,7 +129,7 @@ async def test_a_stream_dropped_on_another_thread_is_left_on_the_loop() -> None:
 async def test_limits_bound_a_stream() -> None:
     device = ScriptedDevice(scripts({}))
     async with (
-        Engine.over(device, tokenizer=word_tokenizer()) as engine,
+        engine_on(device) as engine,
         engine.thread("a", limits=Limits(tokens=3)) as root,
     ):
         stream = root.stream()
@@ -144,7 +145,7 @@ async def test_limits_bound_a_stream() -> None:
 async def test_a_stream_with_a_name_gives_way() -> None:
     """Left by `break`, it ends when its thread is asked for something else, or with its thread."""
     device = ScriptedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer(), queue_size=1) as engine:
+    async with engine_on(device, queue_size=1) as engine:
         async with engine.thread("a") as root:
             stream = root.stream()
             await anext(stream)
@@ -169,7 +170,7 @@ async def test_a_stream_with_a_name_gives_way() -> None:
 
 async def test_a_stream_ends_with_its_thread_and_gives_its_place_back() -> None:
     device = ScriptedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer(), queue_size=1) as engine:
+    async with engine_on(device, queue_size=1) as engine:
         with pytest.warns(ResourceWarning, match="to end"):  # noqa: PT031
             async with engine.thread("a") as root:
                 stream = root.stream()
@@ -182,7 +183,7 @@ async def test_a_stream_ends_with_its_thread_and_gives_its_place_back() -> None:
 
 async def test_a_stream_is_left_at_the_end_of_its_block() -> None:
     device = ScriptedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         async with root.stream() as stream:
             async for chunk in stream:
                 if chunk.tokens == (2,):
@@ -197,7 +198,7 @@ async def test_a_stream_is_left_at_the_end_of_its_block() -> None:
 
 async def test_a_stream_that_is_awaited_keeps_its_thread() -> None:
     device = SteppedDevice(counting)
-    async with Engine.over(device, tokenizer=word_tokenizer()) as engine, engine.thread("a") as root:
+    async with engine_on(device) as engine, engine.thread("a") as root:
         stream = root.stream(1)
         async with anyio.create_task_group() as group:
             group.start_soon(anext, stream)

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
 
-from runtime import BoundProtocol, Engine, PromptError, ReasoningThread
+from runtime import BoundProtocol, PromptError, ReasoningThread
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import TagProtocol
 
 from ..vocabularies import BYTES, byte_fallback, byte_level, metaspace, word_level, word_piece
+from .engines import engine_on
 from .scripted import ScriptedDevice, Speaker
 
 pytestmark = pytest.mark.anyio
@@ -49,7 +50,7 @@ async def test_every_context_begins_as_the_tokenizer_begins_texts() -> None:
         seen[str(thread.path)] = thread.tokens
         return "sat"
 
-    async with Engine.over(saying(ids("a")), tokenizer=FALLBACK) as engine:
+    async with engine_on(saying(ids("a")), tokenizer=FALLBACK) as engine:
         async with engine.thread("the cat") as root:
             assert root.tokens == (BOS, *ids("the cat"))
             children = [root.spawn("the cat", program=look), root.fork(" sat", program=look)]
@@ -82,13 +83,13 @@ def test_protocols_begin_contexts_with_it_too_but_not_twice() -> None:
 
 async def test_stop_strings_leave_the_stop_tokens_on() -> None:
     tokens = (*ids("a cat"), EOS)
-    async with Engine.over(saying(tokens), tokenizer=FALLBACK, stop_tokens=[EOS]) as engine, engine.thread("a") as root:
+    async with engine_on(saying(tokens), tokenizer=FALLBACK, stop_tokens=[EOS]) as engine, engine.thread("a") as root:
         generation = await root.generate(20, stop=["zz", 7])
         assert (generation.tokens, generation.text, generation.reason) == (tokens, " a cat", "stop")
 
 
 async def test_a_stop_string_begins_with_the_first_space() -> None:
-    async with Engine.over(saying(ids("cat sat")), tokenizer=FALLBACK) as engine, engine.thread("a") as root:
+    async with engine_on(saying(ids("cat sat")), tokenizer=FALLBACK) as engine, engine.thread("a") as root:
         generation = await root.generate(20, stop=[" c"])
         assert (generation.text, generation.reason) == ("", "stop")
         assert root.text == "<s> a cat"
@@ -96,7 +97,7 @@ async def test_a_stop_string_begins_with_the_first_space() -> None:
 
 async def test_a_stop_string_of_bytes_stops_at_its_last_byte() -> None:
     tokens = inside("é🧵éa")
-    async with Engine.over(saying(tokens), tokenizer=FALLBACK) as engine, engine.thread("a") as root:
+    async with engine_on(saying(tokens), tokenizer=FALLBACK) as engine, engine.thread("a") as root:
         generation = await root.generate(30, stop=["🧵"])
         assert (generation.tokens, generation.text, generation.reason) == (tokens[:6], "é", "stop")
 
@@ -107,7 +108,7 @@ async def test_a_tokenizer_that_panics_fails_the_call_alone() -> None:
     tokenizer = Tokenizer(inner)
     a, cat = (tokenizer.token_to_id(word) or 0 for word in ("a", "cat."))
     device = ScriptedDevice(lambda speaker: a if speaker.path == (0,) else cat)
-    async with Engine.over(device, tokenizer=tokenizer) as engine:
+    async with engine_on(device, tokenizer=tokenizer) as engine:
         async with engine.thread("the") as root:
             with pytest.raises(PromptError, match="cannot decode"):
                 await root.generate(2)
@@ -128,7 +129,7 @@ def test_chunks_join_up_to_the_text_that_the_context_gains(tokenizer: Tokenizer,
     before = data.draw(st.lists(token, min_size=1, max_size=12))
 
     async def stream() -> None:
-        async with Engine.over(saying(said), tokenizer=tokenizer, stop_tokens=[EOS]) as engine:
+        async with engine_on(saying(said), tokenizer=tokenizer, stop_tokens=[EOS]) as engine:
             async with engine.thread(before) as root:
                 stream = root.stream(25, stop=stop)
                 chunks = [chunk async for chunk in stream]

@@ -15,6 +15,7 @@ from runtime import (
     Engine,
     EngineClosed,
     EngineFailed,
+    Opened,
     PromptError,
     QueueFull,
     ReasoningThread,
@@ -23,7 +24,8 @@ from runtime import (
 )
 from runtime.link.commands import Generate, OpenThread
 
-from .scripted import DEPTH, ScriptedDevice, Speaker, SteppedDevice, assert_all_closed, counting, ids, word_tokenizer
+from .engines import engine_on
+from .scripted import DEPTH, ScriptedDevice, Speaker, SteppedDevice, assert_all_closed, counting, ids
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +35,7 @@ WRONG_VALUE: Any = {"dtype": "float16"}
 
 
 def engine_over(device: ScriptedDevice | SteppedDevice, **options: Any) -> Engine:
-    return Engine.over(device, tokenizer=word_tokenizer(), vocab_size=200, **options)
+    return engine_on(device, vocab_size=200, **options)
 
 
 async def test_generate_appends_what_was_sampled() -> None:
@@ -109,7 +111,7 @@ async def test_misuse_is_told() -> None:
 
 async def test_context_has_an_end() -> None:
     device = ScriptedDevice(counting, context=4)
-    async with engine_over(device, context_size=4) as engine:
+    async with engine_over(device, max_context=4) as engine:
         async with engine.thread("a b") as root:
             assert (await root.generate()).reason == "context"
             assert len(root.tokens) == 4
@@ -291,7 +293,7 @@ async def test_an_engine_that_is_not_open_says_so() -> None:
 
 
 async def test_without_a_tokenizer_there_are_only_ids() -> None:
-    async with Engine.over(ScriptedDevice(counting)) as engine, engine.thread([5]) as root:
+    async with Engine.from_device(Opened(device=ScriptedDevice(counting))) as engine, engine.thread([5]) as root:
         generation = await root.generate(2)
         assert (generation.tokens, generation.text, root.text) == ((0, 1), "", "")
         with pytest.raises(PromptError, match=r"no tokenizer\.json"):

@@ -1,0 +1,51 @@
+"""What an opened model brings: made where one is opened, and handed on whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+from policies import Policy
+from policies.conversion import Count, converted
+from runtime.link.commands import Device
+from runtime.model.tokenizer import Tokenizer
+from runtime.protocol import BoundProtocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A device that has not been started, and what comes with it.
+
+    Raises `ValueError`, naming the field, for stop tokens and bounds that are none.
+    """
+
+    device: Device
+    tokenizer: Tokenizer | None = None
+    """None: prompts are token ids, and texts are empty."""
+    protocol: BoundProtocol | None = None
+    """None: threads that the model drives generate to a stop token."""
+    policy: Policy | None = None
+    """The checkpoint's own."""
+    stop_tokens: frozenset[int] = frozenset()
+    max_context: int | None = None
+    """Most tokens of a thread's context."""
+    vocab_size: int | None = None
+    """Token ids are below it."""
+    fingerprint: Callable[[], str] | None = None
+    """Of the model's weights as they are; for a device that has not been started, or has stopped."""
+    ready: Callable[[], None] | None = None
+    """Waits, on a worker thread, until the device that was started can serve, or raises what keeps it from that."""
+    close: Callable[[], None] | None = None
+    """Gives back what the device has not: called when it has stopped, or is never started."""
+
+    def __post_init__(self) -> None:
+        plain = {
+            "stop_tokens": frozenset[Annotated[int, Meta(ge=0)]],
+            "max_context": Count | None,
+            "vocab_size": Count | None,
+        }
+        for name, hint in plain.items():
+            object.__setattr__(self, name, converted(getattr(self, name), hint, name))
