@@ -26,10 +26,10 @@ if TYPE_CHECKING:
         ThreadStateError,
         TraceError,
     )
-    from runtime.link.commands import Device, Statistics
+    from runtime.link.commands import Statistics
     from runtime.loading import open_device
     from runtime.opened import Opened
-    from runtime.protocol import BoundProtocol, TagProtocol, apr_protocol
+    from runtime.protocol import APR, BoundProtocol, TagProtocol, apr_protocol
     from runtime.results import Answer, Chunk, Generation, Usage
     from runtime.sampling import Sampling
     from runtime.settings import EngineSettings
@@ -41,7 +41,7 @@ _HOMES = {
     "policies": ("Limits",),
     "runtime.results": ("Answer", "Chunk", "Generation", "Usage"),
     "runtime.threads.child": ("Child", "ChildStatus"),
-    "runtime.link.commands": ("Device", "Statistics"),
+    "runtime.link.commands": ("Statistics",),
     "runtime.loading": ("open_device",),
     "runtime.opened": ("Opened",),
     "runtime.engine": ("Engine",),
@@ -60,7 +60,7 @@ _HOMES = {
         "ThreadStateError",
         "TraceError",
     ),
-    "runtime.protocol": ("BoundProtocol", "TagProtocol", "apr_protocol"),
+    "runtime.protocol": ("APR", "BoundProtocol", "TagProtocol", "apr_protocol"),
     "runtime.sampling": ("Sampling",),
     "runtime.settings": ("EngineSettings",),
     "runtime.threads.stream": ("Stream",),
@@ -69,6 +69,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "APR",
     "Answer",
     "BoundProtocol",
     "BraidError",
@@ -77,7 +78,6 @@ __all__ = [
     "Child",
     "ChildStatus",
     "Chunk",
-    "Device",
     "Engine",
     "EngineClosed",
     "EngineFailed",

@@ -37,6 +37,7 @@ from runtime.threads.arguments import (
 )
 from runtime.threads.context import Context
 from runtime.threads.recording import recording
+from runtime.threads.running import RunningThread
 from runtime.threads.selection import answer_of, best_answer
 from runtime.threads.session import Session, ThreadSettings
 from runtime.threads.thread import ReasoningThread
@@ -252,7 +253,7 @@ class Engine:
         given = ThreadArguments(
             limits=limits, policy=policy, sampling=sampling, max_tokens=max_tokens, priority=priority
         )
-        return self._root(self._encode(prompt), self._limits(given.limits), self._settings(given))
+        return ReasoningThread(self._root(self._encode(prompt), self._limits(given.limits), self._settings(given)))
 
     async def run(
         self,
@@ -298,12 +299,12 @@ class Engine:
 
     def _root(
         self, prompt: tuple[int, ...], limits: Limits, settings: ThreadSettings, above: Account | None = None
-    ) -> ReasoningThread:
+    ) -> RunningThread:
         session = self._running()
         session.check()
         path = session.new_tree()
         account = Account(path, limits, above or session.account)
-        return ReasoningThread(Context(path, session, account, settings), prompt)
+        return RunningThread(Context(path, session, account, settings), prompt)
 
     def _settings(self, given: ThreadArguments) -> ThreadSettings:
         chosen = self._policy(given.policy)

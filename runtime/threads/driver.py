@@ -7,50 +7,35 @@ generate -> spawn: ask the policy, start the child, go on decoding
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal
 
 import anyio.to_thread
 import msgspec
 
-from policies import Limits, SpawnDecision, SpawnRequest, TreeView
+from policies import SpawnDecision, SpawnRequest, TreeView
 from policies.conversion import shown
 from runtime.errors import LimitExceeded, PolicyError, PromptError, ProtocolError, described
-from runtime.link.commands import Signal, Signalled, ThreadPath
+from runtime.link.commands import Signal, Signalled
 from runtime.protocol import BoundProtocol
 from runtime.results import Generation, Outcome
-from runtime.threads.child import ChildTask
 from runtime.threads.context import Context, GenerateOptions
-from runtime.threads.joining import Asked, Children
-from runtime.threads.session import ThreadSettings
+from runtime.threads.joining import Asked
+from runtime.threads.running import RunningThread
 
 
-class DrivenThread(Protocol):
-    """What the driver needs of a thread."""
+async def drive_child(thread: RunningThread) -> Outcome | None:
+    """What runs a child that its model drives, from beginning to end; None where it was cancelled.
 
-    @property
-    def context(self) -> Context: ...
-
-    @property
-    def children(self) -> Children:
-        """Those that nobody has joined yet."""
-        ...
-
-    def start_child(
-        self,
-        prompt: tuple[int, ...],
-        *,
-        settings: ThreadSettings,
-        limits: Limits | None,
-        by_model: bool,
-        reason: str,
-    ) -> ChildTask: ...
-
-    def record_spawn(
-        self, child: ThreadPath | None, prompt: tuple[int, ...], *, by_model: bool, fork: bool, reason: str
-    ) -> None: ...
+    Where a limit runs out it has returned nothing: a model cannot help running out, as a program can. Raises like
+    `drive`.
+    """
+    try:
+        return await thread.run(drive)
+    except LimitExceeded:
+        return Outcome((), "", "limit")
 
 
-async def drive(thread: DrivenThread) -> Outcome:
+async def drive(thread: RunningThread) -> Outcome:
     """Runs a thread until its model ends it; without a protocol, until a stop token.
 
     Where the model runs out of tokens or context, nothing is returned and the reason says so; where a limit ran out,
@@ -82,7 +67,7 @@ def _without_message(generation: Generation) -> Literal["length", "context", "no
 class _Driver:
     """One model-driven thread between its spawns and joins."""
 
-    def __init__(self, thread: DrivenThread, protocol: BoundProtocol) -> None:
+    def __init__(self, thread: RunningThread, protocol: BoundProtocol) -> None:
         self._thread = thread
         self._context = thread.context
         self._protocol = protocol
@@ -156,7 +141,12 @@ class _Driver:
             if decision.depth is not None:
                 settings = msgspec.structs.replace(settings, depth=decision.depth)
             child = self._thread.start_child(
-                signal.tokens, settings=settings, limits=decision.limits, by_model=True, reason=decision.reason
+                signal.tokens,
+                settings=settings,
+                main=drive_child,
+                limits=decision.limits,
+                by_model=True,
+                reason=decision.reason,
             )
         else:
             self._thread.record_spawn(None, signal.tokens, by_model=True, fork=False, reason=decision.reason)

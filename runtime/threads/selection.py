@@ -12,21 +12,20 @@ from policies.conversion import shown
 from runtime.errors import LimitExceeded, PolicyError, described
 from runtime.results import Answer, Outcome, add, answered
 from runtime.threads.driver import drive
-from runtime.threads.thread import ReasoningThread
+from runtime.threads.running import RunningThread
 
 
-async def answer_of(root: ReasoningThread) -> Answer:
+async def answer_of(root: RunningThread) -> Answer:
     """What a root's model says, until it ends it."""
     try:
-        async with root:
-            root.outcome = await drive(root)
+        outcome = await root.run(drive)
     except LimitExceeded as error:
-        error.answer = answered(Outcome((), "", "limit"), root.path, root.usage)
+        error.answer = answered(Outcome((), "", "limit"), root.path, root.context.account.usage())
         raise
-    return answered(root.outcome or Outcome((), "", "cancelled"), root.path, root.usage)
+    return answered(outcome or Outcome((), "", "cancelled"), root.path, root.context.account.usage())
 
 
-async def best_answer(roots: Sequence[ReasoningThread], policy: SelectPolicy, prompt: str) -> Answer:
+async def best_answer(roots: Sequence[RunningThread], policy: SelectPolicy, prompt: str) -> Answer:
     """Lets roots answer one prompt, and gives the answer that the policy chooses, with the usage of all.
 
     A root that runs out of its limits has none. Raises `LimitExceeded` where all do, and what any other fails of.
@@ -34,7 +33,7 @@ async def best_answer(roots: Sequence[ReasoningThread], policy: SelectPolicy, pr
     answers: list[Answer | None] = [None] * len(roots)
     errors: list[Exception] = []
 
-    async def sample(index: int, root: ReasoningThread) -> None:
+    async def sample(index: int, root: RunningThread) -> None:
         try:
             answers[index] = await answer_of(root)
         except LimitExceeded as error:
@@ -50,7 +49,7 @@ async def best_answer(roots: Sequence[ReasoningThread], policy: SelectPolicy, pr
     if not given or any(not isinstance(error, LimitExceeded) for error in errors):
         raise errors[0]
     chosen = given[_choose(policy, prompt, [each.text for each in given])]
-    return msgspec.structs.replace(chosen, usage=add(*(root.usage for root in roots)))
+    return msgspec.structs.replace(chosen, usage=add(*(root.context.account.usage() for root in roots)))
 
 
 def _choose(policy: SelectPolicy, prompt: str, answers: Sequence[str]) -> int:

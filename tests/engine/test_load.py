@@ -50,7 +50,7 @@ async def test_what_was_cancelled_is_no_longer_counted(tiny_checkpoint: Path) ->
             with anyio.CancelScope() as scope:
                 async for _ in root.stream():
                     scope.cancel()
-            await root.context.account.settled()
+            await root._running.context.account.settled()
             assert doing(engine.statistics) == (0, 1, 0)
             child = root.spawn(PROMPT)
             child.cancel()

@@ -54,7 +54,7 @@ async def test_a_cancelled_generate_leaves_the_context_as_it_was() -> None:
                 await turn()
                 device.step(2)
             assert results[0].tokens == (2 * ticks, 2 * ticks + 1)
-            root.context.cut(2, 0)
+            root._running.context.cut(2, 0)
             device.take_commands()
             device.core.threads[0,].emitted = 2 * ticks + 2
         await turn()
@@ -242,7 +242,7 @@ def test_random_programs_end_and_leave_nothing(seed: int) -> None:
                             break
                 case 8:
                     for child in thread.children:
-                        child.lifetime.cancel()
+                        child.cancel()
                 case _:
                     if choose.random() < 0.2:
                         raise KeyError("a program's own")
