@@ -18,13 +18,14 @@ import anyio
 import msgspec
 from rich.live import Live
 
-from examples.countdown.live import LiveTree
 from examples.countdown.problems import LARGEST_VALUE, SIZES, Problem, problems_of
 from examples.countdown.solve import LIMITS, evaluate, solve
-from examples.countdown.vocabulary import CHILDREN, MOST_CHILDREN, NESTED, WINDOWS, WITHIN
+from examples.countdown.vocabulary import CHILDREN, MOST_CHILDREN, NESTED, WINDOWS, WITHIN, WORDS
+from examples.live_tree import LiveTree
 from policies import AllChildren, Fixed, Limits, MaxChildren, Policy
 from runtime import Engine
 from runtime.console import Printer, output_file, status_of, whole
+from runtime.link import RunStarted, Spawned
 
 OPENING = "Opening the engine (at its first start it compiles native code, which takes 15 to 30 seconds)"
 
@@ -112,8 +113,14 @@ def engine_for(given: argparse.Namespace, setting: Setting, tree: LiveTree) -> E
     )
 
 
+def question_of(event: RunStarted | Spawned) -> str:
+    if isinstance(event, RunStarted):
+        return event.prompt
+    return " ".join(WORDS[token] for token in event.tokens)
+
+
 async def solve_one(given: argparse.Namespace, problem: Problem) -> bool:
-    console, tree, setting = Printer(stderr=given.json), LiveTree(), setting_for(given, [problem])
+    console, tree, setting = Printer(stderr=given.json), LiveTree(question_of), setting_for(given, [problem])
     async with AsyncExitStack() as stack:
         with console.status(OPENING):
             engine = await stack.enter_async_context(engine_for(given, setting, tree))
@@ -138,7 +145,7 @@ async def solve_one(given: argparse.Namespace, problem: Problem) -> bool:
 async def solve_set(given: argparse.Namespace) -> None:
     problems = given.problems[: given.limit]
     setting = setting_for(given, problems)
-    async with engine_for(given, setting, LiveTree()) as engine:
+    async with engine_for(given, setting, LiveTree(question_of)) as engine:
         evaluation, _ = await evaluate(engine, problems, condition=setting.condition)
     if given.json:
         sys.stdout.buffer.write(msgspec.json.encode(evaluation) + b"\n")

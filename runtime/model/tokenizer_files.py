@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 
@@ -65,6 +65,16 @@ def _read_with_transformers(path: Path, beside: list[str]) -> ReadTokenizer:
         raise CheckpointError(
             f"{where}: not a tokenizer that transformers {transformers.__version__} reads ({error})."
         ) from error
+    return of_transformers(read, where)
+
+
+def of_transformers(read: Any, where: str) -> ReadTokenizer:
+    """What a tokenizer of transformers leaves to the tokenizers library.
+
+    Raises `CheckpointError`, beginning with `where`, for one that does its work in Python.
+    """
+    import transformers
+
     fast = transformers.PreTrainedTokenizerFast
     if not isinstance(read, fast) or any(getattr(type(read), name) is not getattr(fast, name) for name in _IN_RUST):
         raise CheckpointError(

@@ -5,11 +5,12 @@ Threads from the third level on, of which there can be hundreds, are counted; on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
-from examples.countdown.vocabulary import WORDS
 from runtime.link import Event, Joined, RunStarted, Spawned, ThreadEnded, ThreadPath
 
 STYLES = {"returned": "bold green", "nothing": "dim", "cancelled": "yellow", "failed": "bold red"}
@@ -18,17 +19,19 @@ STYLES = {"returned": "bold green", "nothing": "dim", "cancelled": "yellow", "fa
 class LiveTree:
     """Give `observe` to `Engine.open`; render the object itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, question_of: Callable[[RunStarted | Spawned], str]) -> None:
+        """`question_of` says what is written beside a thread, from the event with which it begins."""
+        self._question_of = question_of
         self._questions: dict[ThreadPath, str] = {}
         self._outcomes: dict[ThreadPath, ThreadEnded] = {}
         self._is_joining: set[ThreadPath] = set()
 
     def observe(self, event: Event) -> None:
         match event:
-            case RunStarted(thread=path, prompt=prompt):
-                self._questions[path] = prompt
-            case Spawned(child=child, tokens=tokens) if child is not None:
-                self._questions[child] = " ".join(WORDS[token] for token in tokens)
+            case RunStarted(thread=path):
+                self._questions[path] = self._question_of(event)
+            case Spawned(child=child) if child is not None:
+                self._questions[child] = self._question_of(event)
             case Joined(thread=path):
                 self._is_joining.add(path)
             case ThreadEnded(thread=path):

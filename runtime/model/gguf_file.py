@@ -1,0 +1,75 @@
+"""A GGUF file as the checkpoint that it is: what the files of a checkpoint directory say, said by one file.
+
+What libraries are needed for is imported when a file is opened: it takes seconds, and `gguf` may be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from runtime.errors import CheckpointError
+from runtime.model.gguf_header import GgufHeader, read_header
+
+if TYPE_CHECKING:
+    from runtime.model.gguf_tensors import GgufTensor
+    from runtime.model.tokenizer_files import ReadTokenizer
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GgufFile:
+    """What a GGUF file holds beside its weights, in the words of transformers."""
+
+    header: GgufHeader
+    config: dict[str, Any]
+    """The object of a config.json."""
+    tokenizer: ReadTokenizer | None
+    stop_tokens: tuple[int, ...]
+    """Ids that end a text, a turn or a message."""
+    chat_templates: dict[str, str]
+    """Jinja sources by name; one that has no name is "default"."""
+
+    def find_tensors(self, names: Iterable[str]) -> dict[str, GgufTensor]:
+        """Its tensors by transformers' names, of which `names` are those that the model has.
+
+        What is there besides keeps the file's own name.
+        """
+        from runtime.model import gguf_tensors
+
+        return gguf_tensors.find_tensors(self.header, names)
+
+    def read_tensors(self, stored: Mapping[str, GgufTensor]) -> Iterator[tuple[str, Tensor]]:
+        """Reads tensors one after the other, as float32 on the CPU. Raises `CheckpointError` as opening does."""
+        from runtime.model import gguf_tensors
+
+        return gguf_tensors.read_tensors(self.header, self.config, stored)
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Reads everything of a GGUF file but its weights.
+
+    Raises `CheckpointError`, naming the file, where libraries that it takes are missing, for what is no GGUF file or is
+    damaged, and for a model or a tokenizer that transformers does not convert.
+    """
+    try:
+        from runtime.model import gguf_config, gguf_tensors, gguf_tokenizer
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path}: GGUF files are read with gguf and transformers 5.23 or later ({error}). "
+            "Install them: pip install 'braid-runtime[gguf]'."
+        ) from error
+    header = read_header(path, gguf_tensors.BLOCKS)
+    parts = header.whole("split.count") or 1
+    if parts > 1:
+        raise CheckpointError(f"{path}: is one of {parts} parts; join them with llama-gguf-split --merge.")
+    return GgufFile(
+        header=header,
+        config=gguf_config.config_object(header),
+        tokenizer=gguf_tokenizer.read_tokenizer(header),
+        stop_tokens=tuple(gguf_config.stop_tokens(header)),
+        chat_templates=gguf_tokenizer.chat_templates(header),
+    )
