@@ -109,13 +109,20 @@ class ChildTask:
         finally:
             if self.error is not None:
                 _log.debug("child failed", thread=self.path, error=repr(self.error))
-            ended = outcome or Outcome((), "", "nothing" if self.error else "cancelled")
-            self.answer = answered(ended, self.path, self.context.account.usage())
-            self.lifetime.end()
-            if self.arrivals is not None:
-                self.arrivals.arrive(self)
-            if self._ended is not None:
-                self._ended.set()
+            self._end(outcome or Outcome((), "", "nothing" if self.error else "cancelled"))
+
+    def abandon(self) -> None:
+        """Ends it, as cancelled, when its task has never come to `main`."""
+        self.context.close()
+        self._end(Outcome((), "", "cancelled"))
+
+    def _end(self, outcome: Outcome) -> None:
+        self.answer = answered(outcome, self.path, self.context.account.usage())
+        self.lifetime.end()
+        if self.arrivals is not None:
+            self.arrivals.arrive(self)
+        if self._ended is not None:
+            self._ended.set()
 
     async def ended(self) -> Answer:
         """Waits for its end, whoever else does too. Raises what it failed of."""

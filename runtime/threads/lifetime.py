@@ -10,8 +10,11 @@ again for every level that ends: deep trees would take the square of their depth
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -88,17 +91,28 @@ class Lifetime:
                 lifetime._scope.cancel()
             pending.extend(lifetime._below)
 
-    def start(self, below: Lifetime, main: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    def start(
+        self, below: Lifetime, main: Callable[[], Coroutine[Any, Any, None]], abandon: Callable[[], None], name: str
+    ) -> None:
         """Starts the task of a thread below; its `main` enters and leaves `below`, then calls `below.end()`.
 
-        Raises `ThreadStateError` before this lifetime is entered.
+        A task that asyncio itself cancels before its first step never comes to `main`: then `abandon` is called, which
+        calls `below.end()` too. Raises `ThreadStateError` before this lifetime is entered.
         """
         if self._group is None or self._scope is None:
             raise ThreadStateError("The thread is not open yet. Use it inside `async with`.")
         self._below[below] = None
         if self._scope.cancel_called:
             below.cancel()
-        self._group.start_soon(main, name=name)
+        coroutine = main()
+        try:
+            self._group.start_soon(lambda: coroutine, name=name)
+        except BaseException:
+            coroutine.close()
+            raise
+        with suppress(RuntimeError):
+            # Behind the task's first step in the loop's queue; trio has no such loop, and cancels in scopes only.
+            asyncio.get_running_loop().call_soon(_look_after, coroutine, abandon)
 
     def end(self) -> None:
         """Its task is over, whether it was ever entered or not."""
@@ -160,6 +174,12 @@ class Lifetime:
                 return True
             raise
         return bool(self._scope.__exit__(*_raised(None if is_taken else error))) or bool(is_taken)
+
+
+def _look_after(coroutine: Coroutine[Any, Any, None], abandon: Callable[[], None]) -> None:
+    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        coroutine.close()
+        abandon()
 
 
 def _raised(

@@ -126,7 +126,7 @@ class RunningThread:
             thread.context.close()
             raise
         self.lifetime.start(
-            thread.lifetime, partial(child.main, partial(main, thread)), name=f"reasoning thread {path}"
+            thread.lifetime, partial(child.main, partial(main, thread)), child.abandon, name=f"reasoning thread {path}"
         )
         return child
 

@@ -233,6 +233,8 @@ class Session:
         if not account.pending:
             return
         for call in self.inbox.active_calls():
-            if not call.cut and any(above is account for above in call.account.upwards()):
+            # What is closed has been interrupted, whether or not that was reported.
+            is_running = not call.cut and call.path in self.inbox.open
+            if is_running and any(above is account for above in call.account.upwards()):
                 call.cut = True
                 self.send(Interrupt(call.path, keep=KEEP_ALL))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 import anyio
 import pytest
 
-from runtime import LimitExceeded, Limits, ReasoningThread
+from runtime import ChildStatus, LimitExceeded, Limits, ReasoningThread
 from runtime.threads.accounts import Account
 
 from .engines import engine_on
@@ -135,3 +136,29 @@ def test_trees_have_a_bound_of_depth_that_can_be_lifted() -> None:
     assert refusal_of_last(most - 1, Limits()) == ""
     assert f"thread (0,)'s limit is a tree depth of {most}" in refusal_of_last(most, Limits(tokens=5))
     assert refusal_of_last(2 * most, Limits(tree_depth=None)) == ""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("how", ["join", "leave", "await"])
+async def test_a_child_that_asyncio_cancels_before_its_first_step_has_ended(
+    anyio_backend: str, how: Literal["join", "leave", "await"]
+) -> None:
+    """Nothing of the child has run then, and nobody waits for it."""
+    device = ScriptedDevice(counting)
+    began: list[ReasoningThread] = []
+
+    async def run(thread: ReasoningThread) -> None:
+        began.append(thread)
+
+    async with engine_on(device) as engine:
+        async with engine.thread("a") as root:
+            child = root.spawn("b", program=run)
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == f"reasoning thread {child.path}")
+            task.cancel()
+            if how == "join":
+                assert [answer.reason for answer in await root.join([child])] == ["cancelled"]
+            elif how == "await":
+                assert (await child).reason == "cancelled"
+        assert child.status is ChildStatus.CANCELLED
+        assert began == []
+    assert_all_closed(device.core)

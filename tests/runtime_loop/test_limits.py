@@ -9,6 +9,7 @@ import pytest
 
 from policies import AllChildren, Policy, SelfConsistency, SpawnDecision, SpawnRequest, TreeView
 from runtime import Engine, LimitExceeded, Limits, ReasoningThread
+from runtime.link.commands import CloseThread, Interrupt, ThreadPath
 from runtime.link.events import Spawned, ThreadEnded
 
 from .engines import engine_on
@@ -102,6 +103,35 @@ async def test_threads_that_run_together_share_an_iteration_limit() -> None:
         assert {(generation.reason, generation.limit) for generation in got} == {("iterations", "iterations")}
         with pytest.raises(LimitExceeded, match="no iterations left"):
             await root.generate(1)
+
+
+@pytest.mark.parametrize("iterations", range(DEPTH + 1, 4 * DEPTH))
+async def test_what_is_closed_is_not_interrupted_when_a_limit_runs_out(iterations: int) -> None:
+    """Two calls of one thread may wait for their reports when it is closed, and the first one's spends the limit."""
+    device = SteppedDevice(counting, closes_late=True)
+
+    async def run(thread: ReasoningThread) -> None:
+        async for _ in thread.stream(10):
+            break
+        await thread.generate()
+
+    async with engine_over(device) as engine, engine.thread("a") as root:
+        child = root.spawn("b", program=run, limits=Limits(iterations=iterations))
+        await turn()
+        device.step()
+        device.step()
+        await turn()
+        child.cancel()
+        await turn()
+        device.step()
+        await turn()
+        device.step()
+    closed: set[ThreadPath] = set()
+    for command in device.sent:
+        if isinstance(command, CloseThread):
+            closed.add(command.thread)
+        assert not (isinstance(command, Interrupt) and command.thread in closed)
+    assert closed == {(0,), (0, 0)}
 
 
 async def test_threads_and_tree_depth_refuse_children() -> None:
