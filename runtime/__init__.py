@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from policies import Limits
+    from runtime.chat import Message
     from runtime.engine import Engine
     from runtime.errors import (
         BraidError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "policies": ("Limits",),
+    "runtime.chat": ("Message",),
     "runtime.results": ("Answer", "Chunk", "Generation", "Usage"),
     "runtime.threads.child": ("Child", "ChildStatus"),
     "runtime.link.commands": ("Statistics",),
@@ -85,6 +87,7 @@ __all__ = [
     "Generation",
     "LimitExceeded",
     "Limits",
+    "Message",
     "NumericalError",
     "Opened",
     "PolicyError",

@@ -16,8 +16,9 @@ import msgspec
 
 from policies import Limits, Policy, SelectPolicy
 from policies.conversion import converted, shown
+from runtime.chat import Message
 from runtime.console.logs import logger
-from runtime.errors import EngineClosed, PromptError
+from runtime.errors import EngineClosed
 from runtime.link.commands import LoadWeights, OnTraceError, Statistics
 from runtime.link.event_values import check_recordable
 from runtime.link.events import Event, Trace
@@ -36,6 +37,7 @@ from runtime.threads.arguments import (
     weights_of,
 )
 from runtime.threads.context import Context
+from runtime.threads.opening import Opening, opening_of, to_be_answered
 from runtime.threads.recording import recording
 from runtime.threads.running import RunningThread
 from runtime.threads.selection import answer_of, best_answer
@@ -178,6 +180,7 @@ class Engine:
         session = self._running()
         with anyio.CancelScope(shield=True):
             session.close()
+            await session.chat.aclose()
             # What was interrupted is still to be counted, which takes the device until the end of its tick.
             await session.account.settled()
             session.account.end()
@@ -239,34 +242,53 @@ class Engine:
         self,
         prompt: str | Sequence[int] = (),
         *,
+        messages: Sequence[Message] | None = None,
         limits: Limits | None = None,
         policy: Policy | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         priority: int = 0,
+        parse_special_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> ReasoningThread:
         """A root thread for a program to orchestrate: `async with engine.thread("...") as root:`.
 
-        `max_tokens` bounds each generate that is given no bound, in this thread and in its children. Raises
-        `PromptError` for a prompt that cannot be encoded.
+        It begins with a prompt or, written by the checkpoint's chat template when it is entered, with messages; after
+        a user's comes what the assistant begins with. `chat_template_kwargs` are what the template finds beside
+        messages, here and in its children: `tools`, `enable_thinking`, ... Special tokens that texts spell out are
+        parsed with `parse_special_tokens` alone. `max_tokens` bounds each generate that is given no bound, in this
+        thread and in its children. Raises `PromptError` for a prompt that cannot be encoded, and entering it for
+        messages.
         """
         given = ThreadArguments(
-            limits=limits, policy=policy, sampling=sampling, max_tokens=max_tokens, priority=priority
+            limits=limits,
+            policy=policy,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            priority=priority,
+            parse_special_tokens=parse_special_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
-        return ReasoningThread(self._root(self._encode(prompt), self._limits(given.limits), self._settings(given)))
+        begins = opening_of(self._running(), prompt, messages, given.parse_special_tokens)
+        return ReasoningThread(self._root(begins, self._limits(given.limits), self._settings(given)))
 
     async def run(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] = (),
         *,
+        messages: Sequence[Message] | None = None,
         limits: Limits | None = None,
         policy: Policy | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         priority: int = 0,
+        parse_special_tokens: bool = False,
+        chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> Answer:
-        """Answers a prompt: the model orchestrates its own tree under the checkpoint's protocol.
+        """Answers a prompt, or the last of some messages: the model orchestrates its own tree under the checkpoint's
+        protocol.
 
+        `messages`, of which the last is not the assistant's, and what belongs to them are as in `thread`.
         `max_tokens` bounds what each thread of the tree samples; a root that ends at it, or at the end of its
         context, gives an answer with that reason and no text, whose `tokens` are what it had generated. A limit
         that runs out raises `LimitExceeded`, whose `answer` has the tree's path and usage. Under a select policy
@@ -274,17 +296,22 @@ class Engine:
         Cancelled, everything below is gone when it returns.
         """
         given = ThreadArguments(
-            limits=limits, policy=policy, sampling=sampling, max_tokens=max_tokens, priority=priority
+            limits=limits,
+            policy=policy,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            priority=priority,
+            parse_special_tokens=parse_special_tokens,
+            chat_template_kwargs=chat_template_kwargs,
         )
-        settings = self._settings(given)
-        tokens = self._encode(prompt)
-        if not tokens:
-            raise PromptError("The prompt is empty; give at least one token.")
+        session, settings = self._running(), self._settings(given)
+        opening = opening_of(session, prompt, messages, given.parse_special_tokens)
+        tokens = await to_be_answered(session, opening, settings)
         chosen = self._limits(given.limits)
         select = self._policy(given.policy).select
         if select is None:
             return await answer_of(self._root(tokens, chosen, settings))
-        text = prompt if isinstance(prompt, str) else self._running().decode(tokens)
+        text = prompt if messages is None and isinstance(prompt, str) else session.decode(tokens)
         return await self._run_samples(select, text, tokens, chosen, settings)
 
     async def _run_samples(
@@ -298,7 +325,7 @@ class Engine:
         return await best_answer(roots, select, prompt)
 
     def _root(
-        self, prompt: tuple[int, ...], limits: Limits, settings: ThreadSettings, above: Account | None = None
+        self, prompt: tuple[int, ...] | Opening, limits: Limits, settings: ThreadSettings, above: Account | None = None
     ) -> RunningThread:
         session = self._running()
         session.check()
@@ -314,12 +341,8 @@ class Engine:
             sampling=given.sampling or self._arguments.sampling or Sampling(),
             priority=given.priority or 0,
             max_tokens=given.max_tokens,
+            chat_template_kwargs=given.chat_template_kwargs or {},
         )
-
-    def _encode(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
-        session = self._running()
-        session.check()
-        return session.encode_prompt(prompt)
 
     def _limits(self, given: Limits | None) -> Limits:
         """What is given for a tree, or else for the engine."""

@@ -96,6 +96,7 @@ def _opened(
     return Opened(
         device=device,
         tokenizer=checkpoint.tokenizer,
+        chat_templates=checkpoint.chat_templates,
         protocol=protocol,
         policy=policy,
         stop_tokens=frozenset(checkpoint.stop_tokens),

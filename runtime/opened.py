@@ -11,6 +11,7 @@ from msgspec import Meta
 from policies import Policy
 from policies.conversion import Count, converted
 from runtime.link.commands import Device
+from runtime.model.chat_files import ChatTemplates
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol
 
@@ -25,6 +26,8 @@ class Opened:
     device: Device
     tokenizer: Tokenizer | None = None
     """None: prompts are token ids, and texts are empty."""
+    chat_templates: ChatTemplates | None = None
+    """None: there are prompts alone, and no messages."""
     protocol: BoundProtocol | None = None
     """None: threads that the model drives generate to a stop token."""
     policy: Policy | None = None

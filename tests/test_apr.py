@@ -104,7 +104,8 @@ def tokenizer_and_successors(scripts: Mapping[str, str]) -> tuple[Tokenizer, dic
     names = [*characters, *(piece for pieces in cut.values() for piece in pieces)]
     library = Library(models.BPE({name: token for token, name in enumerate(names)}, []))
     library.decoder = decoders.Fuse()
-    library.add_special_tokens([BOS, EOS, *scripts])
+    library.add_special_tokens([BOS, EOS])
+    library.add_tokens([*scripts])
     tokenizer = Tokenizer(library)
 
     def token(name: str) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runtime.model.braid_file import BraidFile, parse_braid
+    from runtime.model.chat_files import ChatTemplate, ChatTemplates, read_chat_templates
     from runtime.model.checkpoint import (
         Checkpoint,
         Description,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "braid_file": ("BraidFile", "parse_braid"),
+    "chat_files": ("ChatTemplate", "ChatTemplates", "read_chat_templates"),
     "checkpoint": (
         "Checkpoint",
         "Description",
@@ -53,6 +55,8 @@ __all__ = [
     "TOKENIZER",
     "Attend",
     "BraidFile",
+    "ChatTemplate",
+    "ChatTemplates",
     "Checkpoint",
     "Description",
     "Llama",
@@ -65,6 +69,7 @@ __all__ = [
     "fingerprint",
     "load_checkpoint",
     "parse_braid",
+    "read_chat_templates",
     "replace_file",
     "replacing",
     "resolve",

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from runtime.errors import CheckpointError
 from runtime.model.architecture import Model, ModelConfig, build_model, config_as_published, read_config
+from runtime.model.chat_files import ChatTemplates, read_chat_templates
 from runtime.model.config import RavenConfig
 from runtime.model.directories import (
     BRAID,
@@ -66,6 +67,8 @@ class Description:
     tokenizer: Tokenizer | None
     """Of tokenizer.json, or of the shipped checkpoint that braid.json names; None without either: prompts are token
     ids then."""
+    chat_templates: ChatTemplates | None
+    """How messages are written; None where the directory has no chat template."""
     stop_tokens: tuple[int, ...]
     """Ascending ids that end a text: eos_token_id of generation_config.json, or else of config.json, and for a Raven
     those of `HUGINN_STOPS` inside the vocabulary."""
@@ -146,6 +149,7 @@ def describe(name_or_path: str | Path) -> Description:
         path=directory,
         config=config,
         tokenizer=tokenizer,
+        chat_templates=read_chat_templates(directory),
         stop_tokens=_stop_tokens(directory, config),
         braid=read_bytes(directory / BRAID) if holds(directory / BRAID) else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ import tokenizers
 
 from runtime.errors import CheckpointError
 
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Files that may declare tokens, or change what a tokenizer does, beside tokenizer.json."""
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+"""Files that may declare tokens, change what a tokenizer does, or use its tokens by name, beside tokenizer.json."""
 
 _IN_RUST = ("_encode_plus", "decode", "_decode")
 """Methods that leave the work to the tokenizers library, unless a class has its own."""
@@ -23,6 +23,8 @@ class ReadTokenizer(NamedTuple):
     """What is done to every decoded text."""
     where: str
     """The files it is from."""
+    special_tokens: Mapping[str, str]
+    """By what they are for, such as "bos_token"."""
 
 
 def read_tokenizer(path: Path) -> ReadTokenizer:
@@ -42,7 +44,7 @@ def read_tokenizer(path: Path) -> ReadTokenizer:
         raise CheckpointError(
             f"{path}: not a tokenizer.json that tokenizers {tokenizers.__version__} reads ({error})."
         ) from error
-    return _read_with_transformers(path, beside) if beside else ReadTokenizer(inner, None, str(path))
+    return _read_with_transformers(path, beside) if beside else ReadTokenizer(inner, None, str(path), {})
 
 
 def is_of_library(error: BaseException) -> bool:
@@ -85,4 +87,6 @@ def of_transformers(read: Any, where: str) -> ReadTokenizer:
     # Since version 5 transformers cleans up after BPE only where it is forced to.
     is_forced = getattr(read, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", True)
     cleans_up = read.clean_up_tokenization_spaces and (is_forced or not isinstance(inner.model, tokenizers.models.BPE))
-    return ReadTokenizer(inner, read.clean_up_tokenization if cleans_up else None, where)
+    clean_up = read.clean_up_tokenization if cleans_up else None
+    named = {name: token for name, token in read.special_tokens_map.items() if isinstance(token, str)}
+    return ReadTokenizer(inner, clean_up, where, named)

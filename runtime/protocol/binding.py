@@ -41,9 +41,11 @@ class BoundProtocol:
         """A watcher for one generate. `context` is the thread's context before it: spawns may refer to its text."""
         return self._watcher(context, lenient=False)
 
-    def prompt(self, text: str) -> list[int]:
-        """A root thread's context. Raises `PromptError` if there is nothing to encode."""
-        tokens = self._tokenizer.encode(self.protocol.prompt.format(prompt=text))
+    def prompt(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
+        """A root thread's context. `parse_special_tokens` is about those that the text spells out; the protocol's own
+        are parsed. Raises `PromptError` if there is nothing to encode."""
+        given = text if parse_special_tokens else self._tokenizer.marked(text)
+        tokens = self._tokenizer.encode_marked(self.protocol.prompt.format(prompt=given))
         if not tokens:
             raise PromptError("The prompt is empty; give at least one token.")
         return self._tokenizer.led(tokens)

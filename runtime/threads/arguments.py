@@ -6,7 +6,7 @@ Each struct has the arguments of one kind of call and converts them when it is m
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from policies import DepthPolicy, Limits, Policy
-from policies.conversion import Count, Whole, convert_fields, converted, shown
+from policies.conversion import Count, Whole, convert_fields, converted, plain, shown
 from runtime.errors import PromptError
 from runtime.link.events import Event
 from runtime.results import Answer
@@ -69,7 +69,17 @@ class ThreadArguments(_Arguments, frozen=True, kw_only=True):
     sampling: Sampling | None = None
     max_tokens: Count | None = None
     priority: Whole | None = None
+    parse_special_tokens: bool = False
+    chat_template_kwargs: Mapping[str, Any] | None = None
     program: Callable[[Any], Awaitable[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.chat_template_kwargs, Mapping):
+            given = _json_like(self.chat_template_kwargs, "chat_template_kwargs")
+            if own := sorted({"messages", "add_generation_prompt"} & given.keys()):
+                raise ValueError(f"chat_template_kwargs has {own[0]}, which follows from the messages; leave it out.")
+            msgspec.structs.force_setattr(self, "chat_template_kwargs", given)
+        convert_fields(self)
 
 
 class GenerateArguments(_Arguments, frozen=True, kw_only=True):
@@ -108,6 +118,59 @@ class FirstArguments(JoinArguments, frozen=True, kw_only=True):
     """Of `ReasoningThread.first`."""
 
     accept: Callable[[Answer], bool] | None = None
+
+
+def is_chat(value: object) -> bool:
+    """Whether something to append is one message or several, not text or token ids."""
+    if isinstance(value, str):
+        return False
+    return isinstance(value, Mapping) or (
+        isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Mapping)
+    )
+
+
+def messages_of(value: object, name: str = "messages") -> tuple[dict[str, Any], ...]:
+    """The messages of a sequence, or one alone, as JSON has them. Raises `PromptError`, beginning with `name`, where
+    there are none, and for what is no message."""
+    given = [value] if isinstance(value, Mapping) else value
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise PromptError(f"{name} is {shown(value)}; give a list of mappings with role and content.")
+    if not given:
+        raise PromptError(f"{name} is empty; give at least one mapping with role and content.")
+    messages = []
+    for index, message in enumerate(given):
+        where = name if given is not value else f"{name}[{index}]"
+        if not isinstance(message, Mapping):
+            raise PromptError(f"{where} is {shown(message)}; give a mapping with role and content.")
+        if not isinstance(message.get("role"), str):
+            raise PromptError(f"{where} has no role that is a string; give one, such as 'user'.")
+        try:
+            messages.append(_json_like(message, where))
+        except ValueError as error:
+            raise PromptError(str(error)) from None
+    return tuple(messages)
+
+
+def _json_like(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy with what JSON has, and nothing else. Raises `ValueError`, beginning with `name`, for other values."""
+    try:
+        made: dict[str, Any] = msgspec.to_builtins(value, enc_hook=_plain_value)
+    except Exception as error:
+        raise ValueError(
+            f"{name} has a value that JSON has not ({shown(str(error))}); give text and numbers."
+        ) from None
+    if strange := [key for key in made if not isinstance(key, str)]:
+        raise ValueError(f"{name} has the key {shown(strange[0])}; keys are strings.")
+    return made
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    made = plain(value)
+    if made is value:
+        raise TypeError(f"{type(value).__name__} is none")
+    return made
 
 
 @cache

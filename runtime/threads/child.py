@@ -15,6 +15,7 @@ from runtime.results import Answer, Outcome, Usage, answered
 from runtime.threads.arrivals import Arrivals
 from runtime.threads.context import Context
 from runtime.threads.lifetime import Lifetime
+from runtime.threads.opening import Opening, append_messages
 
 _log = logger("runtime.threads")
 
@@ -91,6 +92,12 @@ class ChildTask:
         """Appends what the child is to see; a fork sees it after what it inherited."""
         self._prompt_start = len(self.context.tokens)
         self.context.extend(prompt)
+
+    async def receive_messages(self, opening: Opening) -> None:
+        """The same for messages; in the child's task. Raises like `append_messages`."""
+        self._prompt_start = len(self.context.tokens)
+        await append_messages(self.context, opening)
+        self._prompt_length = len(self.context.tokens) - self._prompt_start
 
     async def main(self, work: Callable[[], Awaitable[Outcome | None]]) -> None:
         """The child's task: `work` enters its thread and gives what it returned, None where it was cancelled.

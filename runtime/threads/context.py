@@ -10,6 +10,7 @@ import msgspec
 
 from policies import DepthPolicy
 from policies.conversion import shown
+from runtime.chat import Conversation
 from runtime.errors import PolicyError, PromptError, ThreadStateError, described
 from runtime.link.commands import (
     Extend,
@@ -70,6 +71,7 @@ class Context:
         "_has_place",
         "_metered",
         "account",
+        "conversation",
         "has_children",
         "is_busy",
         "lent_to",
@@ -86,6 +88,8 @@ class Context:
         self.account = account
         self.settings = settings
         self.tokens = array("i")
+        self.conversation: Conversation | None = None
+        """The messages that the context began with; None where it has none."""
         self.state: Literal["new", "open", "closed"] = "new"
         self.is_busy = False
         """Whether a generate or a stream is queued or running."""
@@ -109,6 +113,7 @@ class Context:
         self.account.open_thread()
         if inherits is not None:
             self.tokens = inherits.tokens[:]
+            self.conversation = inherits.conversation
             self.account.see_length(len(self.tokens))
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from runtime.threads.child import ChildTask
 from runtime.threads.context import Context
 from runtime.threads.joining import Children
 from runtime.threads.lifetime import Lifetime
+from runtime.threads.opening import Opening, render_opening
 from runtime.threads.session import ThreadSettings
 
 
@@ -26,9 +27,11 @@ class RunningThread:
     Leaving cancels children that were not joined, waits until they are gone, and lets the device forget the thread.
     """
 
-    __slots__ = ("_prompt", "children", "context", "lifetime", "outcome")
+    __slots__ = ("_prompt", "children", "context", "lifetime", "outcome", "receive")
 
-    def __init__(self, context: Context, prompt: tuple[int, ...] | None = None, above: Lifetime | None = None) -> None:
+    def __init__(
+        self, context: Context, prompt: tuple[int, ...] | Opening | None = None, above: Lifetime | None = None
+    ) -> None:
         """`above` is the parent's lifetime; None for a root, which has a prompt."""
         self.context = context
         self.lifetime = Lifetime(above)
@@ -36,6 +39,8 @@ class RunningThread:
         """Those that nobody has joined yet, in spawn order."""
         self.outcome: Outcome | None = None
         """What the thread returned, once its work is done."""
+        self.receive: Callable[[], Awaitable[None]] | None = None
+        """Appends what a child begins with, where that is still to be rendered."""
         self._prompt = prompt
 
     @property
@@ -45,6 +50,8 @@ class RunningThread:
     async def run(self, work: Callable[[RunningThread], Awaitable[Outcome]]) -> Outcome | None:
         """The thread from beginning to end: what `work` returned; None where it was cancelled."""
         async with self:
+            if self.receive is not None:
+                await self.receive()
             self.outcome = await work(self)
         return self.outcome
 
@@ -55,7 +62,7 @@ class RunningThread:
         await self.lifetime.enter(self.context.account.limits.seconds)
         if self._prompt is not None:
             try:
-                self._open_root(self._prompt)
+                await self._open_root(self._prompt)
             except BaseException:
                 self.context.close()
                 await self.lifetime.leave(None)
@@ -96,7 +103,7 @@ class RunningThread:
 
     def start_child(
         self,
-        prompt: tuple[int, ...],
+        prompt: tuple[int, ...] | Opening,
         *,
         settings: ThreadSettings,
         main: Callable[[RunningThread], Awaitable[Outcome | None]],
@@ -106,6 +113,7 @@ class RunningThread:
         reason: str = "",
     ) -> ChildTask:
         """Opens a child, appends its prompt and starts its task, in which `main` runs it from beginning to end.
+        Messages are appended in that task.
 
         The caller has checked that the limits allow it. Raises `ThreadStateError` where this thread is not open, and
         `PromptError` for a prompt that does not fit.
@@ -115,12 +123,15 @@ class RunningThread:
         path = self.children.new_path()
         account = Account(path, limits or NO_LIMITS, context.account)
         thread = RunningThread(Context(path, context.session, account, settings), above=self.lifetime)
-        child = ChildTask(thread.context, thread.lifetime, len(prompt))
+        opening, tokens = (prompt, ()) if isinstance(prompt, Opening) else (None, prompt)
+        child = ChildTask(thread.context, thread.lifetime, len(tokens))
+        if opening is not None:
+            thread.receive = partial(child.receive_messages, opening)
         thread.context.open(inherits=context if fork else None)
-        self.record_spawn(path, prompt, by_model=by_model, fork=fork, reason=reason)
+        self.record_spawn(path, tokens, by_model=by_model, fork=fork, reason=reason)
         self.children.add(child)
         try:
-            child.receive_prompt(prompt)
+            child.receive_prompt(tokens)
         except PromptError:
             self.children.finish(child)
             thread.context.close()
@@ -147,8 +158,10 @@ class RunningThread:
                 )
             )
 
-    def _open_root(self, prompt: tuple[int, ...]) -> None:
+    async def _open_root(self, prompt: tuple[int, ...] | Opening) -> None:
         session = self.context.session
+        if isinstance(prompt, Opening):
+            prompt = await render_opening(self.context, prompt)
         self.context.open()
         if session.is_recording:
             session.record(RunStarted(time=0.0, thread=self.path, prompt=session.decode(prompt)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from threading import get_ident
+from typing import Any
 
 import anyio
 import msgspec
@@ -31,6 +32,7 @@ from runtime.opened import Opened
 from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import token_ids
+from runtime.threads.chat import Chat
 from runtime.threads.inbox import Inbox, engine_failed
 
 KEEP_ALL = 2**31 - 1
@@ -48,6 +50,8 @@ class ThreadSettings(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     max_tokens: int | None
     """Most tokens a model-driven thread samples over its life; the default bound of a `generate`."""
+    chat_template_kwargs: Mapping[str, Any] = {}
+    """What chat templates find beside messages."""
 
 
 class Session:
@@ -63,6 +67,7 @@ class Session:
         observer: Callable[[Event], None] | None,
     ) -> None:
         self.opened = opened
+        self.chat = Chat(opened.chat_templates, opened.tokenizer, opened.stop_tokens)
         self.seed = seed
         self.is_closed = False
         self.account = Account(())
@@ -175,33 +180,36 @@ class Session:
         """Gives a place in the queue back."""
         self._queue.release()
 
-    def encode(self, text: str | Sequence[int], after: Sequence[int] = ()) -> tuple[int, ...]:
+    def encode(
+        self, text: str | Sequence[int], after: Sequence[int] = (), *, parse_special_tokens: bool = False
+    ) -> tuple[int, ...]:
         """Token ids of a text that follows others in a context, or checked ids of a sequence or an array.
 
         A text that a context begins with, alone or after what the tokenizer puts before texts, is encoded as the
-        tokenizer encodes whole texts, but for what it puts at their end; any other text is a message. Raises
-        `PromptError` for text without a tokenizer, unknown words, and ids outside the vocabulary.
+        tokenizer encodes whole texts, but for what it puts at their end; any other text is a message. Special tokens
+        that it spells out are parsed where that is asked for. Raises `PromptError` for text without a tokenizer,
+        unknown words, and ids outside the vocabulary.
         """
         if not isinstance(text, str):
             return token_ids(text, self.opened.vocab_size, "text")
         tokenizer = self._tokenizer_for_text()
         if not after:
-            return tuple(tokenizer.encode(text, add_special_tokens=True))
+            return tuple(tokenizer.encode(text, add_special_tokens=True, parse_special_tokens=parse_special_tokens))
         if len(after) == len(tokenizer.leading) and tuple(after) == tokenizer.leading:
-            return tuple(tokenizer.encode(text))
-        return self.encode_message(text)
+            return tuple(tokenizer.encode(text, parse_special_tokens=parse_special_tokens))
+        return self.encode_message(text, parse_special_tokens=parse_special_tokens)
 
-    def encode_message(self, text: str | Sequence[int]) -> tuple[int, ...]:
+    def encode_message(self, text: str | Sequence[int], *, parse_special_tokens: bool = False) -> tuple[int, ...]:
         """Token ids of a text inside a context, without a space before it, or checked ids. Raises like `encode`."""
         if not isinstance(text, str):
             return token_ids(text, self.opened.vocab_size, "text")
-        return tuple(self._tokenizer_for_text().encode_inside(text))
+        return tuple(self._tokenizer_for_text().encode_inside(text, parse_special_tokens=parse_special_tokens))
 
-    def encode_prompt(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: str | Sequence[int], *, parse_special_tokens: bool = False) -> tuple[int, ...]:
         """Token ids of a root's prompt: as the protocol puts a text, or as the tokenizer does without one."""
         if isinstance(prompt, str) and self.opened.protocol is not None:
-            return tuple(self.opened.protocol.prompt(prompt))
-        return self.encode(prompt)
+            return tuple(self.opened.protocol.prompt(prompt, parse_special_tokens=parse_special_tokens))
+        return self.encode(prompt, parse_special_tokens=parse_special_tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids; empty without a tokenizer."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import msgspec
 
 from policies import DepthPolicy, Limits
+from runtime.chat import Message
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import ThreadPath
 from runtime.results import Answer, Generation, Outcome, Usage
@@ -19,6 +20,7 @@ from runtime.threads.child import Child
 from runtime.threads.context import GenerateOptions
 from runtime.threads.driver import drive_child
 from runtime.threads.joining import AsCompleted
+from runtime.threads.opening import Opening, Received, append_messages, received
 from runtime.threads.running import RunningThread
 from runtime.threads.session import ThreadSettings
 from runtime.threads.stream import Stream
@@ -75,14 +77,26 @@ class ReasoningThread:
         """Of the thread alone."""
         return self._context.account.own_usage()
 
-    def append(self, text: str | Sequence[int]) -> None:
-        """Appends text or token ids to the context; they are computed when the thread next generates.
+    @overload
+    def append(self, text: str | Sequence[int], *, parse_special_tokens: bool = False) -> None: ...
+    @overload
+    def append(
+        self, text: Message | Sequence[Message], *, parse_special_tokens: bool = False
+    ) -> Coroutine[Any, Any, None]: ...
+    def append(self, text: Received, *, parse_special_tokens: bool = False) -> Coroutine[Any, Any, None] | None:
+        """Appends text, token ids or, awaited, messages to the context; computed when the thread next generates.
 
-        The text goes on where the context ends: no space is put between them. Where the context is empty, it begins
-        as the tokenizer begins texts. Raises `PromptError` for what cannot be encoded or does not fit,
-        `ThreadStateError` while generating.
+        A text goes on where the context ends: no space is put between them. Where the context is empty, it begins
+        as the tokenizer begins texts. Messages go on as the chat template does, after what the thread has said, and
+        with what the assistant begins with where it speaks next; cancelled meanwhile, none is appended. Special tokens
+        that text spells out are parsed with `parse_special_tokens` alone. Raises `PromptError` for what cannot be
+        encoded or does not fit, or a template that changes what the context has; `ThreadStateError` while generating.
         """
-        self._context.extend(self._context.session.encode(text, self._context.tokens))
+        given = received(self._context, text, parse_special_tokens, self._context.tokens)
+        if isinstance(given, Opening):
+            return append_messages(self._context, given)
+        self._context.extend(given)
+        return None
 
     async def generate(
         self,
@@ -124,7 +138,7 @@ class ReasoningThread:
 
     def spawn(
         self,
-        message: str | Sequence[int],
+        message: Received,
         *,
         program: Program | None = None,
         limits: Limits | None = None,
@@ -132,24 +146,25 @@ class ReasoningThread:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         priority: int | None = None,
+        parse_special_tokens: bool = False,
     ) -> Child:
         """Starts a child that sees only the message, as a task of this thread.
 
         `program` works in the child and returns its message; without it the model drives the child, under the protocol
-        if there is one. What is not given is inherited. Raises `LimitExceeded` where the limits allow no more children.
+        if there is one. Chat messages are rendered in its task, which fails of what is wrong with them. What is not
+        given is inherited. Raises `LimitExceeded` where the limits allow no more children.
         """
-        session = self._context.session
-        tokens = session.encode(message)
-        if not tokens or (isinstance(message, str) and tokens == session.encode("")):
+        begins = received(self._context, message, parse_special_tokens)
+        if not begins or (isinstance(message, str) and begins == self._context.session.encode("")):
             raise PromptError("A child sees nothing but its message, and this one is empty. Give it one, or fork().")
         given = ThreadArguments(
             program=program, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
         )
-        return self._start(tokens, given)
+        return self._start(begins, given)
 
     def fork(
         self,
-        message: str | Sequence[int] | None = None,
+        message: Received | None = None,
         *,
         program: Program | None = None,
         limits: Limits | None = None,
@@ -157,17 +172,18 @@ class ReasoningThread:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         priority: int | None = None,
+        parse_special_tokens: bool = False,
     ) -> Child:
         """Like `spawn`, but the child begins with this thread's context, sharing its memory, and then the message.
 
         Raises `ThreadStateError` while this thread is generating.
         """
-        tokens = () if message is None else self._context.session.encode(message, self._context.tokens)
+        begins = () if message is None else received(self._context, message, parse_special_tokens, self.tokens)
         given = ThreadArguments(
             program=program, limits=limits, depth=depth, sampling=sampling, max_tokens=max_tokens, priority=priority
         )
         self._context.check_idle("fork")
-        return self._start(tokens, given, fork=True)
+        return self._start(begins, given, fork=True)
 
     async def join(self, children: Iterable[Child] | None = None, *, append: bool = True) -> list[Answer]:
         """Waits for all children (all that are not joined, if none are named) and appends what they return.
@@ -237,7 +253,7 @@ class ReasoningThread:
         changes = {name: value for name in names if (value := getattr(given, name)) is not None}
         return msgspec.structs.replace(self._context.settings, **changes) if changes else self._context.settings
 
-    def _start(self, prompt: tuple[int, ...], given: ThreadArguments, fork: bool = False) -> Child:
+    def _start(self, prompt: tuple[int, ...] | Opening, given: ThreadArguments, fork: bool = False) -> Child:
         self._context.check_open()
         refusal = self._context.account.refusal()
         if refusal:
