@@ -51,4 +51,5 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken, without chance."""
         return self.temperature == 0

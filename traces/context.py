@@ -10,7 +10,7 @@ import msgspec
 
 from runtime import TraceError
 from runtime.link import Computed
-from traces.tree import Call, Receipt, ThreadRecord, path_name
+from traces.tree import GenerateRecord, Receipt, ThreadRecord, path_name
 
 
 class Piece(NamedTuple):
@@ -115,18 +115,18 @@ class _Growing:
             if last.start < length:
                 self._pieces.append(last._replace(end=length))
 
-    def _append(self, segment: Receipt | Call) -> None:
+    def _append(self, segment: Receipt | GenerateRecord) -> None:
         start = len(self._tokens)
         if segment.position != self._start + start:
             raise self._does_not_follow(segment.position)
         self._tokens += segment.tokens
         self._depths += [0] * len(segment.tokens)
-        is_sampled = isinstance(segment, Call)
-        self._logprobs += (
-            (sample.logprob for sample in segment.kept) if isinstance(segment, Call) else [None] * len(segment.tokens)
-        )
+        if isinstance(segment, GenerateRecord):
+            self._logprobs += (sample.logprob for sample in segment.kept)
+        else:
+            self._logprobs += [None] * len(segment.tokens)
         if segment.tokens:
-            self._pieces.append(Piece(start, len(self._tokens), is_sampled))
+            self._pieces.append(Piece(start, len(self._tokens), isinstance(segment, GenerateRecord)))
 
     def _does_not_follow(self, position: int) -> TraceError:
         return TraceError(

@@ -22,7 +22,7 @@ from runtime.link import (
     ThreadOpened,
     Work,
 )
-from traces.tree import Call, Receipt, ThreadRecord, path_name
+from traces.tree import GenerateRecord, Receipt, ThreadRecord, path_name
 
 ADVICE = "Play a trace back with the program, the policy and the settings that made it."
 
@@ -30,7 +30,7 @@ ADVICE = "Play a trace back with the program, the policy and the settings that m
 class PendingCall:
     """A generate that the program waits for, and the recorded call that answers it."""
 
-    def __init__(self, number: int, request: Generate, recorded: Call) -> None:
+    def __init__(self, number: int, request: Generate, recorded: GenerateRecord) -> None:
         self.number = number
         self.request = request
         self.recorded = recorded

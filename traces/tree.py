@@ -41,7 +41,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class GenerateRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One generate of a thread. What its end tells is None where the trace has no end of it."""
 
     index: int
@@ -105,7 +105,7 @@ class ThreadRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Time of its first event of any kind; `last` of its last."""
     last: float | None
     receipts: tuple[Receipt, ...]
-    calls: tuple[Call, ...]
+    calls: tuple[GenerateRecord, ...]
     computed: tuple[Computed, ...]
     computed_indices: tuple[int, ...]
     """Which events of the trace those are."""
@@ -146,7 +146,7 @@ class ThreadRecord(msgspec.Struct, frozen=True, kw_only=True):
         return sum(depths) / len(depths) if depths else math.nan
 
     @property
-    def segments(self) -> tuple[Receipt | Call, ...]:
+    def segments(self) -> tuple[Receipt | GenerateRecord, ...]:
         """Receipts and calls in the order in which they happened."""
         return tuple(sorted((*self.receipts, *self.calls), key=lambda segment: segment.index))
 
@@ -208,7 +208,7 @@ class _Gathering:
         self._failure: ThreadFailed | None = None
         self._failure_index: int | None = None
         self._receipts: list[Receipt] = []
-        self._calls: list[Call] = []
+        self._calls: list[GenerateRecord] = []
         self._computed: list[Computed] = []
         self._computed_indices: list[int] = []
         self._spawns: list[Spawned] = []
@@ -328,9 +328,9 @@ class _OpenCall:
         self.samples: list[Sampled] = []
         self.indices: list[int] = []
 
-    def unfinished(self) -> Call:
+    def unfinished(self) -> GenerateRecord:
         started = self.started
-        return Call(
+        return GenerateRecord(
             index=self.index,
             started=started.time,
             position=started.position,
@@ -342,14 +342,14 @@ class _OpenCall:
             sample_indices=tuple(self.indices),
         )
 
-    def finished(self, index: int, end: GenerateFinished) -> Call:
+    def finished(self, index: int, end: GenerateFinished) -> GenerateRecord:
         return _with_counts(msgspec.structs.replace(self.unfinished(), ended=end.time, end_index=index), end)
 
-    def failed(self, index: int, end: ThreadFailed) -> Call:
+    def failed(self, index: int, end: ThreadFailed) -> GenerateRecord:
         return msgspec.structs.replace(self.unfinished(), ended=end.time, end_index=index, error=end.error)
 
 
-def _with_counts(call: Call, end: GenerateFinished) -> Call:
+def _with_counts(call: GenerateRecord, end: GenerateFinished) -> GenerateRecord:
     """What a call's end says; it follows the failure where there was one."""
     return msgspec.structs.replace(
         call,

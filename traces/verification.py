@@ -28,7 +28,7 @@ from runtime.link import (
     Trace,
 )
 from traces.recorded import builtins
-from traces.tree import Call, path_name, thread_tree, walk_threads
+from traces.tree import GenerateRecord, path_name, thread_tree, walk_threads
 
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,8 +109,8 @@ class _Replay:
         self._events = trace.events
         self._device = device
         self._records = {record.path: record for record in walk_threads(thread_tree(trace.events))}
-        self._starts: dict[int, tuple[ThreadPath, Call]] = {}
-        self._ends: dict[int, tuple[ThreadPath, Call]] = {}
+        self._starts: dict[int, tuple[ThreadPath, GenerateRecord]] = {}
+        self._ends: dict[int, tuple[ThreadPath, GenerateRecord]] = {}
         for path, record in self._records.items():
             for call in record.calls:
                 if call.samples:
@@ -119,7 +119,7 @@ class _Replay:
                         self._ends[call.end_index] = path, call
         self._lengths: dict[ThreadPath, int] = {}
         self._call_starts: dict[ThreadPath, int] = {}
-        self._open: dict[ThreadPath, Call] = {}
+        self._open: dict[ThreadPath, GenerateRecord] = {}
         """Generates whose answer has not been compared."""
         self._answers: dict[ThreadPath, Finished | Failed] = {}
         self._failures: dict[ThreadPath, Exception] = {}
@@ -195,7 +195,7 @@ class _Replay:
             self._device.send(Interrupt(path, keep=length - start))
             self._lengths[path] = length
 
-    def _generate(self, path: ThreadPath, call: Call) -> None:
+    def _generate(self, path: ThreadPath, call: GenerateRecord) -> None:
         self._cut(path, call.position)
         sampling = _sampling(call.sampling)
         self._device.send(
@@ -213,7 +213,7 @@ class _Replay:
         self._lengths[path] = call.position + len(call.samples)
         self._calls += 1
 
-    def _compared(self, path: ThreadPath, call: Call) -> Divergence | None:
+    def _compared(self, path: ThreadPath, call: GenerateRecord) -> Divergence | None:
         """Waits for a generate's answer and compares it; cuts the context as the recording did."""
         del self._open[path]
         answer = self._answer(path)
@@ -259,7 +259,7 @@ class _Replay:
         return len(self._events)
 
 
-def _first_difference(path: ThreadPath, call: Call, answer: Finished) -> Divergence | None:
+def _first_difference(path: ThreadPath, call: GenerateRecord, answer: Finished) -> Divergence | None:
     name = path_name(path)
     for at, sample in enumerate(call.samples):
         where = f"thread {name}, position {sample.position}"

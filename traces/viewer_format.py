@@ -17,7 +17,7 @@ import msgspec
 
 from runtime.console import escaped_json
 from runtime.link import ThreadPath, TickDone, Trace
-from traces.tree import Call, ThreadRecord, path_name, thread_tree, walk_threads
+from traces.tree import GenerateRecord, ThreadRecord, path_name, thread_tree, walk_threads
 
 ENGINE = 1
 """Process number of the counters; trees follow. Viewers take 0 for the system's idle process."""
@@ -124,7 +124,7 @@ class _Track:
         for eviction in record.evictions:
             yield self.instant("evicted", eviction.time, {"pages": eviction.pages})
 
-    def _call(self, call: Call) -> Iterator[TraceEvent]:
+    def _call(self, call: GenerateRecord) -> Iterator[TraceEvent]:
         start = _microseconds(call.started)
         end = self.end if call.ended is None else _microseconds(call.ended)
         first = _microseconds(call.samples[0].time) if call.samples else end

@@ -57,6 +57,10 @@ class OpenThreads:
         return iter(self._by_path.values())
 
     def open(self, command: OpenThread) -> None:
+        """Makes a thread known; a fork begins with the tokens of its parent and shares their pages.
+
+        Refused where it cannot inherit; where it is open already, what it does fails.
+        """
         existing = self._by_path.get(command.thread)
         if existing is not None:
             self._fail(existing, f"thread {command.thread} is open already; close it before it is opened again.")
@@ -84,6 +88,10 @@ class OpenThreads:
             self._queues.park(sequence)
 
     def extend(self, command: Extend) -> None:
+        """Appends received tokens, which are computed when the thread next generates.
+
+        A thread fails that is generating, or for which they are no tokens or too many.
+        """
         sequence = self._known(command.thread)
         if sequence is None or not command.tokens:
             return
@@ -110,6 +118,11 @@ class OpenThreads:
         sequence.receive(command.tokens)
 
     def generate(self, request: Generate) -> None:
+        """Begins a generate and queues the thread; one that has reached its bound already is finished at once.
+
+        Refused for a context without tokens and for a policy that raises or does not fit the model. Where the thread
+        generates already, both calls end.
+        """
         sequence = self._known(request.thread)
         if sequence is None:
             return
@@ -150,6 +163,9 @@ class OpenThreads:
         self._queues.enqueue(sequence)
 
     def interrupt(self, command: Interrupt) -> None:
+        """Ends a thread's generate, if it has one, and cuts what it said to the tokens to keep. Nothing for one that is
+        not open.
+        """
         sequence = self._by_path.get(command.thread)
         if sequence is None:
             return
@@ -163,6 +179,9 @@ class OpenThreads:
             self._queues.leave(sequence)
 
     def close(self, command: CloseThread) -> None:
+        """Forgets a thread and gives its pages back; its generate, if it has one, is interrupted first. Nothing for one
+        that is not open.
+        """
         sequence = self._by_path.pop(command.thread, None)
         if sequence is None:
             return

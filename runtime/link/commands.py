@@ -292,8 +292,12 @@ class Device(Protocol):
         ...
 
     @property
-    def statistics(self) -> Statistics: ...
+    def statistics(self) -> Statistics:
+        """What the device is doing; may be asked for on any thread at any time."""
+        ...
 
 
 class Deliver(Protocol):
+    """Takes the reports of one tick, in order, on the device thread; it does not block."""
+
     def __call__(self, reports: list[Report]) -> None: ...

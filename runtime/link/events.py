@@ -61,6 +61,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ThreadOpened(Event, frozen=True, kw_only=True):
+    """The device was told of a thread."""
+
     thread: ThreadPath
     inherits: ThreadPath | None
     """The thread whose context it began with (a fork), or None."""
@@ -78,6 +80,8 @@ class Received(Event, frozen=True, kw_only=True):
 
 
 class GenerateStarted(Event, frozen=True, kw_only=True):
+    """A thread was asked to generate at most `max_tokens`; the first of them will stand at `position`."""
+
     thread: ThreadPath
     position: Count
     max_tokens: Count
@@ -151,6 +155,8 @@ class Worded(Event, frozen=True, kw_only=True):
 
 
 class ThreadFailed(Worded, frozen=True, kw_only=True):
+    """The device could not go on with a thread; `error` is what its program was told."""
+
     thread: ThreadPath
     error: str
 
@@ -163,6 +169,8 @@ class Evicted(Event, frozen=True, kw_only=True):
 
 
 class ThreadClosed(Event, frozen=True, kw_only=True):
+    """The device has forgotten a thread, and given back its pages."""
+
     thread: ThreadPath
 
 

@@ -8,6 +8,8 @@ from runtime.protocol.declaration import TagProtocol
 
 
 class Tag(Enum):
+    """What a text that a protocol declares stands for."""
+
     SPAWN_OPEN = auto()
     SPAWN_CLOSE = auto()
     BLOCK_OPEN = auto()
@@ -28,7 +30,7 @@ class State(Enum):
     RETURN = "inside a returned message"
 
 
-class Event(Enum):
+class Meaning(Enum):
     """What a tag that is allowed means."""
 
     PLAIN = auto()
@@ -41,35 +43,41 @@ class Event(Enum):
     ENDED = auto()
 
 
-Table = dict[tuple[State, Tag], tuple[State, Event]]
+Table = dict[tuple[State, Tag], tuple[State, Meaning]]
 """What follows from a tag in a state; a pair that is missing is malformed."""
 
 
 def grammar_of(protocol: TagProtocol) -> Table:
+    """The state machine of a protocol: which tags are allowed in which state, and what they mean there.
+
+    A declaration without blocks spawns outside of them; one without a closing tag for returned messages ends them at
+    the thread's end; where a line end closes spawns, one that closes nothing is plain.
+    """
     has_block, has_close = bool(protocol.block_open), bool(protocol.return_close)
     around_spawn = State.BLOCK if has_block else State.OUTSIDE
     table: Table = {
-        (State.OUTSIDE, Tag.JOIN): (State.OUTSIDE, Event.JOINED),
-        (State.OUTSIDE, Tag.RETURN_OPEN): (State.RETURN, Event.OPENED),
-        (State.OUTSIDE, Tag.END): (State.OUTSIDE, Event.ENDED),
-        (around_spawn, Tag.SPAWN_OPEN): (State.SPAWN, Event.OPENED),
-        (State.SPAWN, Tag.SPAWN_CLOSE): (around_spawn, Event.SPAWNED),
+        (State.OUTSIDE, Tag.JOIN): (State.OUTSIDE, Meaning.JOINED),
+        (State.OUTSIDE, Tag.RETURN_OPEN): (State.RETURN, Meaning.OPENED),
+        (State.OUTSIDE, Tag.END): (State.OUTSIDE, Meaning.ENDED),
+        (around_spawn, Tag.SPAWN_OPEN): (State.SPAWN, Meaning.OPENED),
+        (State.SPAWN, Tag.SPAWN_CLOSE): (around_spawn, Meaning.SPAWNED),
         (State.RETURN, Tag.RETURN_CLOSE if has_close else Tag.END): (
             State.OUTSIDE,
-            Event.RETURNED if has_close else Event.ENDED,
+            Meaning.RETURNED if has_close else Meaning.ENDED,
         ),
     }
     if has_block:
-        closed = Event.BLOCK_CLOSED if protocol.join else Event.JOINED
-        table[State.OUTSIDE, Tag.BLOCK_OPEN] = (State.BLOCK, Event.BLOCK_OPENED)
+        closed = Meaning.BLOCK_CLOSED if protocol.join else Meaning.JOINED
+        table[State.OUTSIDE, Tag.BLOCK_OPEN] = (State.BLOCK, Meaning.BLOCK_OPENED)
         table[State.BLOCK, Tag.BLOCK_CLOSE] = (State.OUTSIDE, closed)
     if protocol.spawn_close.isspace():
         for state in set(State) - {State.SPAWN}:
-            table[state, Tag.SPAWN_CLOSE] = (state, Event.PLAIN)
+            table[state, Tag.SPAWN_CLOSE] = (state, Meaning.PLAIN)
     return table
 
 
 def tags_by_text(protocol: TagProtocol) -> dict[str, Tag]:
+    """The tags that a protocol declares, by how they are written."""
     single = {
         protocol.spawn_open: Tag.SPAWN_OPEN,
         protocol.spawn_close: Tag.SPAWN_CLOSE,

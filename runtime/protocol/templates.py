@@ -16,6 +16,7 @@ IdTemplate = tuple[tuple[int, ...] | str, ...]
 
 
 def over_ids(template: str, encode: Callable[[str], list[int]]) -> IdTemplate:
+    """A checked template with its literal texts encoded, run by run. Raises what `encode` raises."""
     parts: list[tuple[int, ...] | str] = []
     for literal, field, _, _ in Formatter().parse(template):
         parts.append(tuple(encode(literal)) if literal else ())
@@ -25,6 +26,7 @@ def over_ids(template: str, encode: Callable[[str], list[int]]) -> IdTemplate:
 
 
 def fill(template: IdTemplate, fields: Mapping[str, Sequence[int]]) -> list[int]:
+    """Token ids of a template whose fields are filled. Raises `KeyError` for a field that is not given."""
     return [token for part in template for token in (fields[part] if isinstance(part, str) else part)]
 
 
@@ -50,7 +52,10 @@ def check_template(name: str, template: str, allowed: Collection[str], needed: C
 
 
 def groups_of(name: str, pattern: str, needed: Collection[str] = ()) -> set[str]:
-    """Named groups of a pattern; raises `ProtocolError` if it is none that can be matched, or lacks one."""
+    """Named groups of a pattern.
+
+    Raises `ProtocolError`, beginning with `name`, if it is none that can be matched, or lacks a group that is needed.
+    """
     try:
         groups = set(Pattern(pattern).groups)
     except ProtocolError as error:

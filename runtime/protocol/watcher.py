@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from runtime.link.commands import Signal
 from runtime.protocol.declaration import TagProtocol
-from runtime.protocol.grammar import Event, State, Table, Tag
+from runtime.protocol.grammar import Meaning, State, Table, Tag
 
 Tokens = tuple[int, ...]
 
@@ -68,7 +68,7 @@ class TagWatcher(ABC):
     def _is_plain(self, tag: Tag) -> bool:
         """Whether a tag is read as if it were none."""
         step = self._table.get((self._state, tag))
-        return self._ignores if step is None else step[1] is Event.PLAIN
+        return self._ignores if step is None else step[1] is Meaning.PLAIN
 
     def _read(self, tag: Tag, text: str, at: Place) -> tuple[Signal, ...]:
         """Takes a tag; `text` is how it is written."""
@@ -76,26 +76,26 @@ class TagWatcher(ABC):
         step = self._table.get((state, tag))
         if step is None:
             return self._malformed(f"{text!r} cannot stand {state.value}", at.token)
-        self._state, event = step
+        self._state, meaning = step
         try:
-            return self._act(event, state, at)
+            return self._act(meaning, state, at)
         except Unusable as unusable:
             return self._malformed(str(unusable), self._opened.token)
 
-    def _act(self, event: Event, before: State, at: Place) -> tuple[Signal, ...]:
-        match event:
-            case Event.OPENED:
+    def _act(self, meaning: Meaning, before: State, at: Place) -> tuple[Signal, ...]:
+        match meaning:
+            case Meaning.OPENED:
                 self._opened = at
-            case Event.BLOCK_OPENED:
+            case Meaning.BLOCK_OPENED:
                 self._block = at
-            case Event.SPAWNED if not self._lenient:
+            case Meaning.SPAWNED if not self._lenient:
                 prompt = self._child_prompt(self._opened.end, at.begin)
                 return (Signal("spawn", prompt, self._opened.token),)
-            case Event.RETURNED:
+            case Meaning.RETURNED:
                 self._returned = self._returned_message(self._opened.end, at.begin), self._opened.token
-            case Event.JOINED:
+            case Meaning.JOINED:
                 return (self._join(at),)
-            case Event.ENDED:
+            case Meaning.ENDED:
                 return (self._end(before, at),)
         return ()
 

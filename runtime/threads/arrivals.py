@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from runtime.threads.inbox import Event
+from runtime.threads.inbox import Wakeup
 
 Finished = TypeVar("Finished")
 
@@ -14,21 +14,21 @@ Finished = TypeVar("Finished")
 class Arrivals(Generic[Finished]):
     """What has finished, in that order."""
 
-    __slots__ = ("_event", "_needed", "_new_event", "is_waiting", "ready")
+    __slots__ = ("_needed", "_new_wakeup", "_wakeup", "is_waiting", "ready")
 
-    def __init__(self, new_event: Callable[[], Event]) -> None:
+    def __init__(self, new_wakeup: Callable[[], Wakeup]) -> None:
         self.ready: deque[Finished] = deque()
         """Finished and not yet taken."""
         self.is_waiting = False
-        self._new_event = new_event
-        self._event: Event | None = None
+        self._new_wakeup = new_wakeup
+        self._wakeup: Wakeup | None = None
         self._needed = 0
 
     def arrive(self, finished: Finished) -> None:
         self.ready.append(finished)
-        if self._event is not None and len(self.ready) >= self._needed:
-            self._event.set()
-            self._event = None
+        if self._wakeup is not None and len(self.ready) >= self._needed:
+            self._wakeup.set()
+            self._wakeup = None
 
     async def wait(self, count: int) -> None:
         """Waits until `count` are ready, and wakes once for all of them."""
@@ -36,8 +36,8 @@ class Arrivals(Generic[Finished]):
         try:
             while len(self.ready) < count:
                 self._needed = count
-                event = self._event = self._new_event()
-                await event.wait()
+                wakeup = self._wakeup = self._new_wakeup()
+                await wakeup.wait()
         finally:
             self.is_waiting = False
 

@@ -29,7 +29,7 @@ from runtime.protocol import StopStrings
 from runtime.results import Generation
 from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
-from runtime.threads.inbox import Call
+from runtime.threads.inbox import PendingGenerate
 from runtime.threads.session import Session, ThreadSettings
 
 UNBOUNDED = 2**31 - 1
@@ -193,18 +193,20 @@ class Context:
             self._has_place = False
             self.session.release()
 
-    async def generate(self, options: GenerateOptions, hear: Callable[[Signalled], None] | None = None) -> Generation:
-        """One generate, from the queue to its end. `hear` gets every signal of a watcher, as soon as it arrives.
+    async def generate(
+        self, options: GenerateOptions, on_signal: Callable[[Signalled], None] | None = None
+    ) -> Generation:
+        """One generate, from the queue to its end. `on_signal` gets every signal of a watcher, as soon as it arrives.
 
-        Cancelled, or where `hear` raises, the context is as it was before.
+        Cancelled, or where `on_signal` raises, the context is as it was before.
         """
         await self.enter(options.nowait)
         try:
-            call = self.begin(options, hears=hear is not None)
+            call = self.begin(options, wants_reports=on_signal is not None)
             try:
                 while not isinstance(report := await call.next(), Finished | Failed):
-                    if hear is not None and isinstance(report, Signalled):
-                        hear(report)
+                    if on_signal is not None and isinstance(report, Signalled):
+                        on_signal(report)
                 if isinstance(report, Failed):
                     raise report.error
             except BaseException:
@@ -215,7 +217,7 @@ class Context:
         finally:
             self.leave()
 
-    def begin(self, options: GenerateOptions, hears: bool) -> Call:
+    def begin(self, options: GenerateOptions, wants_reports: bool) -> PendingGenerate:
         """Sends a generate, bounded by what the limits leave. Raises `LimitExceeded` where that is nothing."""
         self.check_open()
         stranded = self.session.inbox.stranded_error(self.path)
@@ -234,11 +236,11 @@ class Context:
         meters = self.account.meters()
         self._metered = metered = MeteredWatcher(watcher, meters) if meters else None
         depth = self._policy_now(options.depth or self.settings.depth)
-        call = Call(
+        call = PendingGenerate(
             self.path,
             self.account,
-            self.session.inbox.new_event,
-            hears=hears,
+            self.session.inbox.new_wakeup,
+            wants_reports=wants_reports,
             bounded_by_limit=left is not None and left < wanted,
             metered=metered,
         )
@@ -263,7 +265,7 @@ class Context:
         self.tokens.extend(tokens)
         self.account.see_length(len(self.tokens))
 
-    def generation(self, call: Call, report: Finished, options: GenerateOptions) -> Generation:
+    def generation(self, call: PendingGenerate, report: Finished, options: GenerateOptions) -> Generation:
         """What the caller gets for a finished call, whose tokens the context has taken in."""
         reason, limit = _reason_and_limit(call, report)
         tokens = report.tokens
@@ -296,7 +298,9 @@ class Context:
         return chosen
 
 
-def _reason_and_limit(call: Call, report: Finished) -> tuple[FinishReason, Literal["tokens", "iterations"] | None]:
+def _reason_and_limit(
+    call: PendingGenerate, report: Finished
+) -> tuple[FinishReason, Literal["tokens", "iterations"] | None]:
     if report.reason == "iterations" or (report.reason == "interrupted" and call.cut):
         return "iterations", "iterations"
     if report.reason == "stop" and call.metered is not None and call.metered.exhausted:

@@ -89,7 +89,7 @@ class _Driver:
                 stop_tokens=context.session.opened.stop_tokens,
                 entropies=self._spawn_policy.reads == "entropy",
             )
-            generation = await context.generate(options, hear=self._hear)
+            generation = await context.generate(options, on_signal=self._take)
             self._emitted += generation.tokens
             _raise_limit(context, generation)
             last = self._last
@@ -122,7 +122,7 @@ class _Driver:
             return self._protocol.returned(self._emitted)
         return await anyio.to_thread.run_sync(self._protocol.returned, tuple(self._emitted))
 
-    def _hear(self, report: Signalled) -> None:
+    def _take(self, report: Signalled) -> None:
         signal = report.signal
         if signal.kind == "malformed":
             raise ProtocolError(f"Thread {self._context.path}: {signal.reason}")

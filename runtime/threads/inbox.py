@@ -20,10 +20,10 @@ from runtime.link.commands import Answered, DeviceFailed, Emitted, Failed, Finis
 from runtime.link.metering import MeteredWatcher
 from runtime.threads.accounts import Account
 
-CallReport = Emitted | Signalled | Finished | Failed
+GenerateReport = Emitted | Signalled | Finished | Failed
 
 
-class Event(Protocol):
+class Wakeup(Protocol):
     """Happens once; one coroutine waits for it."""
 
     def set(self) -> object: ...
@@ -31,7 +31,7 @@ class Event(Protocol):
     async def wait(self) -> None: ...
 
 
-class _FutureEvent:
+class _FutureWakeup:
     """An event of asyncio's that costs a tenth of `anyio.Event`, of which every parked thread holds one."""
 
     __slots__ = ("_future",)
@@ -47,14 +47,14 @@ class _FutureEvent:
         await self._future
 
 
-class Call:
+class PendingGenerate:
     """One generate that was sent: what was reported of it and not yet taken by its coroutine."""
 
     __slots__ = (
-        "_event",
-        "_hears",
-        "_new_event",
+        "_new_wakeup",
         "_reports",
+        "_wakeup",
+        "_wants_reports",
         "account",
         "bounded_by_limit",
         "cut",
@@ -67,9 +67,9 @@ class Call:
         self,
         path: ThreadPath,
         account: Account,
-        new_event: Callable[[], Event],
+        new_wakeup: Callable[[], Wakeup],
         *,
-        hears: bool = False,
+        wants_reports: bool = False,
         bounded_by_limit: bool = False,
         metered: MeteredWatcher | None = None,
     ) -> None:
@@ -82,49 +82,49 @@ class Call:
         """Whether it was interrupted because an iteration limit above it ran out."""
         self.is_over = False
         """Whether its last report has come."""
-        self._hears = hears
-        self._new_event = new_event
-        self._reports: deque[CallReport] | None = None
-        self._event: Event | None = None
+        self._wants_reports = wants_reports
+        self._new_wakeup = new_wakeup
+        self._reports: deque[GenerateReport] | None = None
+        self._wakeup: Wakeup | None = None
 
-    def give(self, report: CallReport) -> None:
+    def give(self, report: GenerateReport) -> None:
         """Keeps a report for the coroutine and wakes it; signals nobody asked for are dropped."""
         if isinstance(report, Finished | Failed):
             self.is_over = True
-        elif not self._hears:
+        elif not self._wants_reports:
             return
         if self._reports is None:
             self._reports = deque()
         self._reports.append(report)
-        if self._event is not None:
-            self._event.set()
-            self._event = None
+        if self._wakeup is not None:
+            self._wakeup.set()
+            self._wakeup = None
 
-    async def next(self) -> CallReport:
+    async def next(self) -> GenerateReport:
         """The next report, oldest first. Cancelled while waiting, it has taken nothing."""
         while not self._reports:
-            event = self._event = self._new_event()
-            await event.wait()
+            wakeup = self._wakeup = self._new_wakeup()
+            await wakeup.wait()
         return self._reports.popleft()
 
 
 class Awaited:
     """The answer to one request, which one coroutine waits for."""
 
-    __slots__ = ("_event", "error", "number")
+    __slots__ = ("_wakeup", "error", "number")
 
-    def __init__(self, number: int, event: Event) -> None:
+    def __init__(self, number: int, wakeup: Wakeup) -> None:
         self.number = number
         self.error: Exception | None = None
-        self._event = event
+        self._wakeup = wakeup
 
     def give(self, error: Exception | None) -> None:
         self.error = error
-        self._event.set()
+        self._wakeup.set()
 
     async def wait(self) -> None:
         """Raises what the request was refused with."""
-        await self._event.wait()
+        await self._wakeup.wait()
         if self.error is not None:
             raise self.error
 
@@ -144,13 +144,13 @@ class Inbox:
             if isinstance(native, asyncio.AbstractEventLoop)
             else cast(_TrioToken, native).run_sync_soon
         )
-        self.new_event: Callable[[], Event] = (
-            partial(_FutureEvent, native) if isinstance(native, asyncio.AbstractEventLoop) else anyio.Event
+        self.new_wakeup: Callable[[], Wakeup] = (
+            partial(_FutureWakeup, native) if isinstance(native, asyncio.AbstractEventLoop) else anyio.Event
         )
         self._exhaust = exhaust
         self._delivered: deque[list[Report]] = deque()
         self._is_scheduled = False
-        self._calls: dict[ThreadPath, list[Call]] = {}
+        self._calls: dict[ThreadPath, list[PendingGenerate]] = {}
         self._stranded: dict[ThreadPath, Exception] = {}
         self._awaited: dict[int, Awaited] = {}
         self._requests = 0
@@ -172,7 +172,7 @@ class Inbox:
         with suppress(RuntimeError):
             self._soon(function)
 
-    def expect(self, call: Call) -> None:
+    def expect(self, call: PendingGenerate) -> None:
         """Reports of the call's thread are its own once those of the thread's earlier calls are over."""
         self._calls.setdefault(call.path, []).append(call)
         call.account.begin_call()
@@ -180,10 +180,10 @@ class Inbox:
     def expect_answer(self) -> Awaited:
         """The answer to a request that is about to be sent, under a number of its own."""
         self._requests += 1
-        awaited = self._awaited[self._requests] = Awaited(self._requests, self.new_event())
+        awaited = self._awaited[self._requests] = Awaited(self._requests, self.new_wakeup())
         return awaited
 
-    def active_calls(self) -> list[Call]:
+    def active_calls(self) -> list[PendingGenerate]:
         """Calls whose last report has not come, abandoned ones included."""
         return [call for calls in self._calls.values() for call in calls]
 

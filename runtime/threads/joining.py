@@ -189,7 +189,7 @@ class Children:
         for child in children:
             if child.arrivals is not None and child.arrivals.is_waiting:
                 raise ThreadStateError(f"Child {child.path} is being joined by another coroutine; join it once.")
-        arrivals: Arrivals[ChildTask] = Arrivals(self._context.session.inbox.new_event)
+        arrivals: Arrivals[ChildTask] = Arrivals(self._context.session.inbox.new_wakeup)
         for child in children:
             child.arrivals = arrivals
             if child.is_done:

@@ -29,7 +29,7 @@ async def recording(session: Session, path: Path, overwrite: bool, on_trace_erro
         session.is_in_recording, session.records = False, before
         raise
     except BaseException:
-        # A cancellation of asyncio's own, which goes through shields: nobody hears the answer to this one.
+        # A cancellation of asyncio's own, which goes through shields: nobody waits for the answer to this one.
         session.is_in_recording, session.records = False, before
         session.send(StopRecording(number=0))
         raise

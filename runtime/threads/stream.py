@@ -13,7 +13,7 @@ from runtime.model.incremental import IncrementalDecoder
 from runtime.protocol.stop_strings import begins_stop
 from runtime.results import Chunk, Generation
 from runtime.threads.context import Context, GenerateOptions
-from runtime.threads.inbox import Call
+from runtime.threads.inbox import PendingGenerate
 
 
 class Stream:
@@ -31,7 +31,7 @@ class Stream:
         """The whole generation, once the stream has ended by itself."""
         self._context = context
         self._options = options
-        self._call: Call | None = None
+        self._call: PendingGenerate | None = None
         self._has_ended = False
         self._is_awaited = False
         self._gave_way_to = ""
@@ -75,7 +75,7 @@ class Stream:
             try:
                 tokenizer = self._context.session.opened.tokenizer
                 self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer, self._context.tokens)
-                self._call = self._context.begin(self._options, hears=True)
+                self._call = self._context.begin(self._options, wants_reports=True)
             except BaseException:
                 self._has_ended = True
                 self._context.leave()
@@ -108,7 +108,7 @@ class Stream:
         self._gave_way_to = wish
         self._leave()
 
-    async def _next_chunk(self, call: Call) -> Chunk | None:
+    async def _next_chunk(self, call: PendingGenerate) -> Chunk | None:
         while True:
             report = await call.next()
             if isinstance(report, Emitted):
