@@ -14,7 +14,7 @@ from runtime import EngineSettings, Sampling
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.link import Finished, ThreadPath
-from runtime.model import Raven
+from runtime.model import Transformer
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,8 +46,11 @@ def measure(size: Size, rounds: int) -> Result:
     )
 
 
-def _compare(name: str, model: Raven, size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
-    depth, given = Fixed(max_iterations=size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
+def _compare(name: str, model: Transformer, size: Size, threads: int, rounds: int) -> tuple[Cell, ...]:
+    depth, given = (
+        Fixed(max_iterations=size.depth),
+        driving.prompts(model.specification.vocab_size, threads, size.prompt),
+    )
     settings = EngineSettings(device="cpu", backend="native", kv_cache_bytes=2**28)
     cores = {
         "native": build_loop(model, settings, depth),

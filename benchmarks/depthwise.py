@@ -25,7 +25,7 @@ from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
 from runtime.link import Finished, ThreadPath
-from runtime.model import Raven
+from runtime.model import Transformer
 
 SAMPLING = Sampling(temperature=1.0)
 
@@ -94,7 +94,7 @@ def measure(size: Size, rounds: int) -> Result:
     )
 
 
-def choose_threshold(model: Raven, size: Size) -> float:
+def choose_threshold(model: Transformer, size: Size) -> float:
     """The threshold that a tenth of the tokens never fall below, from exit values of tokens that never exit."""
     threads, never = max(size.threads), LatentDiff(0.0, max_iterations=size.most)
     values_in: dict[int, list[float]] = {}
@@ -106,17 +106,17 @@ def choose_threshold(model: Raven, size: Size) -> float:
         complete.extend(values_in.pop(lane) for lane in result.lane.tolist())
 
     core = build_loop(model, _settings(size, threads), never, observe=observe)
-    driving.answer_all(core, driving.prompts(model.config.vocab_size, threads, 1), never, size.tokens, SAMPLING)
+    driving.answer_all(core, driving.prompts(model.specification.vocab_size, threads, 1), never, size.tokens, SAMPLING)
     return float(np.quantile(np.array(complete)[:, :-1].min(axis=1), 0.9))
 
 
 def _compare(
-    model: Raven, size: Size, threads: int, threshold: float, rounds: int
+    model: Transformer, size: Size, threads: int, threshold: float, rounds: int
 ) -> tuple[tuple[Cell, ...], Spread, NDArray[np.int64]]:
     """The row of a number of threads; lockstep over depth-wise seconds; exit depths [threads in all, tokens]."""
     adaptive = LatentDiff(threshold, max_iterations=size.most)
     whole = WholeBatch(threshold, max_iterations=size.most)
-    given = driving.prompts(model.config.vocab_size, size.waves * threads, 1)
+    given = driving.prompts(model.specification.vocab_size, size.waves * threads, 1)
     in_lockstep = partial(build_loop, model, _settings(size, threads), scheduler=LockstepScheduler)
     cores: dict[str, tuple[DeviceLoop, DepthPolicy]] = {
         "depth-wise": (build_loop(model, _settings(size, threads), adaptive), adaptive),

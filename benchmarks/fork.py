@@ -16,7 +16,7 @@ from runtime import EngineSettings, Sampling
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.link import Interrupt, OpenThread, ThreadPath
-from runtime.model import Raven
+from runtime.model import Transformer
 
 PARENT: ThreadPath = (0,)
 
@@ -87,7 +87,7 @@ def measure(size: Size, rounds: int) -> Result:
     )
 
 
-def _core(model: Raven, size: Size, *, reuse: bool) -> DeviceLoop:
+def _core(model: Transformer, size: Size, *, reuse: bool) -> DeviceLoop:
     pages = (size.children + 1) * -(-(size.context + 1) // 16)
     return build_loop(model, EngineSettings(num_pages=pages, reuse_prefixes=reuse, device="cpu"), Fixed(size.depth))
 

@@ -6,13 +6,13 @@ import math
 
 import torch
 
-from runtime.model import Raven, RavenConfig
+from runtime.model import RavenConfig, Transformer, initialise, published_weights
 
 VOCABULARY = 215
 """Tokens of the Countdown model."""
 
 
-def embedded_shape(context: int = 512) -> Raven:
+def embedded_shape(context: int = 512) -> Transformer:
     """The shape of the Countdown model that comes with the package; `context` is the longest one in tokens."""
     return _drawn(
         RavenConfig(
@@ -32,7 +32,7 @@ def embedded_shape(context: int = 512) -> Raven:
     )
 
 
-def wider(context: int = 512) -> Raven:
+def wider(context: int = 512) -> Transformer:
     """Width 256, with a layer before and after a core of two."""
     return _drawn(
         RavenConfig(
@@ -50,7 +50,7 @@ def wider(context: int = 512) -> Raven:
     )
 
 
-def smallest(context: int = 128) -> Raven:
+def smallest(context: int = 128) -> Transformer:
     """So small that everything but arithmetic shows."""
     return _drawn(
         RavenConfig(
@@ -68,7 +68,7 @@ def smallest(context: int = 128) -> Raven:
     )
 
 
-def uneven(width: int, most: int, context: int = 512) -> Raven:
+def uneven(width: int, most: int, context: int = 512) -> Transformer:
     """A model whose latent state settles at very different speeds, by token.
 
     The input of a token is up to a hundred times stronger than another's, and a state that its input dominates
@@ -90,13 +90,13 @@ def uneven(width: int, most: int, context: int = 512) -> Raven:
         )
     )
     with torch.no_grad():
-        rows = torch.rand(model.config.vocab_size, 1, generator=torch.Generator().manual_seed(1))
-        model.transformer.wte.weight.mul_(0.3 * torch.exp(rows * math.log(100)))
-        model.transformer.adapter.weight[:, :width].mul_(0.5)
+        rows = torch.rand(model.specification.vocab_size, 1, generator=torch.Generator().manual_seed(1))
+        model.embedding.weight.mul_(0.3 * torch.exp(rows * math.log(100)))
+        published_weights(model)["transformer.adapter.weight"][:, :width].mul_(0.5)
     return model
 
 
-def uneven_with_prelude(most: int = 16, context: int = 256) -> Raven:
+def uneven_with_prelude(most: int = 16, context: int = 256) -> Transformer:
     """17.6M parameters in the layout of the published Huginn, two prelude layers, four core layers and two of coda,
     whose latent state settles at very different speeds, by token.
 
@@ -118,20 +118,21 @@ def uneven_with_prelude(most: int = 16, context: int = 256) -> Raven:
             state_init="zero",
         )
     )
-    width, half = model.config.n_embd, model.config.n_embd // 2
+    width, half = model.specification.width, model.specification.width // 2
     with torch.no_grad():
-        angles = torch.rand(model.config.vocab_size, 1, generator=torch.Generator().manual_seed(1)) * math.pi / 2
-        model.transformer.wte.weight[:, :half].mul_(torch.sin(angles))
-        model.transformer.wte.weight[:, half:].mul_(torch.cos(angles))
-        for name, parameter in model.transformer.prelude.named_parameters():
-            if name.endswith("proj.weight"):
-                parameter.mul_(0.1)
-        model.transformer.adapter.weight[:, :width].mul_(0.5)
-        model.transformer.adapter.weight[:, width + half :].mul_(0.01)
+        angles = torch.rand(model.specification.vocab_size, 1, generator=torch.Generator().manual_seed(1)) * math.pi / 2
+        model.embedding.weight[:, :half].mul_(torch.sin(angles))
+        model.embedding.weight[:, half:].mul_(torch.cos(angles))
+        weights = published_weights(model)
+        for name, weight in weights.items():
+            if "prelude" in name and name.endswith("proj.weight"):
+                weight.mul_(0.1)
+        weights["transformer.adapter.weight"][:, :width].mul_(0.5)
+        weights["transformer.adapter.weight"][:, width + half :].mul_(0.01)
     return model
 
 
-def _drawn(config: RavenConfig) -> Raven:
-    model = Raven(config)
-    model.initialise(torch.Generator().manual_seed(0))
+def _drawn(config: RavenConfig) -> Transformer:
+    model = Transformer(config)
+    initialise(model, torch.Generator().manual_seed(0))
     return model.eval()

@@ -25,7 +25,7 @@ from runtime import Engine, EngineSettings, Opened, Sampling
 from runtime.backend.interface import Backend, CacheShape, Int32, Run, Tick, TickResult
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
-from runtime.model import Raven
+from runtime.model import Transformer
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,16 +109,18 @@ def measure(size: Size, rounds: int) -> Result:
     )
 
 
-def _compare(model: Raven, size: Size, threads: int, rounds: int) -> tuple[tuple[Cell, ...], Spread]:
+def _compare(model: Transformer, size: Size, threads: int, rounds: int) -> tuple[tuple[Cell, ...], Spread]:
     """The row of a number of threads, and the engine's share of the bare loop's tokens/s."""
-    depth, given = Fixed(size.depth), driving.prompts(model.config.vocab_size, threads, size.prompt)
+    depth, given = Fixed(size.depth), driving.prompts(model.specification.vocab_size, threads, size.prompt)
     settings = EngineSettings(
         num_pages=threads * -(-(size.prompt + size.tokens) // 16), reuse_prefixes=False, device="cpu"
     )
     prepared = prepare(model, settings, depth, given, size.tokens)
     core = build_loop(model, settings, depth)
     device = ModelDevice(lambda: build_loop(model, settings, depth))
-    engine = Engine.from_device(Opened(device=device, max_context=model.config.block_size), policy=Policy(depth=depth))
+    engine = Engine.from_device(
+        Opened(device=device, max_context=model.specification.max_context), policy=Policy(depth=depth)
+    )
     engine_ticks = 0
 
     def with_engine() -> float:
@@ -154,7 +156,7 @@ def _compare(model: Raven, size: Size, threads: int, rounds: int) -> tuple[tuple
 
 
 def prepare(
-    model: Raven, settings: EngineSettings, depth: DepthPolicy, given: list[tuple[int, ...]], tokens: int
+    model: Transformer, settings: EngineSettings, depth: DepthPolicy, given: list[tuple[int, ...]], tokens: int
 ) -> Prepared:
     """Runs the work once, all threads asked at the start and closed at the end, and keeps its ticks."""
     core = build_loop(model, settings, depth)

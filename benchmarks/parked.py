@@ -213,7 +213,7 @@ async def _parked_children(root: ReasoningThread, size: Size) -> AsyncIterator[N
 
 
 def _prompts(count: int, size: Size) -> list[tuple[int, ...]]:
-    return driving.prompts(models.smallest().config.vocab_size, count, size.prompt)
+    return driving.prompts(models.smallest().specification.vocab_size, count, size.prompt)
 
 
 def _core(parked: int, size: Size) -> DeviceLoop:

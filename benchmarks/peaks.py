@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import msgspec
 import torch
@@ -16,7 +17,7 @@ from runtime import EngineSettings
 from runtime.backend.native.backend import NativeBackend
 from runtime.backend.native.compiled import HEAD
 from runtime.device.build import build_loop
-from runtime.model import Llama, LlamaConfig
+from runtime.model import Transformer, initialise, parse_config
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,19 +86,23 @@ def _timed(work: Callable[[], object]) -> float:
 
 def _backend(size: Size, threads: int, dtype: torch.dtype) -> NativeBackend:
     """A backend of a model of one layer whose head is the product."""
-    config = LlamaConfig(
-        n_embd=size.width,
-        n_heads=16,
-        n_kv_heads=16,
-        head_dim=size.width // 16,
-        intermediate_size=64,
-        vocab_size=size.columns,
-        block_size=64,
-        n_layers=1,
-        tie_embeddings=False,
+    config = parse_config(
+        Path("config.json"),
+        {
+            "model_type": "llama",
+            "hidden_size": size.width,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": size.width // 16,
+            "intermediate_size": 64,
+            "vocab_size": size.columns,
+            "max_position_embeddings": 64,
+            "num_hidden_layers": 1,
+            "tie_word_embeddings": False,
+        },
     )
-    model = Llama(config).eval()
-    model.initialise(torch.Generator().manual_seed(0))
+    model = Transformer(config).eval()
+    initialise(model, torch.Generator().manual_seed(0))
     settings = EngineSettings(
         device="cpu", backend="native", cpu_threads=threads, max_in_flight=max(size.rows, 128), num_pages=64
     )

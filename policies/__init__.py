@@ -13,6 +13,7 @@ from policies.depth.cosine import Cosine
 from policies.depth.entropy_diff import EntropyDiff
 from policies.depth.even_budget import EvenBudget
 from policies.depth.fixed import Fixed
+from policies.depth.gate_exit import GateExit
 from policies.depth.kl import KL, MinPKL
 from policies.depth.latent_diff import LatentDiff
 from policies.depth.speculative import Speculative
@@ -45,6 +46,7 @@ __all__ = [
     "EntryView",
     "EvenBudget",
     "Fixed",
+    "GateExit",
     "LatentDiff",
     "Limits",
     "MaxChildren",

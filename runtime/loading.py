@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio.to_thread
 import msgspec
 
-from policies import Policy, from_builtins, to_builtins
+from policies import GateExit, Policy, from_builtins, to_builtins
 from runtime.errors import CheckpointError, ProtocolError
 from runtime.link.commands import Device, OnTraceError
 from runtime.link.events import FORMAT, Header, Trace, encodable
@@ -93,6 +93,7 @@ def _opened(
     policy: Policy | None,
 ) -> Opened:
     """What a checkpoint brings to a device that runs it, or plays back what it did."""
+    own = checkpoint.config.specification
     return Opened(
         device=device,
         tokenizer=checkpoint.tokenizer,
@@ -100,8 +101,8 @@ def _opened(
         protocol=protocol,
         policy=policy,
         stop_tokens=frozenset(checkpoint.stop_tokens),
-        max_context=settings.context_of(checkpoint.config.block_size),
-        vocab_size=checkpoint.config.vocab_size,
+        max_context=settings.context_of(own.max_context),
+        vocab_size=own.vocab_size,
     )
 
 
@@ -168,13 +169,19 @@ def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | 
     try:
         policy = braid.default_policy()
         if braid.protocol is None:
-            return None, policy
+            return None, policy or _published_policy(checkpoint)
         protocol = msgspec.convert(braid.protocol, TagProtocol)
         if checkpoint.tokenizer is None:
             raise ProtocolError("the protocol needs a tokenizer.json beside it, or the name of a shipped one.")
-        return BoundProtocol(protocol, checkpoint.tokenizer), policy
+        return BoundProtocol(protocol, checkpoint.tokenizer), policy or _published_policy(checkpoint)
     except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
         raise CheckpointError(f"{where}: {str(error).removesuffix('.')}.") from error
+
+
+def _published_policy(checkpoint: Description) -> Policy | None:
+    """What a checkpoint does of itself, where no `braid.json` says otherwise."""
+    own = checkpoint.config.specification
+    return Policy(depth=GateExit(own.exit_threshold)) if own.exit_gate else None
 
 
 def _header(checkpoint: str | Path, model: str, settings: EngineSettings, policy: Policy, seed: int) -> Header:

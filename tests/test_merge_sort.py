@@ -28,7 +28,8 @@ from examples.merge_sort.lists import LARGEST, LONGEST, draw_list, is_sorted, pr
 from examples.merge_sort.train import MODEL
 from policies.training import Example, SupervisedConfig, exactness, export_checkpoint, train
 from runtime import BoundProtocol
-from runtime.model.raven import Raven
+from runtime.model.parameters import initialise
+from runtime.model.transformer import Transformer
 
 numbers = st.lists(st.integers(0, LARGEST), min_size=1, max_size=LONGEST, unique=True)
 BOUND = BoundProtocol(PROTOCOL, build_tokenizer())
@@ -102,8 +103,8 @@ def overfitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Exa
     directory = tmp_path_factory.mktemp("merge sort")
     drawn = [31, 7, 88, 5]
     threads = [thread_example(part) for part in (drawn, drawn[::2], drawn[1::2])]
-    model = Raven(msgspec.structs.replace(MODEL, n_embd=64, intermediate_size=64, block_size=128))
-    model.initialise(torch.Generator().manual_seed(0))
+    model = Transformer(msgspec.structs.replace(MODEL, n_embd=64, intermediate_size=64, block_size=128))
+    initialise(model, torch.Generator().manual_seed(0))
     config = SupervisedConfig(
         steps=120, mean_iterations=3, most_iterations=4, most_backprop=4, warmup=5, compile=False, bfloat16=False
     )

@@ -30,7 +30,7 @@ from policies import DepthPolicy, Fixed, Policy, to_builtins
 from policies.training import CRITERIA, Calibration, CalibrationSet, ThreadTokens, best, save_default_policy, threads_in
 from runtime import Engine
 from runtime.console import Printer, number, status_of, whole
-from runtime.model import Raven, load_checkpoint, resolve
+from runtime.model import Transformer, load_checkpoint, resolve
 from traces import read
 
 
@@ -98,13 +98,13 @@ async def solve_with(directory: Path, depth: DepthPolicy, problems: list[Problem
 
 
 def calibrate(
-    model: Raven, threads: Sequence[ThreadTokens], given: argparse.Namespace
+    model: Transformer, threads: Sequence[ThreadTokens], given: argparse.Namespace
 ) -> tuple[list[Calibration], Calibration]:
     """One calibration of each criterion, and the best."""
     torch.set_num_threads(1)
     asked = [criterion for criterion in CRITERIA if type(criterion).__name__ in given.criteria]
     measured = CalibrationSet(model, threads, asked)
-    wanted = 0.6 * model.config.mean_recurrence if given.depth is None else given.depth
+    wanted = 0.6 * model.specification.mean_recurrence if given.depth is None else given.depth
     found = []
     for criterion in track(asked, "Calibrating", console=Console(stderr=True), transient=True):
         if given.price is None:
@@ -134,7 +134,7 @@ async def main() -> int:
     directory = resolve(given.checkpoint)
     to_calibrate, to_check = draw(given)
     model = load_checkpoint(directory).model
-    if not isinstance(model, Raven):
+    if not isinstance(model, Transformer):
         raise ValueError(f"{directory}: exit rules are for depth-recurrent models; this is none.")
     found, chosen = calibrate(model, await record(directory, to_calibrate), given)
     full, at_full = await solve_with(directory, Fixed(), to_check)

@@ -13,7 +13,7 @@ from examples.countdown.vocabulary import build_tokenizer
 from policies import AllChildren, Fixed, Policy
 from policies.training import export_checkpoint, restore
 from runtime.console import input_directory, output_directory, status_of, whole
-from runtime.model import Raven, Tokenizer
+from runtime.model import Tokenizer, Transformer
 
 LONGEST = MODEL.block_size
 
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("directory", type=output_directory, help="where the checkpoint goes")
     parser.add_argument("--context", type=whole(1, LONGEST), default=LONGEST, help="most tokens a thread")
     given = parser.parse_args()
-    model = Raven(msgspec.structs.replace(MODEL, block_size=given.context))
+    model = Transformer(msgspec.structs.replace(MODEL, block_size=given.context))
     step = restore(given.run, model)
     if not step:
         parser.error(f"{given.run} holds no training run; make one with python -m benchmarks.countdown.train")

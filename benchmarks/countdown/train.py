@@ -23,7 +23,7 @@ from examples.countdown.problems import LARGEST_VALUE, Key, draw_problems, probl
 from examples.countdown.vocabulary import WORDS, build_tokenizer
 from policies.training import MOST_PROCESSES, Example, SupervisedConfig, initialise_from, run_processes, train
 from runtime.console import input_directory, number, output_directory, status_of, whole
-from runtime.model import Raven, RavenConfig, Tokenizer, describe
+from runtime.model import RavenConfig, Tokenizer, Transformer, describe, initialise
 
 MODEL = RavenConfig(
     n_embd=128,
@@ -67,12 +67,12 @@ def fourier_table(width: int) -> torch.Tensor:
     return torch.nn.functional.pad(features, (0, width - features.shape[1]))
 
 
-def fresh_model(seed: int) -> Raven:
-    model = Raven(MODEL)
-    model.initialise(torch.Generator().manual_seed(seed))
+def fresh_model(seed: int) -> Transformer:
+    model = Transformer(MODEL)
+    initialise(model, torch.Generator().manual_seed(seed))
     features = fourier_table(MODEL.n_embd) * MODEL.init_std
     with torch.no_grad():
-        for table in (model.transformer.wte.weight, model.lm_head.weight):
+        for table in (model.embedding.weight, model.head.weight):
             table[: LARGEST_VALUE + 1] = table[: LARGEST_VALUE + 1] * 0.3 + features
     return model
 

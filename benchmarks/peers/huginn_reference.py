@@ -29,8 +29,10 @@ def load(job: Job) -> Iterator[Loaded]:
     model = modeling.RavenForCausalLM.from_pretrained(
         job.checkpoint, torch_dtype=getattr(torch, job.dtype), local_files_only=True
     ).eval()
-    if model.config.mean_recurrence != job.exits.most:
-        raise ValueError(f"The bound on iterations is the model's mean recurrence, {model.config.mean_recurrence}.")
+    if model.specification.mean_recurrence != job.exits.most:
+        raise ValueError(
+            f"The bound on iterations is the model's mean recurrence, {model.specification.mean_recurrence}."
+        )
     exits = {"criterion": "latent-diff", "exit_threshold": job.exits.threshold}
 
     @torch.inference_mode()

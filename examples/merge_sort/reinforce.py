@@ -29,7 +29,7 @@ from policies.training import (
     train_grpo,
 )
 from runtime.console import input_directory, output_directory, status_of, whole
-from runtime.model import Raven, describe
+from runtime.model import Transformer, describe
 
 
 def draw_question(random_source: random.Random) -> Question:
@@ -42,7 +42,7 @@ def work(rank: int, world: int, checkpoint: Path, directory: Path, config: GrpoC
     held_out = [draw_question(random_source) for _ in range(100)]
     anyio.run(partial(train_grpo, checkpoint, draw_question, config, directory, held_out, rank, world))
     if rank == 0:
-        model = Raven(MODEL)
+        model = Transformer(MODEL)
         restore(directory, model)
         export_checkpoint(directory / "checkpoint", model, build_tokenizer(), PROTOCOL, POLICY)
 

@@ -17,7 +17,7 @@ from examples.merge_sort.demonstrations import PROTOCOL, WORDS, build_tokenizer,
 from policies import AllChildren, Policy
 from policies.training import MOST_PROCESSES, SupervisedConfig, export_checkpoint, run_processes, train
 from runtime.console import output_directory, status_of, whole
-from runtime.model import Raven, RavenConfig
+from runtime.model import RavenConfig, Transformer, initialise
 
 MODEL = RavenConfig(
     n_embd=128,
@@ -41,8 +41,8 @@ POLICY = Policy(spawn=AllChildren(tree_depth=5))
 
 def work(rank: int, world: int, directory: Path, config: SupervisedConfig) -> None:
     """One process of the run; the first one writes the checkpoint."""
-    model = Raven(MODEL)
-    model.initialise(torch.Generator().manual_seed(config.seed))
+    model = Transformer(MODEL)
+    initialise(model, torch.Generator().manual_seed(config.seed))
     lengths = {"up to 8": (1, 8), "9 to 16": (9, 16)}
     held_out = {
         name: list(islice(examples(random.Random(f"held out {name}"), *between), 100))

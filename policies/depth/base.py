@@ -14,7 +14,7 @@ from policies.printing import as_written
 from policies.validation import check_choice, check_count, check_flag, check_threshold
 
 IntArray = NDArray[np.int32]
-Reads = Literal["nothing", "latent", "logits"]
+Reads = Literal["nothing", "latent", "logits", "gate"]
 Role = Literal["root", "parent", "child"]
 Carry = Literal["none", "raw", "normed"]
 
@@ -47,7 +47,8 @@ class EntryView(NamedTuple):
 
 
 class DepthView(NamedTuple):
-    """What a policy measures after an iteration; one row a token, or a group's last token for `reads = "logits"`."""
+    """What a policy measures after an iteration; one row a token, or a group's last token where `reads` is "logits" or
+    "gate"."""
 
     iteration: Tensor
     """[n] int64: iterations done, from 1."""
@@ -57,6 +58,9 @@ class DepthView(NamedTuple):
     """[n, vocab] float32 for policies with `reads = "logits"`, else None."""
     memory: Tensor
     """[n, memory_width] float32: what `begin` or the last `measure` left."""
+    exit_probability: Tensor | None = None
+    """[n] float32 for policies with `reads = "gate"`, else None: the probability, by the model's own exit gate, to exit
+    after this iteration or an earlier one."""
 
 
 class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -64,7 +68,8 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     A token runs until `measure` falls below `threshold` (or `is_done` says so), or until its bound. Tokens received
     together (one chunk of a prompt or message) form a group that exits together: by the mean of their values where
-    the policy reads latents, by the last token's value where it reads logits, as in the reference implementation.
+    the policy reads latents, by the last token's value where it reads logits (as in the reference implementation) or
+    the model's exit gate.
 
     A subclass that declares a field again (`threshold: float = 0.03`) makes it positional. Raises `ValueError` at
     construction where the numbers make no sense; a subclass with a `__post_init__` of its own calls `super()`'s.

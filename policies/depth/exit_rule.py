@@ -27,9 +27,9 @@ def is_due(iteration: Any, min_iterations: Any, check_every: Any) -> Any:
 def is_by_last_token(policy: DepthPolicy) -> bool:
     """Whether a group exits by the value of its last token, which alone is measured; else by the mean of all values.
 
-    Logits are what a thread goes on from, and only the last token's are that.
+    Logits are what a thread goes on from, and only the last token's are that; a gate judges the logits.
     """
-    return policy.reads == "logits"
+    return policy.reads in ("logits", "gate")
 
 
 def group_means(values: Tensor, group: Tensor, sizes: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from policies import DepthPolicy, DepthView, Role, exit_rule
 from policies.training.batching import by_length
 from policies.training.last_written import LastWritten
 from policies.training.thread_tokens import ThreadTokens
-from runtime.model import Raven, attend_causally
+from runtime.model import Transformer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,13 +84,13 @@ def _batch(threads: Sequence[ThreadTokens], device: torch.device) -> ThreadBatch
 class AdaptivePass:
     """The iterations of one batch, one at a time, from zero states. Stopped tokens rest in their last state."""
 
-    def __init__(self, model: Raven, batch: ThreadBatch) -> None:
+    def __init__(self, model: Transformer, batch: ThreadBatch) -> None:
         self.model, self.batch = model, batch
-        self._rotation = model.rotation(torch.arange(batch.tokens.shape[1], device=batch.tokens.device))[None]
-        self._embedded = model.prelude(batch.tokens, self._rotation, attend_causally)
-        self._state = torch.zeros_like(self._embedded)
+        self._rotation = model.rotation(torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None])
+        self._embedded = model.prelude(batch.tokens, self._rotation, model.attend_causally)
+        self._state = model.first_state(self._embedded)
         self._stopped = torch.zeros_like(batch.is_counted)
-        self._written = LastWritten()
+        self._written = LastWritten(model)
         self.depths = torch.zeros_like(batch.group)
         """[n] int64: iterations done."""
 
@@ -101,7 +101,7 @@ class AdaptivePass:
 
     def logits(self) -> Tensor:
         """[n, vocab] float32, from the present states."""
-        return self.model.coda(self._state, self._rotation, attend_causally).flatten(0, 1)
+        return self.model.coda(self._state, self._rotation, self.model.attend_causally).flatten(0, 1)
 
     def iterate(self) -> None:
         """One more iteration of every token that is not stopped."""
@@ -120,7 +120,7 @@ class ExitTest:
 
     def __init__(self, policy: DepthPolicy, run: AdaptivePass) -> None:
         self.policy, self._run = policy, run
-        self._vocab = run.model.config.vocab_size
+        self._vocab = run.model.specification.vocab_size
         self._memory = policy.begin(self._rows(run.latent).float(), self._vocab)
         self._sizes = torch.bincount(run.batch.group)
 
@@ -146,13 +146,13 @@ class ExitTest:
 
 
 @torch.no_grad()
-def run_policy(model: Raven, batch: ThreadBatch, policy: DepthPolicy) -> tuple[Tensor, Tensor]:
+def run_policy(model: Transformer, batch: ThreadBatch, policy: DepthPolicy) -> tuple[Tensor, Tensor]:
     """Depths [n] int64 and likeliest next tokens [n] int64 of a batch that follows `policy`."""
     policy = policy.for_thread(batch.role, batch.tree_depth)
     run = AdaptivePass(model, batch)
     test = ExitTest(policy, run)
     may_exit = ~batch.is_received | policy.exit_received
-    for iteration in range(1, policy.deepest(model.config.mean_recurrence) + 1):
+    for iteration in range(1, policy.deepest(model.specification.mean_recurrence) + 1):
         run.iterate()
         if test.is_due(iteration):
             done = policy.is_done(test.values(iteration, run.logits() if policy.reads == "logits" else None))
@@ -161,12 +161,12 @@ def run_policy(model: Raven, batch: ThreadBatch, policy: DepthPolicy) -> tuple[T
 
 
 @torch.no_grad()
-def run_full(model: Raven, batch: ThreadBatch, policies: Sequence[DepthPolicy]) -> tuple[list[Tensor], Tensor]:
+def run_full(model: Transformer, batch: ThreadBatch, policies: Sequence[DepthPolicy]) -> tuple[list[Tensor], Tensor]:
     """What the policies would see where no token exits: exit values [groups, iterations] of each, NaN where it does not
     test, and the likeliest next token [n] at the model's mean recurrence."""
     run = AdaptivePass(model, batch)
     tests = [ExitTest(policy, run) for policy in policies]
-    most = model.config.mean_recurrence
+    most = model.specification.mean_recurrence
     last = [policy.deepest(most) for policy in policies]
     columns: list[list[Tensor]] = [[] for _ in policies]
     full = torch.zeros_like(batch.group)

@@ -23,7 +23,7 @@ from torch import Tensor
 from policies import KL, ArgmaxStability, Cosine, DepthPolicy, EntropyDiff, LatentDiff, MinPKL, Policy
 from policies.training.adaptive_pass import batches, run_full, run_policy
 from policies.training.thread_tokens import ThreadTokens
-from runtime.model import BRAID, Raven, describe, parse_braid, replace_file
+from runtime.model import BRAID, Transformer, describe, parse_braid, replace_file
 
 D = TypeVar("D", bound=DepthPolicy)
 
@@ -62,14 +62,13 @@ class CalibrationSet:
     """Threads that were run at full depth, and what criteria measure of them."""
 
     def __init__(
-        self, model: Raven, threads: Sequence[ThreadTokens], criteria: Sequence[DepthPolicy] = CRITERIA
+        self, model: Transformer, threads: Sequence[ThreadTokens], criteria: Sequence[DepthPolicy] = CRITERIA
     ) -> None:
         """Takes one dense pass. Raises `ValueError` for no threads, for criteria that test nothing, and for a model
         that does not start from zero states: what a dense pass measures of it is not what an engine does."""
-        if model.config.state_init != "zero":
+        if model.specification.state_std > 0:
             raise ValueError(
-                f"The model's latent states start from noise (state_init {model.config.state_init!r}); exit rules are "
-                "calibrated for models that start from zero."
+                "The model's latent states start from noise; exit rules are calibrated for models that start without."
             )
         if not threads:
             raise ValueError("There are no threads to calibrate on; record some, with Engine.open(..., trace=...).")
@@ -77,7 +76,7 @@ class CalibrationSet:
             if policy.reads == "nothing":
                 raise ValueError(f"{policy!r} tests nothing, so it has no threshold to choose.")
         self.model = model
-        self.batches = list(batches(threads, model.lm_head.weight.device))
+        self.batches = list(batches(threads, model.device))
         self._full: list[Tensor] = []
         parts: list[list[Tensor]] = [[] for _ in criteria]
         for batch in self.batches:

@@ -9,11 +9,11 @@ import msgspec
 from policies import Policy
 from policies.training.finite import first_not_finite
 from runtime import BoundProtocol, TagProtocol
-from runtime.model import BraidFile, Raven, Tokenizer, save_checkpoint
+from runtime.model import BraidFile, Tokenizer, Transformer, save_checkpoint
 
 
 def export_checkpoint(
-    directory: Path, model: Raven, tokenizer: Tokenizer, protocol: TagProtocol, policy: Policy | None = None
+    directory: Path, model: Transformer, tokenizer: Tokenizer, protocol: TagProtocol, policy: Policy | None = None
 ) -> None:
     """Writes config, weights, tokenizer and braid.json: the protocol, and the policy that is used by default.
 

@@ -31,11 +31,10 @@ from policies.training.progress import progress_bar
 from policies.training.questions import Prices, Question, Rollout, advantages, ask_all, roll_out, score_of
 from policies.training.replay import Replay, ReplayBatch, replay_batches
 from policies.training.resume import restore, save
-from policies.training.teacher_forcing import device_of
 from policies.training.thread_tokens import ThreadTokens
 from policies.validation import check_count, check_number
-from runtime import CheckpointError, Engine, Sampling
-from runtime.model import Raven, load_checkpoint
+from runtime import Engine, Sampling
+from runtime.model import load_checkpoint, published_weights
 
 DrawQuestions = Callable[[random.Random], Question]
 """A question from a source of randomness."""
@@ -92,10 +91,6 @@ class Learner:
 
     def __init__(self, checkpoint: str | Path, config: GrpoConfig, directory: Path, world: int) -> None:
         model = load_checkpoint(checkpoint).model
-        if not isinstance(model, Raven):
-            raise CheckpointError(
-                f"{checkpoint}: GRPO trains depth-recurrent models; this is a {type(model).__name__}."
-            )
         self.config, self.world = config, world
         self.model = model.train()
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.rate, betas=(0.9, 0.98))
@@ -106,7 +101,7 @@ class Learner:
         self.step = restore(directory, model, [self.optimizer])
 
     def weights(self) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return published_weights(self.model)
 
     def learn(self, groups: Sequence[Sequence[Rollout]]) -> dict[str, float]:
         """The optimizer steps of one batch of groups; returns what was measured on the way.
@@ -134,7 +129,7 @@ class Learner:
         return measured | {"learnt_trees": float(len(trees))}
 
     def _update(self, rollouts: Sequence[tuple[ThreadTokens, float]]) -> dict[str, float]:
-        config, device = self.config, device_of(self.model)
+        config, device = self.config, self.model.device
         sums = torch.zeros(4, device=device)
         gap = 0.0
         for batch in replay_batches(rollouts, config.tokens_per_batch, device):
@@ -197,8 +192,9 @@ async def train_grpo(
     has an engine of its own.
 
     A tree that runs into its limits scores 0. Raises `ValueError` for a score, a loss, a norm of the gradient or a
-    weight that is not finite, naming it; `CheckpointError` for a checkpoint that is no Raven or a directory with a run
-    of another model; and whatever the engine raises. Failed or cancelled, the run is as after its last whole step.
+    weight that is not finite, naming it; `CheckpointError` for a checkpoint that cannot be loaded or a directory
+    with a run of another model; and whatever the engine raises. Failed or cancelled, the run is as after its last whole
+    step.
     """
     directory.mkdir(parents=True, exist_ok=True)
     learner = Learner(checkpoint, config, directory, world)

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from runtime import CheckpointError
-from runtime.model import Raven, Tokenizer, load_checkpoint
+from runtime.model import Tokenizer, Transformer, load_checkpoint
 
-_TABLES = ("transformer.wte.weight", "lm_head.weight")
+_TABLES = ("embedding.weight", "head.weight")
 
 
 @torch.no_grad()
-def initialise_from(model: Raven, checkpoint: str | Path, tokenizer: Tokenizer) -> int:
+def initialise_from(model: Transformer, checkpoint: str | Path, tokenizer: Tokenizer) -> int:
     """Copies a checkpoint's weights into `model`, whose vocabulary is `tokenizer`'s; returns how many tokens are new.
 
     A row of embedding and head goes where `tokenizer` has the same token. Tokens that the checkpoint does not know

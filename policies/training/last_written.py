@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runtime.model import Attend, attend_causally
+from runtime.model import Attend, Transformer
 
 
 class LastWritten:
     """Keys and values of every token's last iteration, by core layer; one for each pass over a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Transformer) -> None:
+        self._model = model
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attending(self, goes_on: Tensor) -> Attend:
@@ -26,6 +27,6 @@ class LastWritten:
                 old_key, old_value = self._written[layer]
                 key, value = torch.where(fresh, key, old_key), torch.where(fresh, value, old_value)
             self._written[layer] = key, value
-            return attend_causally(layer, query, key, value)
+            return self._model.attend_causally(layer, query, key, value)
 
         return attend

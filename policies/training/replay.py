@@ -16,7 +16,7 @@ from torch import Tensor
 from policies.training.batching import LENGTH_STEP, by_length, rounded
 from policies.training.last_written import LastWritten
 from policies.training.thread_tokens import ThreadTokens
-from runtime.model import Raven, attend_causally
+from runtime.model import Rotation, Transformer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,13 +78,13 @@ def _is_counted(thread: ThreadTokens) -> list[bool]:
 class Replay:
     """Log-probabilities of batches under a model that starts from zero states; its iteration may be compiled."""
 
-    def __init__(self, model: Raven, *, temperature: float = 1.0, compile_model: bool = False) -> None:
+    def __init__(self, model: Transformer, *, temperature: float = 1.0, compile_model: bool = False) -> None:
         """Raises `ValueError` for a model that starts from noise, of which a trace tells nothing."""
-        if model.config.state_std > 0:
-            raise ValueError(f"The model starts from noise ({model.config.state_init}); rollouts need a zero start.")
+        if model.specification.state_std > 0:
+            raise ValueError("The model's latent states start from noise; rollouts need a start without.")
         self.model, self.temperature = model, temperature
-        self._together: Callable[[Tensor, Tensor, Tensor], Tensor] = self._iterate
-        self._score: Callable[[Tensor, Tensor, Tensor], Tensor] = self._target_logprobs
+        self._together: Callable[[Tensor, Tensor, Rotation], Tensor] = self._iterate
+        self._score: Callable[[Tensor, Rotation, Tensor], Tensor] = self._target_logprobs
         if compile_model:
             self._together = torch.compile(self._iterate, dynamic=True)
             self._score = torch.compile(self._target_logprobs, dynamic=True)
@@ -92,10 +92,10 @@ class Replay:
     def logprobs(self, batch: ReplayBatch) -> Tensor:
         """[batch, length] float32, nats: of every target given what is before it; meaningless where padded."""
         length = batch.inputs.shape[1]
-        rotation = self.model.rotation(torch.arange(length, device=batch.inputs.device))[None]
-        embedded = self.model.prelude(batch.inputs, rotation, attend_causally)
-        state = torch.zeros_like(embedded)
-        written = LastWritten()
+        rotation = self.model.rotation(torch.arange(length, device=batch.inputs.device)[None])
+        embedded = self.model.prelude(batch.inputs, rotation, self.model.attend_causally)
+        state = self.model.first_state(embedded)
+        written = LastWritten(self.model)
         deepest = int(batch.depths.max())
         # Padding is behind everything that is real, so it may iterate as deep as anything.
         shallowest = int(torch.where(batch.depths > 0, batch.depths, deepest).min())
@@ -108,9 +108,9 @@ class Replay:
             state = torch.where(goes_on[..., None], stepped, state)
         return self._score(state, rotation, batch.targets)
 
-    def _iterate(self, state: Tensor, embedded: Tensor, rotation: Tensor) -> Tensor:
-        return self.model.iterate(state, embedded, rotation, attend_causally)
+    def _iterate(self, state: Tensor, embedded: Tensor, rotation: Rotation) -> Tensor:
+        return self.model.iterate(state, embedded, rotation, self.model.attend_causally)
 
-    def _target_logprobs(self, state: Tensor, rotation: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.coda(state, rotation, attend_causally) / self.temperature
+    def _target_logprobs(self, state: Tensor, rotation: Rotation, targets: Tensor) -> Tensor:
+        logits = self.model.coda(state, rotation, self.model.attend_causally) / self.temperature
         return logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]

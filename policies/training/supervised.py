@@ -24,8 +24,8 @@ from policies.training.plot import plot_where_possible
 from policies.training.progress import progress_bar
 from policies.training.resume import restore, save
 from policies.training.schedule import SupervisedConfig, learning_rate, sample_iterations
-from policies.training.teacher_forcing import TeacherForced, device_of, exactness
-from runtime.model import Raven, RavenConfig
+from policies.training.teacher_forcing import TeacherForced, exactness
+from runtime.model import Specification, Transformer
 
 __all__ = [
     "DrawExamples",
@@ -45,7 +45,7 @@ DrawExamples = Callable[[random.Random], Iterable[Example]]
 class TrainingRun:
     """One process's part of a run: owns the model, the optimizers and the step counter."""
 
-    def __init__(self, model: Raven, config: SupervisedConfig, directory: Path, rank: int, world: int) -> None:
+    def __init__(self, model: Transformer, config: SupervisedConfig, directory: Path, rank: int, world: int) -> None:
         self.model, self.config, self.directory, self.rank, self.world = model, config, directory, rank, world
         self.optimizers = optimizers_for(model, config)
         self.loss = TeacherForced(model, compile_model=config.compile, bfloat16=config.bfloat16)
@@ -61,15 +61,15 @@ class TrainingRun:
         shared = random.Random(f"{config.seed}/{self.step}")
         own = random.Random(f"{config.seed}/{self.rank}/{self.step}")
         depth = sample_iterations(shared, config)
-        examples = _share(draw(own), config.tokens_per_step, self.model.config)
-        noise = torch.Generator(device_of(self.model)).manual_seed(own.getrandbits(63))
+        examples = _share(draw(own), config.tokens_per_step, self.model.specification)
+        noise = torch.Generator(self.model.device).manual_seed(own.getrandbits(63))
         loss_sum, weight = 0.0, 0.0
         for batch in pack(examples, config.tokens_per_batch):
             loss = self.loss.loss_sum(batch, *depth, noise)
             loss.backward()
             loss_sum += float(loss.detach())
             weight += float(batch.weights.sum())
-        sums = average_gradients(self.model, torch.tensor([loss_sum, weight], device=device_of(self.model)), self.world)
+        sums = average_gradients(self.model, torch.tensor([loss_sum, weight], device=self.model.device), self.world)
         if float(sums[1]) == 0.0:
             raise ValueError("No example of this step has a loss weight; give what a thread writes weights above 0.")
         mean_loss = float(sums[0] / sums[1])
@@ -87,7 +87,7 @@ class TrainingRun:
 
 
 def train(
-    model: Raven,
+    model: Transformer,
     draw: DrawExamples,
     config: SupervisedConfig,
     directory: Path,
@@ -133,7 +133,7 @@ def train(
                     "tokens_per_second": speed,
                 }
                 if run.step % (config.log_every * 10) == 0 or is_last:
-                    depth = model.config.mean_recurrence
+                    depth = model.specification.mean_recurrence
                     metrics |= {name: exactness(model, examples, depth) for name, examples in held_out.items()}
                 write_metrics(directory, metrics)
                 logged, loss_since = run.step, 0.0
@@ -144,13 +144,13 @@ def train(
         plot_where_possible(directory)
 
 
-def _share(examples: Iterable[Example], tokens: int, model: RavenConfig) -> list[Example]:
+def _share(examples: Iterable[Example], tokens: int, model: Specification) -> list[Example]:
     """The first examples, up to so many tokens. Raises `ValueError` for one that the model cannot read."""
     chosen, total = [], 0
     for example in examples:
-        if len(example.tokens) > model.block_size:
+        if len(example.tokens) > model.max_context:
             raise ValueError(
-                f"An example has {len(example.tokens)} tokens; the model's context has {model.block_size} (block_size)."
+                f"An example has {len(example.tokens)} tokens; the model's context has {model.max_context}."
             )
         if not (min(example.tokens, default=0) >= 0 and max(example.tokens, default=0) < model.vocab_size):
             raise ValueError(f"An example has a token outside the model's vocabulary of {model.vocab_size}.")

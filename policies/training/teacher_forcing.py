@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from policies.training.examples import Example, PackedBatch, on_device, pack
-from runtime.model import Raven, attend_causally
+from runtime.model import Rotation, Transformer
 
 
 class TeacherForced:
     """The loss of a batch, computed on the model's device; parts of the model may be compiled."""
 
-    def __init__(self, model: Raven, compile_model: bool, bfloat16: bool) -> None:
+    def __init__(self, model: Transformer, compile_model: bool, bfloat16: bool) -> None:
         self.model = model
         self.bfloat16 = bfloat16
-        self.embed: Callable[[Tensor, Tensor], Tensor] = self._embed
-        self.iterate: Callable[[Tensor, Tensor, Tensor], Tensor] = self._iterate
-        self.score: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = self._score
+        self.embed: Callable[[Tensor, Rotation], Tensor] = self._embed
+        self.iterate: Callable[[Tensor, Tensor, Rotation], Tensor] = self._iterate
+        self.score: Callable[[Tensor, Rotation, Tensor, Tensor], Tensor] = self._score
         if compile_model:
-            if model.config.n_layers_in_prelude:
+            if model.specification.prelude_layers:
                 self.embed = torch.compile(self._embed, dynamic=True)
             self.iterate = torch.compile(self._iterate, dynamic=True)
             self.score = torch.compile(self._score, dynamic=True)
@@ -34,9 +34,9 @@ class TeacherForced:
 
         `noise`, on the same device, draws the initial latent states of a model that starts from noise.
         """
-        device = device_of(self.model)
+        device = self.model.device
         batch = on_device(batch, device)
-        rotation = self.model.rotation(torch.arange(batch.inputs.shape[1], device=device))[None]
+        rotation = self.model.rotation(torch.arange(batch.inputs.shape[1], device=device)[None])
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             embedded = self.embed(batch.inputs, rotation)
             state = initial_state(self.model, embedded, noise)
@@ -47,66 +47,60 @@ class TeacherForced:
                 state = self.iterate(state, embedded, rotation)
             return self.score(state, rotation, batch.targets, batch.weights)
 
-    def _embed(self, tokens: Tensor, rotation: Tensor) -> Tensor:
-        return self.model.prelude(tokens, rotation, attend_in_training)
+    def _embed(self, tokens: Tensor, rotation: Rotation) -> Tensor:
+        return self.model.prelude(tokens, rotation, self._attend)
 
-    def _iterate(self, state: Tensor, embedded: Tensor, rotation: Tensor) -> Tensor:
-        return self.model.iterate(state, embedded, rotation, attend_in_training)
+    def _iterate(self, state: Tensor, embedded: Tensor, rotation: Rotation) -> Tensor:
+        return self.model.iterate(state, embedded, rotation, self._attend)
 
-    def _score(self, state: Tensor, rotation: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        logits = self.model.coda(state, rotation, attend_in_training)
+    def _score(self, state: Tensor, rotation: Rotation, targets: Tensor, weights: Tensor) -> Tensor:
+        logits = self.model.coda(state, rotation, self._attend)
         return (F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * weights.flatten()).sum()
 
+    def _attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Dense causal attention: in float32 on CPUs, in `value`'s dtype elsewhere.
 
-def device_of(model: Raven) -> torch.device:
-    """Where the model's parameters are."""
-    return model.lm_head.weight.device
+        On CPUs the backward pass of attention in bfloat16 is several times slower than in float32.
+        """
+        if value.device.type != "cpu":
+            return self.model.attend_causally(layer, query.type_as(value), key.type_as(value), value)
+        with torch.autocast("cpu", enabled=False):
+            return self.model.attend_causally(layer, query.float(), key.float(), value.float())
 
 
-def initial_state(model: Raven, embedded: Tensor, noise: torch.Generator | None = None) -> Tensor:
+def initial_state(model: Transformer, embedded: Tensor, noise: torch.Generator | None = None) -> Tensor:
     """Latent states before the first iteration, of the shape and on the device of `embedded` [..., n_embd]; float32.
 
-    Zero, or noise as the model's `state_init` says: normal, cut at three standard deviations, times the scale of
+    Where the model starts, or noise around that: normal, cut at three standard deviations, times the scale of
     embeddings, as in the reference. `noise` is a generator on that device; without one, PyTorch's own draws.
     """
+    std = model.specification.state_std
+    if std == 0:
+        return model.first_state(embedded).float()
     state = torch.zeros_like(embedded, dtype=torch.float32)
-    std = model.config.state_std
-    if std > 0:
-        torch.nn.init.trunc_normal_(state, 0.0, std, -3 * std, 3 * std, generator=noise)
-        state *= model.config.embedding_scale
-    return state
-
-
-def attend_in_training(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Dense causal attention over [batch, length, heads, head_dim]: in float32 on CPUs, in `value`'s dtype elsewhere.
-
-    On CPUs the backward pass of attention in bfloat16 is several times slower than in float32.
-    """
-    if value.device.type != "cpu":
-        return attend_causally(layer, query.type_as(value), key.type_as(value), value)
-    with torch.autocast("cpu", enabled=False):
-        return attend_causally(layer, query.float(), key.float(), value.float())
+    torch.nn.init.trunc_normal_(state, 0.0, std, -3 * std, 3 * std, generator=noise)
+    return state * model.specification.embedding_scale
 
 
 @torch.no_grad()
-def exactness(model: Raven, examples: list[Example], iterations: int) -> float:
+def exactness(model: Transformer, examples: list[Example], iterations: int) -> float:
     """Share of threads whose every weighted token is the model's first choice, teacher-forced, in float32.
 
     Where latent states start from noise, it is the same noise at every call. Raises `ValueError` without examples.
     """
     if not examples:
         raise ValueError("There are no examples to measure exactness on.")
-    device = device_of(model)
+    device = model.device
     noise = torch.Generator(device).manual_seed(0)
     right, threads = 0, 0
     for packed in pack(examples, 8192):
         batch = on_device(packed, device)
-        rotation = model.rotation(torch.arange(batch.inputs.shape[1], device=device))[None]
-        embedded = model.prelude(batch.inputs, rotation, attend_causally)
+        rotation = model.rotation(torch.arange(batch.inputs.shape[1], device=device)[None])
+        embedded = model.prelude(batch.inputs, rotation, model.attend_causally)
         state = initial_state(model, embedded, noise)
         for _ in range(iterations):
-            state = model.iterate(state, embedded, rotation, attend_causally)
-        choices = model.coda(state, rotation, attend_causally).argmax(-1)
+            state = model.iterate(state, embedded, rotation, model.attend_causally)
+        choices = model.coda(state, rotation, model.attend_causally).argmax(-1)
         right += int(((choices == batch.targets) | (batch.weights == 0)).all(1).sum())
         threads += len(choices)
     return right / threads

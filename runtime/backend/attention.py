@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from runtime.model.specification import AttentionRule
+
 
 class PagedMemory(NamedTuple):
     """The arrays that hold every thread's keys and values; layout as in `CacheShape`. All contiguous, on one device.
@@ -22,7 +24,7 @@ class PagedMemory(NamedTuple):
     page_table: Tensor
     """[rows, pages_per_row] int32: the pages of each computing thread, in order of position.
 
-    What lies beyond a thread's last token is never read and may hold anything.
+    What lies beyond a thread's last token is never read and may hold anything; so may what lies before every window.
     """
 
 
@@ -50,6 +52,7 @@ class PagedAttention(Protocol):
         queries: Queries,
         column: int,
         slots: int,
+        rule: AttentionRule,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -62,7 +65,7 @@ class PagedAttention(Protocol):
         go to column `column + slot[i]` at its position. Then query i attends over positions p = 0 .. position[i] of
         its row, reading column `column + min(slot[i], depths[p] - 1)`, never before `column` (just `column` where
         slots is 1); all writes of the call come first. `depths` counts the iteration under way, so that a query sees
-        what it has just written. Softmax in float32, scaled by 1 / sqrt(head_dim). `key` and `value` are rounded to
-        the memory's dtype.
+        what it has just written; with `rule.window`, only the last so many of those positions. Softmax in float32, of
+        scores scaled and capped as `rule` says. `key` and `value` are rounded to the memory's dtype.
         """
         ...

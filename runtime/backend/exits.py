@@ -17,6 +17,17 @@ Finish = Callable[[Int64, Bool], Tensor]
 """Runs the coda over lanes and returns the logits of those marked; see `TorchBackend`."""
 
 
+@dataclass(slots=True, frozen=True)
+class Measured:
+    """What policies may look at after an iteration."""
+
+    state: Tensor
+    """[lanes, width] latent states."""
+    exit_probability: Tensor | None
+    """[lanes] float32, cumulative; None without an exit gate."""
+    finish: Finish
+
+
 @dataclass(slots=True)
 class Tested:
     """Groups that were tested in one tick, named by their last lanes."""
@@ -124,8 +135,12 @@ class ExitTests:
             for group in groups:
                 self._begin(index, rows[entering.group[rows] == group], entering, state, failures)
 
-    def run(self, lanes: Lanes, active: Int64, state: Tensor, finish: Finish) -> TickExits:
+    def run(
+        self, lanes: Lanes, active: Int64, state: Tensor, finish: Finish, exit_probability: Tensor | None = None
+    ) -> TickExits:
         """Tests the active lanes whose policies are due; lane ages count the iteration just done.
+
+        `state` is [lanes, width], `exit_probability` [lanes] of models with an exit gate.
 
         Changes nothing: `remember` does, when the tick is sure to be done.
         """
@@ -138,7 +153,7 @@ class ExitTests:
             own = candidates[lanes.policy[candidates] == index]
             due = own[exit_rule.is_due(lanes.age[own], policy.min_iterations, policy.check_every)]
             if len(due):
-                self._test(index, lanes, due, state, finish, exits)
+                self._test(index, lanes, due, Measured(state, exit_probability, finish), exits)
         return exits
 
     def remember(self, exits: TickExits) -> None:
@@ -146,13 +161,13 @@ class ExitTests:
         for memory, at, remembered in exits.remembered:
             memory[at] = remembered
 
-    def _test(self, index: int, lanes: Lanes, due: Int64, state: Tensor, finish: Finish, exits: TickExits) -> None:
+    def _test(self, index: int, lanes: Lanes, due: Int64, measured: Measured, exits: TickExits) -> None:
         """Tests whole groups of one policy together; if that raises, each group alone, so that only those that it
         raises for fail."""
         # What the backend fails of here is no failure of the policy's.
-        logits = finish(due, lanes.group[due] == due) if self._policies[index].reads == "logits" else None
+        logits = measured.finish(due, lanes.group[due] == due) if self._policies[index].reads == "logits" else None
         try:
-            self._measure(index, lanes, due, state, logits, exits)
+            self._measure(index, lanes, due, measured, logits, exits)
         except torch.OutOfMemoryError:
             raise
         except Exception as cause:
@@ -161,17 +176,20 @@ class ExitTests:
                 exits.failures[int(groups[0])] = cause
                 return
             for group in groups:
-                self._test(index, lanes, due[lanes.group[due] == group], state, finish, exits)
+                self._test(index, lanes, due[lanes.group[due] == group], measured, exits)
 
     def _measure(
-        self, index: int, lanes: Lanes, due: Int64, state: Tensor, logits: Tensor | None, exits: TickExits
+        self, index: int, lanes: Lanes, due: Int64, measured: Measured, logits: Tensor | None, exits: TickExits
     ) -> None:
         policy, memory = self._policies[index], self._memory[index]
         group = lanes.group[due]
         is_last = group == due
         rows = due[is_last] if exit_rule.is_by_last_token(policy) else due
         at, age = self._on_device(rows), self._on_device(lanes.age[rows])
-        values, remembered = self._values(policy, rows, DepthView(age, state[at].float(), logits, memory[at]))
+        gate = measured.exit_probability
+        probability = gate[at] if policy.reads == "gate" and gate is not None else None
+        view = DepthView(age, measured.state[at].float(), logits, memory[at], probability)
+        values, remembered = self._values(policy, rows, view)
         if values.shape != (len(rows),):
             raise ValueError(f"measure() answered values of shape {tuple(values.shape)} for {len(rows)} rows.")
         if remembered.shape != (len(rows), memory.shape[1]):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies import Carry, DepthPolicy
-from runtime.model.architecture import ModelConfig
+from runtime.model.specification import Specification
 from runtime.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class CacheShape(msgspec.Struct, frozen=True, kw_only=True):
     pages_per_row: int
     lanes: int
 
-    def columns(self, config: ModelConfig) -> int:
+    def columns(self, specification: Specification) -> int:
         """Columns that a model's layers own together."""
-        core = config.n_layers_in_recurrent_block * self.slots
-        return config.n_layers_in_prelude + core + config.n_layers_in_coda
+        core = specification.core_layers * self.slots
+        return specification.prelude_layers + core + specification.coda_layers
 
 
 class Entering(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from policies import DepthPolicy
 from runtime.backend.exits import ExitTests, TickExits
+from runtime.backend.gate_sums import GateSums
 from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.lanes import Lanes
 from runtime.backend.randomness import SAMPLING_STREAM, initial_noise, uniforms
 from runtime.backend.sampler import Sampled, sample
-from runtime.model.architecture import ModelConfig
+from runtime.model.specification import Specification
 from runtime.sampling import Sampling
 
 
@@ -30,20 +31,26 @@ class LaneBackend(ABC):
     """
 
     def __init__(
-        self, config: ModelConfig, cache: CacheShape, device: torch.device, dtype: torch.dtype, state_std: float
+        self,
+        specification: Specification,
+        cache: CacheShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        state_std: float,
     ) -> None:
-        self._config = config
+        self._specification = specification
         self._cache = cache
         self._device = device
         self._dtype = dtype
         self._state_std = state_std
         self._table = np.zeros((cache.rows, cache.pages_per_row), np.int32)
         self._lanes = Lanes(cache.lanes)
-        self._state = self._zeros(cache.lanes, config.n_embd)
-        self._carried = self._zeros(cache.rows, config.n_embd)
+        self._state = self._zeros(cache.lanes, specification.width)
+        self._carried = self._zeros(cache.rows, specification.width)
         self._contexts: dict[int, Int32] = {}
         """By lane, for samplings with a repetition penalty."""
-        self._exits = ExitTests(cache.lanes, config.n_embd, config.vocab_size, device)
+        self._exits = ExitTests(cache.lanes, specification.width, specification.vocab_size, device)
+        self._gate_sums = GateSums(cache.lanes, device) if specification.exit_gate else None
         self._before: tuple[Tensor, Tensor] | None = None
         """The lanes that iterate in this tick, and their states before it."""
 
@@ -56,6 +63,8 @@ class LaneBackend(ABC):
         return self._table
 
     def register(self, policy: DepthPolicy) -> int:
+        if policy.reads == "gate" and not self._specification.exit_gate:
+            raise ValueError(f"{policy!r} reads an exit gate, and the model has none; use LatentDiff, say.")
         return self._exits.register(policy)
 
     def release(self, index: int) -> None:
@@ -95,6 +104,8 @@ class LaneBackend(ABC):
             if self._before is not None:
                 active, state = self._before
                 self._state[active] = state
+            if self._gate_sums is not None:
+                self._gate_sums.undo()
             raise
 
     # ---- what a subclass computes -----------------------------------------------------------------------------------
@@ -115,6 +126,14 @@ class LaneBackend(ABC):
     @abstractmethod
     def _logits(self, lanes: Int64, wanted: Bool) -> Tensor:
         """Runs the coda over lanes and returns the logits [m, vocab] float32 of those wanted."""
+
+    @abstractmethod
+    def _first_state(self, lanes: Int64) -> Tensor:
+        """Latent states [n, width] of entering lanes whose prelude was run, for models that do not start from zero."""
+
+    @abstractmethod
+    def _gates(self, active: Int64) -> Tensor:
+        """The exit gate's probabilities [n] float32 at the latent states of lanes [n]; see `Transformer.gate`."""
 
     @abstractmethod
     def _normed(self, state: Tensor) -> Tensor:
@@ -139,7 +158,10 @@ class LaneBackend(ABC):
         self._before = at, self._state[at]
         self._iterate(active)
         lanes.age[occupied] += 1
-        exits = self._exits.run(lanes, active, self._state, self._logits)
+        gates = self._gate_sums
+        if gates is not None:
+            gates.add(at, self._gates(active))
+        exits = self._exits.run(lanes, active, self._state, self._logits, gates.exit_probability if gates else None)
         exits.failures.update(failures)
         failed = np.array(list(exits.failures), np.int64)
         dropped = lanes.in_groups(occupied, failed)
@@ -170,6 +192,8 @@ class LaneBackend(ABC):
         self._prelude(lane, entering.token.astype(np.int64))
         state = self._initial_state(entering)
         self._state[self._on_device(lane)] = state
+        if self._gate_sums is not None:
+            self._gate_sums.begin(self._on_device(lane))
         failures = self._exits.begin(entering, state)
         self._lanes.tests[lane[np.isin(entering.group, list(failures))]] = False
         return failures
@@ -182,12 +206,14 @@ class LaneBackend(ABC):
         self._contexts |= tick.contexts
 
     def _initial_state(self, entering: Entering) -> Tensor:
-        if self._state_std == 0.0:
-            state = self._zeros(len(entering.lane), self._config.n_embd)
+        if self._specification.injection == "state":
+            state = self._first_state(entering.lane.astype(np.int64))
+        elif self._state_std == 0.0:
+            state = self._zeros(len(entering.lane), self._specification.width)
         else:
             key, position = self._on_device(entering.noise_key), self._on_device(entering.position)
-            noise = initial_noise(key, position, self._config.n_embd, self._state_std)
-            state = (noise * self._config.embedding_scale).to(self._dtype)
+            noise = initial_noise(key, position, self._specification.width, self._state_std)
+            state = (noise * self._specification.embedding_scale).to(self._dtype)
         carrying = np.flatnonzero(entering.carries)
         if len(carrying):
             carried = self._carried[self._on_device(entering.row[carrying])]
@@ -265,7 +291,7 @@ class LaneBackend(ABC):
             key, position = self._on_device(lanes.sampling_key[lane]), self._on_device(lanes.position[lane])
             draws = uniforms(key, position, 1, SAMPLING_STREAM)[:, 0]
         entropies = bool(lanes.entropy[lane].any())
-        return sample(logits, which, tuple(distinct), draws, contexts, entropies, rule=self._config.filter_rule)
+        return sample(logits, which, tuple(distinct), draws, contexts, entropies, rule=self._specification.filter_rule)
 
     def _keep(self, leaving: Int64) -> None:
         """Keeps the last latent states of lanes that leave, where the threads' next tokens start from them."""

@@ -17,10 +17,11 @@ from policies import DepthPolicy
 from policies.conversion import Count, converted
 from runtime.backend.attention import PagedAttention
 from runtime.backend.interface import Backend, CacheShape, TickResult
+from runtime.backend.native.support import unsupported
 from runtime.backend.torch.attention import TorchAttention
 from runtime.backend.torch.backend import TorchBackend
 from runtime.backend.torch.cuda_graphs import CudaCapture, GraphedBackend, batch_buckets
-from runtime.backend.torch.triton_attention import triton_attention
+from runtime.backend.torch.triton_attention import has_kernel, triton_attention
 from runtime.console.logs import logger
 from runtime.device.capacity import check_memory
 from runtime.device.generates import Generates
@@ -38,7 +39,7 @@ from runtime.device.speculation import Speculation
 from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError, PolicyError, described
 from runtime.link.commands import OnTraceError
-from runtime.model.architecture import Model
+from runtime.model.transformer import Transformer
 from runtime.settings import DEEPEST, EngineSettings
 
 PARAMETERS_PER_THREAD = 100_000
@@ -50,14 +51,14 @@ MOST_PAGES = 2**31 - 1
 _log = logger("runtime.device")
 
 
-def most_iterations(model: Model, settings: EngineSettings, policy: DepthPolicy) -> int:
+def most_iterations(model: Transformer, settings: EngineSettings, policy: DepthPolicy) -> int:
     """The deepest any token may go: as set, else what the model and the default policy ask for.
 
     Raises `PolicyError` where the policy cannot say, or goes deeper than any token can.
     """
     if settings.most_iterations is not None:
         return settings.most_iterations
-    mean = model.config.mean_recurrence
+    mean = model.specification.mean_recurrence
     name = type(policy).__name__
     try:
         deepest: int = converted(policy.deepest(mean), Count, "deepest")
@@ -68,21 +69,21 @@ def most_iterations(model: Model, settings: EngineSettings, policy: DepthPolicy)
     return max(mean, deepest)
 
 
-def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape:
+def cache_shape(model: Transformer, settings: EngineSettings, most: int) -> CacheShape:
     """Sizes of paged memory. Raises `CapacityError` where not one page fits into `settings.memory`, and where pages or
     lanes do not fit into the machine."""
-    config = model.config
+    own = model.specification
     slots = most if settings.iteration_slots is None else min(settings.iteration_slots, most)
     shape = CacheShape(
         pages=0,
         page_size=settings.page_size,
         slots=slots,
         rows=settings.max_in_flight,
-        pages_per_row=math.ceil(settings.context_of(config.block_size) / settings.page_size),
+        pages_per_row=math.ceil(settings.context_of(own.max_context) / settings.page_size),
         lanes=settings.max_in_flight,
     )
-    numbers = 2 * shape.columns(config) * settings.page_size * config.n_kv_heads * config.head_dim
-    bytes_per_page = numbers * model.lm_head.weight.element_size()
+    numbers = 2 * shape.columns(own) * settings.page_size * own.kv_heads * own.head_dim
+    bytes_per_page = numbers * model.head.weight.element_size()
     pages = settings.kv_cache_bytes // bytes_per_page if settings.num_pages is None else settings.num_pages
     if pages < 1:
         raise CapacityError(
@@ -95,7 +96,7 @@ def cache_shape(model: Model, settings: EngineSettings, most: int) -> CacheShape
 
 
 def build_loop(
-    model: Model,
+    model: Transformer,
     settings: EngineSettings,
     policy: DepthPolicy,
     recorder: Recorder | None = None,
@@ -110,8 +111,10 @@ def build_loop(
     it if it fails. `open_trace` opens the traces that are asked for later. `observe` sees every tick's
     result before it is committed.
     """
+    if policy.reads == "gate" and not model.specification.exit_gate:
+        raise PolicyError(f"{policy!r} reads an exit gate, and the model has none; use LatentDiff, say.")
     most = most_iterations(model, settings, policy)
-    state_std = 0.0 if settings.initial_state == "zero" else model.config.state_std
+    state_std = 0.0 if settings.initial_state == "zero" else model.specification.state_std
     cache = cache_shape(model, settings, most)
     try:
         backend = build_backend(model, settings, cache, state_std)
@@ -121,9 +124,9 @@ def build_loop(
             "EngineSettings.kv_cache_bytes or num_pages, max_in_flight or cpu_threads."
         ) from error
     limits = ModelLimits(
-        max_context=settings.context_of(model.config.block_size),
-        vocab=model.config.vocab_size,
-        mean_recurrence=model.config.mean_recurrence,
+        max_context=settings.context_of(model.specification.max_context),
+        vocab=model.specification.vocab_size,
+        mean_recurrence=model.specification.mean_recurrence,
         most_iterations=most,
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
@@ -164,28 +167,27 @@ def wire(
     return DeviceLoop(backend, journal, planner, threads, requests, recordings, observe)
 
 
-def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:
+def build_backend(model: Transformer, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:
     """The backend that the settings ask for, or that suits the model's device.
 
     Raises `ValueError` where the one asked for does not run.
     """
-    device = model.lm_head.weight.device.type
     if settings.cuda_graphs:
         return GraphedBackend(
             model,
             cache,
-            choose_attention(settings, device),
-            CudaCapture(model.lm_head.weight.device),
+            choose_attention(model, settings),
+            CudaCapture(model.device),
             batch_buckets(cache.lanes),
             state_std=state_std,
         )
     if not is_native(model, settings):
-        if settings.backend == "auto" and device == "cpu":
+        if settings.backend == "auto" and model.device.type == "cpu":
             _log.warning("no_native_backend", reason=why_not_native(model))
         return TorchBackend(
             model,
             cache,
-            choose_attention(settings, device),
+            choose_attention(model, settings),
             state_std=state_std,
             deterministic=settings.deterministic,
         )
@@ -195,7 +197,7 @@ def build_backend(model: Model, settings: EngineSettings, cache: CacheShape, sta
     return NativeBackend(model, cache, state_std=state_std, cpu_threads=threads)
 
 
-def load_native_code(model: Model, settings: EngineSettings) -> None:
+def load_native_code(model: Transformer, settings: EngineSettings) -> None:
     """Loads what the backend will call, if that is native; where it is not on disk yet, it is compiled.
 
     Raises `ValueError` where native code is asked for and does not run.
@@ -203,17 +205,17 @@ def load_native_code(model: Model, settings: EngineSettings) -> None:
     if is_native(model, settings):
         from runtime.backend.native.compiled import load_native_functions
 
-        load_native_functions(model.lm_head.weight.dtype is torch.bfloat16)
+        load_native_functions(model.dtype is torch.bfloat16)
 
 
-def torch_threads(model: Model, settings: EngineSettings) -> int | None:
+def torch_threads(model: Transformer, settings: EngineSettings) -> int | None:
     """Threads that PyTorch may use on the device thread: one beside native code, which has threads of its own."""
-    if model.lm_head.weight.device.type != "cpu":
+    if model.device.type != "cpu":
         return None
     return 1 if is_native(model, settings) else settings.cpu_threads
 
 
-def is_native(model: Model, settings: EngineSettings) -> bool:
+def is_native(model: Transformer, settings: EngineSettings) -> bool:
     """Whether ticks will be native code. Raises `ValueError` where the settings ask for that and it does not run."""
     if settings.backend == "torch" or settings.cuda_graphs:
         return False
@@ -223,9 +225,9 @@ def is_native(model: Model, settings: EngineSettings) -> bool:
     return reason is None
 
 
-def why_not_native(model: Model) -> str | None:
+def why_not_native(model: Transformer) -> str | None:
     """Why ticks of a model cannot be computed natively where it is; None if they can."""
-    if model.lm_head.weight.device.type != "cpu":
+    if model.device.type != "cpu":
         return "the device is not a CPU"
     if importlib.util.find_spec("numba") is None:
         return "the numba package is not installed"
@@ -235,20 +237,22 @@ def why_not_native(model: Model) -> str | None:
         return f"the numba package cannot be imported ({error})"
     if numba.config.DISABLE_JIT:
         return "NUMBA_DISABLE_JIT is set, so that nothing is compiled"
+    if (missing := unsupported(model.specification)) is not None:
+        return f"native code has no {missing}"
     if sys.byteorder != "little" or sys.maxsize < 2**32:
         return "the processor is not a 64-bit one of little-endian order"
     return None
 
 
-def worthwhile_threads(model: Model) -> int:
+def worthwhile_threads(model: Transformer) -> int:
     """As many as there are cores for this process, but one for each so many parameters."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, parameters // PARAMETERS_PER_THREAD))
 
 
-def choose_attention(settings: EngineSettings, device_type: str) -> PagedAttention:
+def choose_attention(model: Transformer, settings: EngineSettings) -> PagedAttention:
     """Attention of the PyTorch backend: the Triton kernel on CUDA where it is installed, else plain PyTorch."""
-    if device_type == "cuda" and settings.attention == "auto" and not settings.deterministic:
-        return triton_attention() or TorchAttention()
+    if model.device.type == "cuda" and settings.attention == "auto" and not settings.deterministic:
+        return (triton_attention() if has_kernel(model.specification) else None) or TorchAttention()
     return TorchAttention(fixed_shape=settings.deterministic)

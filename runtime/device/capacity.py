@@ -10,7 +10,7 @@ import torch
 
 from runtime.backend.interface import CacheShape
 from runtime.errors import CapacityError, described
-from runtime.model.architecture import Model
+from runtime.model.transformer import Transformer
 from runtime.settings import EngineSettings
 
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -32,12 +32,12 @@ def choose_device(settings: EngineSettings) -> torch.device:
     return device
 
 
-def check_memory(model: Model, settings: EngineSettings, cache: CacheShape, page_bytes: int) -> None:
+def check_memory(model: Transformer, settings: EngineSettings, cache: CacheShape, page_bytes: int) -> None:
     """Raises `CapacityError`, naming the settings, where the machine has not the memory for pages and lanes."""
-    config = model.config
-    per_lane = _NUMBER * (cache.pages_per_row + config.vocab_size + 8 * config.n_embd + 2 * config.intermediate_size)
+    own = model.specification
+    per_lane = _NUMBER * (cache.pages_per_row + own.vocab_size + 8 * own.width + 2 * own.mlp_width)
     pages, lanes = cache.pages * page_bytes, settings.max_in_flight * per_lane
-    there = memory_of(model.lm_head.weight.device)
+    there = memory_of(model.device)
     if there is not None and pages + lanes > there:
         asked = (
             f"kv_cache_bytes of {settings.kv_cache_bytes}"

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from runtime.model.architecture import parse_config
     from runtime.model.braid_file import BraidFile, parse_braid
     from runtime.model.chat_files import ChatTemplate, ChatTemplates, read_chat_templates
     from runtime.model.checkpoint import (
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
         resolve,
         save_checkpoint,
     )
-    from runtime.model.config import RavenConfig
+    from runtime.model.configuration import ModelConfig
     from runtime.model.directories import BRAID, TOKENIZER, tokenizer_file
+    from runtime.model.families.raven import RavenConfig
     from runtime.model.files import replace_file, replacing
-    from runtime.model.llama import Llama
-    from runtime.model.llama_config import LlamaConfig
-    from runtime.model.raven import Attend, Raven, attend_causally
+    from runtime.model.parameters import initialise, published_weights
+    from runtime.model.specification import Specification
     from runtime.model.tokenizer import Tokenizer
+    from runtime.model.transformer import Attend, Rotation, Transformer
 
 _HOMES = {
+    "architecture": ("parse_config",),
     "braid_file": ("BraidFile", "parse_braid"),
     "chat_files": ("ChatTemplate", "ChatTemplates", "read_chat_templates"),
     "checkpoint": (
@@ -40,13 +43,14 @@ _HOMES = {
         "resolve",
         "save_checkpoint",
     ),
-    "config": ("RavenConfig",),
+    "configuration": ("ModelConfig",),
     "directories": ("BRAID", "TOKENIZER", "tokenizer_file"),
     "files": ("replace_file", "replacing"),
-    "llama": ("Llama",),
-    "llama_config": ("LlamaConfig",),
-    "raven": ("Attend", "Raven", "attend_causally"),
+    "families.raven": ("RavenConfig",),
+    "parameters": ("initialise", "published_weights"),
+    "specification": ("Specification",),
     "tokenizer": ("Tokenizer",),
+    "transformer": ("Attend", "Rotation", "Transformer"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -59,16 +63,19 @@ __all__ = [
     "ChatTemplates",
     "Checkpoint",
     "Description",
-    "Llama",
-    "LlamaConfig",
-    "Raven",
+    "ModelConfig",
     "RavenConfig",
+    "Rotation",
+    "Specification",
     "Tokenizer",
-    "attend_causally",
+    "Transformer",
     "describe",
     "fingerprint",
+    "initialise",
     "load_checkpoint",
     "parse_braid",
+    "parse_config",
+    "published_weights",
     "read_chat_templates",
     "replace_file",
     "replacing",

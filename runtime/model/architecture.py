@@ -1,49 +1,44 @@
-"""The models that the engine runs, as one type."""
+"""The families of models that the engine runs natively, by the `model_type` of their `config.json`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from runtime.errors import CheckpointError
-from runtime.model import config as raven
-from runtime.model import llama_config as llama
-from runtime.model.config import RavenConfig
-from runtime.model.llama import Llama
-from runtime.model.llama_config import LlamaConfig
+from runtime.model.configuration import ModelConfig
+from runtime.model.families import raven
+from runtime.model.families.causal import CausalFamily, read_causal
+from runtime.model.families.llama import LLAMA
+from runtime.model.families.ouro import OURO
+from runtime.model.families.raven import raven_config
+from runtime.model.families.retrofit import kind_of, read_retrofit
 from runtime.model.published import read_object, shown
-from runtime.model.raven import Raven
 
-Model = Raven | Llama
-ModelConfig = RavenConfig | LlamaConfig
+CAUSAL: dict[str, CausalFamily] = {family.model_type: family for family in (LLAMA, OURO)}
+
+Names = Callable[[], Collection[str]]
+"""Names of the tensors beside a `config.json`, for families that it does not tell apart."""
 
 
-def read_config(path: Path) -> ModelConfig:
-    """Reads a published `config.json`.
+def read_config(path: Path, names: Names = lambda: ()) -> ModelConfig:
+    """Reads a published `config.json`; see `parse_config`. Raises `CheckpointError` if there is none."""
+    return parse_config(path, read_object(path), names)
 
-    Raises `CheckpointError`, naming the file and the key, if the file is missing, is no JSON object, describes
-    a model that is none of those supported, or holds a value that is not.
+
+def parse_config(path: Path, raw: Mapping[str, Any], names: Names = lambda: ()) -> ModelConfig:
+    """The configuration in the object of a `config.json`; `path` is named in errors.
+
+    Raises `CheckpointError`, naming the file and the key, if it describes a model that is none of those supported, or
+    holds a value that is not.
     """
-    raw = read_object(path)
-    match raw.get("model_type"):
-        case raven.MODEL_TYPE:
-            return raven.raven_config(path, raw)
-        case llama.MODEL_TYPE:
-            return llama.llama_config(path, raw)
-        case other:
-            raise CheckpointError(
-                f"{path}: model_type is {shown(other)}; supported are {raven.MODEL_TYPE!r} (depth-recurrent models, as "
-                f"Huginn) and {llama.MODEL_TYPE!r} (LlamaForCausalLM of transformers)."
-            )
-
-
-def config_as_published(config: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The `config.json` object that the reference implementation of the model reads back as the same."""
-    if isinstance(config, LlamaConfig):
-        return llama.llama_as_published(config, dtype)
-    return raven.raven_as_published(config, dtype)
-
-
-def build_model(config: ModelConfig) -> Model:
-    """A model of that shape, its weights as its modules happen to start."""
-    return Llama(config) if isinstance(config, LlamaConfig) else Raven(config)
+    kind = raw.get("model_type")
+    if kind == raven.MODEL_TYPE:
+        retrofitted = kind_of(names())
+        return raven_config(path, raw) if retrofitted is None else read_retrofit(path, raw, retrofitted)
+    if isinstance(kind, str) and kind in CAUSAL:
+        return read_causal(path, raw, CAUSAL[kind])
+    raise CheckpointError(
+        f"{path}: model_type is {shown(kind)}; supported are {raven.MODEL_TYPE!r}, {', '.join(map(repr, CAUSAL))}."
+    )

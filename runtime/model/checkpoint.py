@@ -6,22 +6,20 @@ tokenizer.json and braid.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from runtime.errors import CheckpointError
-from runtime.model.architecture import Model, ModelConfig, build_model, config_as_published, read_config
+from runtime.model.architecture import read_config
+from runtime.model.assembly import DTYPES, assemble
 from runtime.model.chat_files import ChatTemplates, read_chat_templates
-from runtime.model.config import RavenConfig
+from runtime.model.configuration import ModelConfig
 from runtime.model.directories import (
     BRAID,
     CONFIG,
@@ -31,31 +29,16 @@ from runtime.model.directories import (
     shipped_directory,
     tokenizer_file,
 )
+from runtime.model.families.raven import RavenConfig
 from runtime.model.files import replace_file, replacing
-from runtime.model.fitting import check_sizes
+from runtime.model.parameters import is_derived, published_weights
 from runtime.model.published import holds, is_directory, read_bytes, read_object
 from runtime.model.tokenizer import Tokenizer
-from runtime.model.weights import (
-    INDEX,
-    WEIGHTS,
-    StoredTensor,
-    count_not_finite,
-    find_tensors,
-    is_pickle,
-    listed,
-    read_tensors,
-    refuse_pickle,
-)
+from runtime.model.transformer import Transformer
+from runtime.model.weights import WEIGHTS, find_tensors, is_pickle, refuse_pickle
 
 HUGINN_STOPS = (65504, 65505, 65508)
 """begin_text, end_text and end_turn: Huginn's reference stops at them whatever generation_config.json says."""
-
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_HEAD, _ROTARY = "lm_head.weight", "freqs_cis"
-_RAVEN_TABLE, _LLAMA_TABLE = "transformer.wte.weight", "model.embed_tokens.weight"
-
-_IGNORED = "rotary_emb.inv_freq"
-"""Older versions of transformers stored it for every Llama layer; it follows from the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +63,7 @@ class Description:
 class Checkpoint(Description):
     """What a checkpoint directory holds."""
 
-    model: Model
+    model: Transformer
     """In evaluation mode; parameters in the dtype and on the device asked for, a rotary table in float32."""
 
 
@@ -126,24 +109,25 @@ def load_checkpoint(
     file, the key and what was expected, for anything that is not a complete checkpoint of a supported architecture,
     and `ValueError` for a dtype other than float32 and bfloat16.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype is {dtype}; supported are {', '.join(map(str, _DTYPES))}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype}; supported are {', '.join(map(str, DTYPES))}.")
     description = describe(name_or_path)
-    model = _load_model(description.path, description.config, dtype, torch.device(device))
+    model = assemble(description.path, description.config, find_tensors(description.path), dtype, torch.device(device))
     return Checkpoint(**vars(description), model=model)
 
 
 def describe(name_or_path: str | Path) -> Description:
     """Everything of a checkpoint but its weights, which are not looked at. Raises `CheckpointError`."""
     directory = resolve(name_or_path)
-    config = read_config(directory / CONFIG)
+    config = read_config(directory / CONFIG, lambda: find_tensors(directory))
+    vocab_size = config.specification.vocab_size
     file = tokenizer_file(directory)
     tokenizer = None if file is None else Tokenizer.from_file(file)
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         token = tokenizer.id_to_token(tokenizer.vocab_size - 1)
         raise CheckpointError(
             f"{tokenizer.where}: token {token!r} has id {tokenizer.vocab_size - 1}; expected ids below "
-            f"{config.vocab_size}, the vocab_size of {CONFIG}."
+            f"{vocab_size}, the vocab_size of {CONFIG}."
         )
     return Description(
         path=directory,
@@ -157,7 +141,7 @@ def describe(name_or_path: str | Path) -> Description:
 
 def save_checkpoint(
     directory: Path,
-    model: Model,
+    model: Transformer,
     *,
     tokenizer: Tokenizer | None = None,
     eos: Collection[int] = (),
@@ -169,19 +153,19 @@ def save_checkpoint(
     the call (a tokenizer.json where none is given) stay as they are. Raises `ValueError` for a model whose dtype is
     neither float32 nor bfloat16.
     """
-    dtype = model.lm_head.weight.dtype
-    if dtype not in _DTYPES:
-        raise ValueError(f"the model's dtype is {dtype}; supported are {', '.join(map(str, _DTYPES))}.")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _own_tensors(model).items()}
-    if _ROTARY in tensors:
-        tensors[_ROTARY] = tensors[_ROTARY].float()
+    dtype = model.dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"the model's dtype is {dtype}; supported are {', '.join(map(str, DTYPES))}.")
+    # Copies, because safetensors refuses tensors that share memory, as the parts of a fused matrix do.
+    tensors = {name: tensor.cpu().clone() for name, tensor in published_weights(model).items()}
+    tensors = {name: tensor.float() if is_derived(model, name) else tensor for name, tensor in tensors.items()}
     generation = {"_from_model_config": True, **({"eos_token_id": sorted(eos)} if eos else {})}
     directory.mkdir(parents=True, exist_ok=True)
     # The references' loaders want the format in the metadata.
     with replacing(directory / WEIGHTS) as partial:
         save_file(tensors, partial, {"format": "pt"})
     contents = {
-        CONFIG: _json(config_as_published(model.config, _DTYPES[dtype])),
+        CONFIG: _json(model.config.as_published(DTYPES[dtype])),
         GENERATION_CONFIG: _json(generation),
         TOKENIZER: None if tokenizer is None else tokenizer.to_json().encode(),
         BRAID: braid,
@@ -191,102 +175,29 @@ def save_checkpoint(
             replace_file(directory / name, content)
 
 
-def fingerprint(model: Model) -> str:
+def fingerprint(model: Transformer) -> str:
     """32 hexadecimal digits that tell models apart: a digest of configuration, tensor names, dtypes and weights.
 
     The same for equal models on any device and after saving and loading; another dtype gives another fingerprint.
     """
-    digest = blake2b(msgspec.json.encode(model.config, order="deterministic"), digest_size=16)
-    for name, tensor in sorted(_own_tensors(model).items()):
+    digest = blake2b(msgspec.json.encode(model.config.identity, order="deterministic"), digest_size=16)
+    for name, tensor in sorted(published_weights(model).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-class _Unallocated(TorchFunctionMode):
-    """Makes parameters without memory or values, so that nothing is spent before the files are known to fit.
-
-    Unlike `torch.device("meta")` it leaves computed buffers alone and draws nothing: computing without memory
-    imports torch's compiler and sympy, which takes 1.5 s.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.empty, torch.ones, torch.zeros):
-            kwargs = {**kwargs, "device": "meta"}
-        return None if func is nn.init.normal_ else func(*args, **kwargs)
-
-
-def _load_model(directory: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Model:
-    stored = {name: tensor for name, tensor in find_tensors(directory).items() if not name.endswith(_IGNORED)}
-    check_sizes(directory / CONFIG, config, stored)
-    with _Unallocated():
-        model = build_model(config)
-    _check_names_and_shapes(directory, config, stored, model)
-    tensors = {name: _converted(name, stored[name], tensor, dtype, device) for name, tensor in read_tensors(stored)}
-    if isinstance(config, RavenConfig) and _ROTARY not in tensors:
-        tensors[_ROTARY] = model.get_buffer(_ROTARY).to(device)
-    if config.tie_embeddings:
-        table = _table(config)
-        if _HEAD not in stored:
-            tensors[_HEAD] = tensors[table]
-        elif not torch.equal(tensors[_HEAD], tensors[table]):
-            raise CheckpointError(
-                f"{stored[_HEAD].file}: {_HEAD} differs from {table}; expected equal tensors, or no {_HEAD}, because "
-                f"{'tie_embeddings' if isinstance(config, RavenConfig) else 'tie_word_embeddings'} is true in "
-                f"{directory / CONFIG}."
-            )
-    model.load_state_dict(tensors, assign=True)
-    if config.tie_embeddings:
-        model.lm_head.weight = model.get_parameter(_table(config))
-    return model.eval()
-
-
-def _converted(name: str, stored: StoredTensor, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A copy, as the model holds it."""
-    converted = tensor.to(device, torch.float32 if name == _ROTARY else dtype, copy=True)
-    if wrong := count_not_finite(converted):
-        raise CheckpointError(
-            f"{stored.file}: {name} has {wrong} numbers that are not finite in {converted.dtype}; expected finite ones."
-        )
-    return converted
-
-
-def _check_names_and_shapes(
-    directory: Path, config: ModelConfig, stored: dict[str, StoredTensor], model: Model
-) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    optional = {_ROTARY, _HEAD} if config.tie_embeddings else {_ROTARY}
-    where = directory / (WEIGHTS if holds(directory / WEIGHTS) else INDEX)
-    if missing := [name for name in expected if name not in stored and name not in optional]:
-        raise CheckpointError(
-            f"{where}: no tensor {listed(missing)}; expected shape {list(expected[missing[0]])} for "
-            f"{missing[0]}, from {CONFIG}."
-        )
-    if unexpected := [name for name in stored if name not in expected]:
-        raise CheckpointError(
-            f"{stored[unexpected[0]].file}: unexpected tensor {listed(unexpected)}; {CONFIG} describes a model "
-            "without it."
-        )
-    for name, tensor in stored.items():
-        if tensor.shape != expected[name]:
-            raise CheckpointError(
-                f"{tensor.file}: {name} has shape {list(tensor.shape)}; expected {list(expected[name])}, from {CONFIG}."
-            )
-
-
 def _stop_tokens(directory: Path, config: ModelConfig) -> tuple[int, ...]:
     path, declared = _declared_stops(directory)
+    vocab_size = config.specification.vocab_size
     for token in declared:
-        if not 0 <= token < config.vocab_size:
+        if not 0 <= token < vocab_size:
             raise CheckpointError(
-                f"{path}: eos_token_id has {token}; expected ids from 0 to {config.vocab_size - 1}, the vocabulary of "
+                f"{path}: eos_token_id has {token}; expected ids from 0 to {vocab_size - 1}, the vocabulary of "
                 f"{directory / CONFIG}."
             )
     always = HUGINN_STOPS if isinstance(config, RavenConfig) else ()
-    return tuple(sorted({*declared, *(token for token in always if token < config.vocab_size)}))
+    return tuple(sorted({*declared, *(token for token in always if token < vocab_size)}))
 
 
 def _declared_stops(directory: Path) -> tuple[Path, list[int]]:
@@ -301,19 +212,6 @@ def _declared_stops(directory: Path) -> tuple[Path, list[int]]:
         if eos is not None:
             return path, [eos] if isinstance(eos, int) else eos
     return directory / CONFIG, []
-
-
-def _own_tensors(model: Model) -> dict[str, Tensor]:
-    """Parameters and buffers by published name; a tied head is not a tensor of its own."""
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    if model.config.tie_embeddings:
-        del tensors[_HEAD]
-    return tensors
-
-
-def _table(config: ModelConfig) -> str:
-    """Name of the embedding table."""
-    return _RAVEN_TABLE if isinstance(config, RavenConfig) else _LLAMA_TABLE
 
 
 def _json(content: object) -> bytes:

@@ -10,10 +10,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
-
 from runtime.errors import CheckpointError
-from runtime.model.architecture import ModelConfig
+from runtime.model.configuration import ModelConfig
 from runtime.model.weights import StoredTensor
 
 _SMALL_TABLE = 2**24
@@ -25,30 +23,28 @@ def check_sizes(path: Path, config: ModelConfig, stored: Mapping[str, StoredTens
 
     A size that passes may still be wrong, but a model of it takes time and memory in proportion to the files.
     """
-    names = {field.name: field.encode_name for field in msgspec.structs.fields(config)}
-    if config.n_layers > len(stored):
-        key = names.get("n_layers", "n_layers_in_prelude + n_layers_in_recurrent_block + n_layers_in_coda")
+    own, keys = config.specification, config.keys
+    if len(own.layers) > len(stored):
         raise CheckpointError(
-            f"{path}: {key} is {config.n_layers}, but the weights are {len(stored)} tensors; expected the "
+            f"{path}: {keys['layers']} is {len(own.layers)}, but the weights are {len(stored)} tensors; expected the "
             "configuration of the weights beside it."
         )
     numbers = sum(math.prod(tensor.shape) for tensor in stored.values())
     # Each is one side of a matrix whose other side is the model's width.
     sides = {
-        ("vocab_size", "padded_vocab_size"): config.table_rows,
-        ("intermediate_size",): config.intermediate_size,
-        ("n_heads", "head_dim"): config.n_heads * config.head_dim,
+        ("vocab_size", "table_rows"): own.table_rows,
+        ("mlp_width",): own.mlp_width,
+        ("heads", "head_dim"): own.heads * own.head_dim,
     }
     for attributes, side in sides.items():
-        if side * config.n_embd > numbers:
-            given = {name: getattr(config, name) for name in (*attributes, "n_embd") if name in names}
-            sizes = [f"{names[name]} {value}" for name, value in given.items() if value is not None]
+        if side * own.width > numbers:
+            sizes = [f"{keys[name]} {getattr(own, name)}" for name in (*attributes, "width") if name in keys]
             raise CheckpointError(
                 f"{path}: {', '.join(sizes)}: too large for weights that are {numbers} numbers in all; expected the "
                 "configuration of the weights beside it."
             )
-    if config.block_size * config.head_dim > max(numbers, _SMALL_TABLE):
+    if own.max_context * own.head_dim > max(numbers, _SMALL_TABLE) and own.rotaries:
         raise CheckpointError(
-            f"{path}: {names['block_size']} is {config.block_size}, whose table of rotations would be larger than the "
+            f"{path}: {keys['max_context']} is {own.max_context}, whose table of rotations would be larger than the "
             "weights; expected the longest context that the model was trained for."
         )

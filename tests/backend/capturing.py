@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from runtime.backend.attention import PagedMemory, Queries
 from runtime.backend.torch.cuda_graphs import Step
+from runtime.model.specification import AttentionRule
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default}
@@ -28,6 +29,7 @@ class PlanlessAttention:
         queries: Queries,
         column: int,
         slots: int,
+        rule: AttentionRule,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -47,7 +49,7 @@ class PlanlessAttention:
         seen, given = (
             stored[index].float().repeat_interleave(query.shape[1] // key.shape[1], 2) for stored in (keys, values)
         )
-        scores = torch.einsum("nhd,nlhd->nhl", query.float(), seen) / query.shape[2] ** 0.5
+        scores = torch.einsum("nhd,nlhd->nhl", query.float(), seen) * rule.scale
         beyond = torch.arange(every.shape[1]) > position
         weights = scores.masked_fill(beyond[:, None], -torch.inf).softmax(-1)
         return torch.einsum("nhl,nlhd->nhd", weights, given).to(query.dtype)

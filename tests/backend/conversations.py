@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,11 +20,10 @@ from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
-from runtime.model.architecture import Model
-from runtime.model.config import RavenConfig
-from runtime.model.llama import Llama
-from runtime.model.llama_config import LlamaConfig
-from runtime.model.raven import Raven
+from runtime.model.architecture import parse_config
+from runtime.model.families.raven import RavenConfig
+from runtime.model.parameters import initialise
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 
@@ -35,10 +35,10 @@ CONTEXT = 80
 
 
 @torch.no_grad()
-def sharpened(model: Model, seed: int) -> Model:
+def sharpened(model: Transformer, seed: int) -> Transformer:
     """Random weights of which every one matters, so that tokens vary and nothing can be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
-    model.initialise(generator)
+    initialise(model, generator)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and "bias" not in name:
             parameter.uniform_(0.5, 1.5, generator=generator)
@@ -50,7 +50,7 @@ def sharpened(model: Model, seed: int) -> Model:
 
 
 @st.composite
-def ravens(draw: st.DrawFn) -> Raven:
+def ravens(draw: st.DrawFn) -> Transformer:
     heads = draw(st.integers(1, 4))
     config = RavenConfig(
         n_embd=heads * draw(st.sampled_from([2, 6, 8, 12, 16, 24, 40])),
@@ -68,28 +68,32 @@ def ravens(draw: st.DrawFn) -> Raven:
         norm_eps=draw(st.sampled_from([1e-6, 1e-3])),
         state_init=draw(st.sampled_from(["zero", "zero", "like-init"])),
     )
-    model = sharpened(Raven(config), draw(st.integers(0, 2**16)))
-    assert isinstance(model, Raven)
+    model = sharpened(Transformer(config), draw(st.integers(0, 2**16)))
+    assert isinstance(model, Transformer)
     return model
 
 
 @st.composite
-def llamas(draw: st.DrawFn) -> Llama:
+def llamas(draw: st.DrawFn) -> Transformer:
     kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    config = LlamaConfig(
-        n_embd=draw(st.integers(5, 50)),
-        n_heads=kv_heads * group,
-        n_kv_heads=kv_heads,
-        head_dim=draw(st.sampled_from([2, 6, 8, 14, 16, 24])),
-        intermediate_size=draw(st.integers(1, 100)),
-        vocab_size=draw(st.integers(8, 200)),
-        n_layers=draw(st.integers(1, 3)),
-        block_size=CONTEXT,
-        init_std=0.2,
-        tie_embeddings=draw(st.booleans()),
+    config = parse_config(
+        Path("config.json"),
+        {
+            "model_type": "llama",
+            "hidden_size": draw(st.integers(5, 50)),
+            "num_attention_heads": kv_heads * group,
+            "num_key_value_heads": kv_heads,
+            "head_dim": draw(st.sampled_from([2, 6, 8, 14, 16, 24])),
+            "intermediate_size": draw(st.integers(1, 100)),
+            "vocab_size": draw(st.integers(8, 200)),
+            "num_hidden_layers": draw(st.integers(1, 3)),
+            "max_position_embeddings": CONTEXT,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": draw(st.booleans()),
+        },
     )
-    model = sharpened(Llama(config), draw(st.integers(0, 2**16)))
-    assert isinstance(model, Llama)
+    model = sharpened(Transformer(config), draw(st.integers(0, 2**16)))
+    assert isinstance(model, Transformer)
     return model
 
 
@@ -149,7 +153,7 @@ def settings(**changes: Any) -> EngineSettings:
 
 
 def hold(
-    model: Model,
+    model: Transformer,
     settings: EngineSettings,
     talks: Iterable[Talk],
     *,
@@ -165,7 +169,7 @@ def hold(
             assert sequence is not None
             said.tests.setdefault(sequence.path, []).append(value)
 
-    most = settings.most_iterations or model.config.mean_recurrence
+    most = settings.most_iterations or model.specification.mean_recurrence
     core = build_loop(model, settings, Fixed(most), observe=observe if observed else None)
     watch(core, said.runs, said.ticks, 1 if observed else most_ticks)
     try:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from runtime.backend.attention import PagedAttention, PagedMemory, Queries
 from runtime.backend.torch.attention import TorchAttention
+from runtime.model.specification import AttentionRule
 
 FIRST_COLUMN = 1
 """Every case has a column before and one after the layer's own, which must stay as they were."""
@@ -32,7 +33,8 @@ class Case:
 
     def run(self, attention: PagedAttention) -> Tensor:
         """The attended values; writes into the case's memory."""
-        return attention(self.memory, self.queries, FIRST_COLUMN, self.slots, self.query, self.key, self.value)
+        rule = AttentionRule(scale=self.query.shape[-1] ** -0.5)
+        return attention(self.memory, self.queries, FIRST_COLUMN, self.slots, rule, self.query, self.key, self.value)
 
     def copied(self) -> Case:
         """The same with a memory of its own."""

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from policies import Fixed, LatentDiff
 from runtime.backend.native.crew import MOST_TASKS, SLEEPING, Crew, can_help
 from runtime.device.build import build_loop
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven
+from runtime.model.families.raven import RavenConfig
+from runtime.model.transformer import Transformer
 from tests.backend import conversations
 from tests.backend.conversations import Talk, Turn, hold
 from tests.backend.crew_work import follow, lead
@@ -152,7 +152,7 @@ def test_several_crews_and_a_busy_process(crews: Callable[[int], CountingCrew]) 
 
 
 @pytest.fixture(scope="module")
-def wide() -> Raven:
+def wide() -> Transformer:
     config = RavenConfig(
         n_embd=96,
         n_heads=4,
@@ -165,12 +165,12 @@ def wide() -> Raven:
         mean_recurrence=3,
         state_init="zero",
     )
-    model = conversations.sharpened(Raven(config), 5)
-    assert isinstance(model, Raven)
+    model = conversations.sharpened(Transformer(config), 5)
+    assert isinstance(model, Transformer)
     return model
 
 
-def test_closed_and_forgotten_backends_end_their_helpers(wide: Raven) -> None:
+def test_closed_and_forgotten_backends_end_their_helpers(wide: Transformer) -> None:
     before = helpers_running()
     core = build_loop(wide, conversations.settings(cpu_threads=3), Fixed(3))
     assert helpers_running() == before + 2
@@ -184,7 +184,7 @@ def test_closed_and_forgotten_backends_end_their_helpers(wide: Raven) -> None:
     assert helpers_running() == before
 
 
-def test_backends_on_several_device_threads(wide: Raven) -> None:
+def test_backends_on_several_device_threads(wide: Transformer) -> None:
     """At once, with three workers each, beside a busy thread; every one says what one worker says alone."""
     talks = [Talk((number,), LatentDiff(0.7), (Turn((number, 3, 1), 12),)) for number in range(12)]
     expected = hold(wide, conversations.settings(), talks).essence()

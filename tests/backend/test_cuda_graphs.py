@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from runtime.backend.torch.cuda_graphs import LARGEST, CudaCapture, GraphedBacke
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
-from runtime.model.architecture import Model, build_model
-from runtime.model.llama_config import LlamaConfig
+from runtime.model.architecture import parse_config
+from runtime.model.parameters import initialise
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.backend.capturing import PlanlessAttention, TapeCapture
@@ -31,56 +33,60 @@ MOST = 5
 BUCKETS = (1, 2, 4, 6)
 
 
-def shape(model: Model, *, lanes: int = 12, page_size: int = 4, slots: int = MOST, pages: int = 40) -> CacheShape:
+def shape(model: Transformer, *, lanes: int = 12, page_size: int = 4, slots: int = MOST, pages: int = 40) -> CacheShape:
     return CacheShape(
         pages=pages,
         page_size=page_size,
         slots=slots,
         rows=lanes,
-        pages_per_row=-(-model.config.block_size // page_size),
+        pages_per_row=-(-model.specification.max_context // page_size),
         lanes=lanes,
     )
 
 
-def graphed(model: Model, cache: CacheShape, state_std: float = 0.0) -> tuple[GraphedBackend, TapeCapture]:
+def graphed(model: Transformer, cache: CacheShape, state_std: float = 0.0) -> tuple[GraphedBackend, TapeCapture]:
     capture = TapeCapture()
     backend = GraphedBackend(model, cache, PlanlessAttention(), capture, BUCKETS, state_std=state_std)
     return backend, capture
 
 
-def eager(model: Model, cache: CacheShape, state_std: float = 0.0) -> TorchBackend:
+def eager(model: Transformer, cache: CacheShape, state_std: float = 0.0) -> TorchBackend:
     return TorchBackend(model, cache, TorchAttention(), state_std=state_std, deterministic=False)
 
 
-def solo(model: Model, backend: TorchBackend) -> Solo:
+def solo(model: Transformer, backend: TorchBackend) -> Solo:
     lanes = backend.cache.lanes
     limits = ModelLimits(
-        max_context=model.config.block_size,
-        vocab=model.config.vocab_size,
-        mean_recurrence=model.config.mean_recurrence,
+        max_context=model.specification.max_context,
+        vocab=model.specification.vocab_size,
+        mean_recurrence=model.specification.mean_recurrence,
         most_iterations=MOST,
         shares_prefixes=True,
     )
     return Solo(wire(backend, limits, lanes))
 
 
-def tiny_llama() -> Model:
-    config = LlamaConfig(
-        n_embd=16,
-        n_heads=4,
-        n_kv_heads=2,
-        head_dim=6,
-        intermediate_size=24,
-        vocab_size=40,
-        block_size=64,
-        n_layers=2,
+def tiny_llama() -> Transformer:
+    config = parse_config(
+        Path("config.json"),
+        {
+            "model_type": "llama",
+            "hidden_size": 16,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+            "intermediate_size": 24,
+            "vocab_size": 40,
+            "max_position_embeddings": 64,
+            "num_hidden_layers": 2,
+        },
     )
-    model = build_model(config)
-    model.initialise(torch.Generator().manual_seed(0))
+    model = Transformer(config)
+    initialise(model, torch.Generator().manual_seed(0))
     return model.eval()
 
 
-MODELS: dict[str, Callable[[], Model]] = {
+MODELS: dict[str, Callable[[], Transformer]] = {
     "raven": lambda: tiny_model(1),
     "deep raven": lambda: tiny_model(2, prelude=2, core=3, coda=2),
     "bare raven": lambda: tiny_model(3, prelude=0, coda=0),

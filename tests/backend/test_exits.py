@@ -15,14 +15,14 @@ from runtime.backend.exits import ExitTests
 from runtime.backend.lanes import Lanes
 from runtime.backend.native.criteria import BY_POLICY, COSINE, LATENT_DIFF, NOTHING, criterion_of
 from runtime.backend.native.exits import group_means, is_due
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven
+from runtime.model.families.raven import RavenConfig
+from runtime.model.transformer import Transformer
 from tests.backend import conversations
 from tests.backend.conversations import CONTEXT, Talk, Turn, hold, telling_all
 
 MOST = 6
 MODEL = conversations.sharpened(
-    Raven(
+    Transformer(
         RavenConfig(
             n_embd=24,
             n_heads=2,
@@ -145,7 +145,7 @@ def test_native_ticks_exit_as_ticks_led_from_python(data: st.DataObject) -> None
         talks.append(Talk((number,), depth, (Turn(prompt, 6),)))
     engine = conversations.settings(most_iterations=MOST)
     native = hold(MODEL, engine, talks)
-    led = hold(MODEL, engine, [telling_all(talk, MODEL.config.vocab_size) for talk in talks])
+    led = hold(MODEL, engine, [telling_all(talk, MODEL.specification.vocab_size) for talk in talks])
     assert native.essence() == led.essence()
 
 

@@ -23,9 +23,8 @@ from runtime.backend.native.backend import NativeBackend
 from runtime.backend.torch.backend import TorchBackend
 from runtime.device.build import build_loop, load_native_code
 from runtime.link.commands import ThreadPath
-from runtime.model.architecture import Model
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven
+from runtime.model.families.raven import RavenConfig
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.backend import conversations
@@ -47,15 +46,15 @@ WIDE = RavenConfig(
 
 
 @cache
-def wide_model(dtype: str) -> Model:
-    return conversations.sharpened(Raven(WIDE), 5).to(getattr(torch, dtype))
+def wide_model(dtype: str) -> Transformer:
+    return conversations.sharpened(Transformer(WIDE), 5).to(getattr(torch, dtype))
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[Model, EngineSettings, list[Talk]]:
+def worlds(draw: st.DrawFn) -> tuple[Transformer, EngineSettings, list[Talk]]:
     """A model, an engine that is sometimes short of memory and lanes, and threads."""
-    model: Model = draw(st.one_of(ravens(), ravens(), llamas()))
-    most = model.config.mean_recurrence
+    model: Transformer = draw(st.one_of(ravens(), ravens(), llamas()))
+    most = model.specification.mean_recurrence
     page_size = draw(st.sampled_from([1, 3, 4, 16, 20, 32]))
     chunk = draw(st.sampled_from([1, 5, 16]))
     needed = -(-CONTEXT // page_size)
@@ -68,15 +67,17 @@ def worlds(draw: st.DrawFn) -> tuple[Model, EngineSettings, list[Talk]]:
         iteration_slots=draw(st.sampled_from([None, None, 1, 2])),
         reuse_prefixes=draw(st.booleans()),
     )
-    return model, engine, draw(conversations.talks(model.config.vocab_size, most))
+    return model, engine, draw(conversations.talks(model.specification.vocab_size, most))
 
 
 @settings(max_examples=60)
 @given(worlds(), st.integers(1, 64))
-def test_says_what_the_pytorch_backend_says(world: tuple[Model, EngineSettings, list[Talk]], most_ticks: int) -> None:
+def test_says_what_the_pytorch_backend_says(
+    world: tuple[Transformer, EngineSettings, list[Talk]], most_ticks: int
+) -> None:
     model, engine, talks = world
     torch_engine = msgspec.structs.replace(engine, backend="torch")
-    vocab = model.config.vocab_size
+    vocab = model.specification.vocab_size
     reference = hold(model, torch_engine, [telling_all(talk, vocab) for talk in talks], observed=True)
     native = hold(model, engine, talks, most_ticks=most_ticks)
     assert assert_alike(talks, reference, native) > 0
@@ -151,10 +152,10 @@ def test_lanes_go_on_by_themselves() -> None:
 @settings(max_examples=15)
 @given(st.one_of(ravens(), llamas()), st.sampled_from([3, 16, 20]), st.sampled_from([None, 1]), st.data())
 def test_bfloat16_is_as_close_as_the_pytorch_backends(
-    model: Model, page_size: int, slots: int | None, data: st.DataObject
+    model: Transformer, page_size: int, slots: int | None, data: st.DataObject
 ) -> None:
     """Distributions over all tokens, in contexts that are given: sampled tokens would lead them apart."""
-    vocab, most = model.config.vocab_size, model.config.mean_recurrence
+    vocab, most = model.specification.vocab_size, model.specification.mean_recurrence
     prompt = data.draw(st.lists(st.integers(0, vocab - 1), min_size=2, max_size=40))
     talks = [
         Talk((end,), Fixed(most), (Turn(tuple(prompt[:end]), 1, Sampling(logprobs=vocab)),))
@@ -181,7 +182,7 @@ def test_bfloat16_is_as_close_as_the_pytorch_backends(
 # ---- the choice -----------------------------------------------------------------------------------------------------
 
 
-def build(model: Model, **changes: Any) -> tuple[object, list[str]]:
+def build(model: Transformer, **changes: Any) -> tuple[object, list[str]]:
     """The backend that the settings give, and what was warned of."""
     handler = Warnings()
     logger = logging.getLogger("runtime.device")
@@ -245,7 +246,7 @@ def test_where_it_does_not_run_the_pytorch_backend_does_and_says_so_once(
 
 def test_the_native_backend_is_for_cpus() -> None:
     with torch.device("meta"):
-        elsewhere = Raven(WIDE)
+        elsewhere = Transformer(WIDE)
     with pytest.raises(ValueError, match="the device is not a CPU"):
         build(elsewhere, backend="native")
 

@@ -27,6 +27,7 @@ from runtime.backend.torch.triton_attention import TritonAttention
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
 from runtime.link.commands import Extend, Finished, Generate, OpenThread
+from runtime.model.specification import AttentionRule
 from runtime.sampling import Sampling
 from tests.backend.test_attention import TOLERANCE, Case, check, make_case
 from tests.engine.solo import Solo
@@ -47,13 +48,14 @@ class Checked:
         queries: Queries,
         column: int,
         slots: int,
+        rule: AttentionRule,
         query: Tensor,
         key: Tensor,
         value: Tensor,
     ) -> Tensor:
         there = PagedMemory(*(tensor.to(DEVICE) for tensor in memory))
         attended = self.attention(
-            there, queries, column, slots, query.to(DEVICE), key.to(DEVICE), value.to(DEVICE)
+            there, queries, column, slots, rule, query.to(DEVICE), key.to(DEVICE), value.to(DEVICE)
         ).cpu()
         memory.keys.copy_(there.keys)
         memory.values.copy_(there.values)

@@ -14,7 +14,7 @@ from runtime.backend.interface import Run
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.link.commands import Extend, Failed, Finished, Foresight, Generate, OpenThread, Report, Signal, ThreadPath
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.backend.conversations import watch
@@ -87,7 +87,9 @@ class Bench:
     ticks: list[int] = field(default_factory=list)
 
     @classmethod
-    def over(cls, model: Raven, settings: EngineSettings, *, stepwise: bool = False, most_ticks: int = 64) -> Bench:
+    def over(
+        cls, model: Transformer, settings: EngineSettings, *, stepwise: bool = False, most_ticks: int = 64
+    ) -> Bench:
         def observe(*_: object) -> None:
             """Nothing: being there keeps lanes from going on."""
 
@@ -133,7 +135,7 @@ class Bench:
         return self.core.statistics().pages_used
 
 
-def both(model: Raven, ask: Callable[[Bench], None], **changes: Any) -> tuple[Finished, Finished]:
+def both(model: Transformer, ask: Callable[[Bench], None], **changes: Any) -> tuple[Finished, Finished]:
     """What thread (0,) says where its lane goes on by itself, and token by token; the first did go on."""
     free, stepwise = (Bench.over(model, core_settings(**changes), stepwise=stepwise) for stepwise in (False, True))
     for bench in (free, stepwise):

@@ -22,7 +22,7 @@ from runtime.link.commands import (
     Request,
     ThreadPath,
 )
-from runtime.model.architecture import Model
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 
@@ -37,7 +37,7 @@ class Solo:
     """Exit values by thread, in order, over all its tokens."""
 
     @classmethod
-    def over(cls, model: Model, settings: EngineSettings, policy: DepthPolicy) -> Solo:
+    def over(cls, model: Transformer, settings: EngineSettings, policy: DepthPolicy) -> Solo:
         tests: dict[ThreadPath, list[float]] = {}
 
         def observe(scheduler: Scheduler, result: TickResult) -> None:

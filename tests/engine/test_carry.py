@@ -9,7 +9,7 @@ import pytest
 from policies import DepthPolicy, EvenBudget, Fixed, LatentDiff
 from runtime.device.build import build_loop
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
@@ -22,7 +22,7 @@ POLICIES = [Fixed(3), RAW, NORMED, ADAPTIVE, LatentDiff(0.7, max_iterations=MOST
 
 
 @pytest.fixture(scope="module")
-def model() -> Raven:
+def model() -> Transformer:
     return tiny_model(3)
 
 
@@ -55,20 +55,25 @@ def finished(solo: Solo) -> dict[ThreadPath, Finished]:
 
 
 def alone(
-    model: Raven, policy: DepthPolicy, prompt: tuple[int, ...], tokens: int, backend: str = "native", **changes: Any
+    model: Transformer,
+    policy: DepthPolicy,
+    prompt: tuple[int, ...],
+    tokens: int,
+    backend: str = "native",
+    **changes: Any,
 ) -> Finished:
     solo = Solo.over(model, settings(backend, **changes), policy)
     start(solo, (0,), prompt, tokens, policy)
     return finished(solo)[0,]
 
 
-def test_carrying_changes_what_is_said(model: Raven) -> None:
+def test_carrying_changes_what_is_said(model: Transformer) -> None:
     said = {alone(model, policy, prompt_for(1), 12).logprobs for policy in (Fixed(3), RAW, NORMED)}
     assert len(said) == 3
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"])
-def test_threads_that_carry_and_threads_that_do_not_share_batches(model: Raven, backend: str) -> None:
+def test_threads_that_carry_and_threads_that_do_not_share_batches(model: Transformer, backend: str) -> None:
     crowd = Solo.over(model, settings(backend), Fixed(3))
     for number in range(12):
         start(crowd, (number,), prompt_for(number), 12, POLICIES[number % len(POLICIES)])
@@ -80,7 +85,7 @@ def test_threads_that_carry_and_threads_that_do_not_share_batches(model: Raven, 
         assert together[number,].tokens == by_itself.tokens
 
 
-def test_threads_go_on_by_themselves_beside_one_that_carries(model: Raven) -> None:
+def test_threads_go_on_by_themselves_beside_one_that_carries(model: Transformer) -> None:
     """Unwatched, lanes of the native backend feed back their own tokens; those that carry come back for each."""
     solo = Solo(build_loop(model, settings(), Fixed(3)))
     for number in range(6):
@@ -90,7 +95,7 @@ def test_threads_go_on_by_themselves_beside_one_that_carries(model: Raven) -> No
         assert together[number,].logprobs == alone(model, POLICIES[number], prompt_for(number), 12).logprobs
 
 
-def test_both_backends_carry_alike(model: Raven) -> None:
+def test_both_backends_carry_alike(model: Transformer) -> None:
     for policy in (RAW, NORMED, ADAPTIVE):
         native, plain = (alone(model, policy, prompt_for(2), 16, backend) for backend in ("native", "torch"))
         assert (native.tokens, native.depths) == (plain.tokens, plain.depths)
@@ -99,7 +104,7 @@ def test_both_backends_carry_alike(model: Raven) -> None:
 
 @pytest.mark.parametrize("pages", [14, 256])
 @pytest.mark.parametrize("policy", [RAW, NORMED, ADAPTIVE], ids=repr)
-def test_a_state_that_is_lost_is_computed_again(model: Raven, policy: DepthPolicy, pages: int) -> None:
+def test_a_state_that_is_lost_is_computed_again(model: Transformer, policy: DepthPolicy, pages: int) -> None:
     """Eight rows for twelve threads that ask again and again, and sometimes pages for two or three."""
     solo = Solo.over(model, settings(max_in_flight=8, prefill_chunk=8, num_pages=pages), policy)
     said: dict[ThreadPath, tuple[int, ...]] = {(number,): () for number in range(12)}
@@ -118,7 +123,7 @@ def test_a_state_that_is_lost_is_computed_again(model: Raven, policy: DepthPolic
 @pytest.mark.parametrize("slots", [None, 1])
 @pytest.mark.parametrize("backend", ["torch", "native"])
 def test_a_prompt_taken_over_leaves_the_state_after_it_to_be_computed(
-    model: Raven, backend: str, slots: int | None
+    model: Transformer, backend: str, slots: int | None
 ) -> None:
     """What is stored of an evicted thread's prompt ends where its first carrying token starts."""
     solo = Solo.over(model, settings(backend, num_pages=16, prefill_chunk=4, iteration_slots=slots), RAW)
@@ -134,7 +139,7 @@ def test_a_prompt_taken_over_leaves_the_state_after_it_to_be_computed(
 
 
 @pytest.mark.parametrize("slots", [None, 1])
-def test_tokens_carry_as_they_did_when_the_policy_has_changed(model: Raven, slots: int | None) -> None:
+def test_tokens_carry_as_they_did_when_the_policy_has_changed(model: Transformer, slots: int | None) -> None:
     """Tokens sampled under one policy are computed again as that policy had them, whatever the thread follows now."""
     turns = [(RAW, 4), (Fixed(3), 5), (NORMED, 3), (ADAPTIVE, 4), (Fixed(2), 6)]
     said = []
@@ -155,7 +160,7 @@ def test_tokens_carry_as_they_did_when_the_policy_has_changed(model: Raven, slot
     assert said[0] == said[1]
 
 
-def test_a_fork_carries_on_from_its_parents_last_token(model: Raven) -> None:
+def test_a_fork_carries_on_from_its_parents_last_token(model: Transformer) -> None:
     solo = Solo.over(model, settings(), RAW)
     start(solo, (0,), prompt_for(5), 6, RAW)
     before = finished(solo)[0,].tokens
@@ -170,7 +175,7 @@ def test_a_fork_carries_on_from_its_parents_last_token(model: Raven) -> None:
     assert solo.core.statistics().pages_used == 0
 
 
-def test_prompts_are_shared_whatever_is_carried(model: Raven) -> None:
+def test_prompts_are_shared_whatever_is_carried(model: Transformer) -> None:
     prompt = prompt_for(6, 33)
     policies = [LatentDiff(0.7, max_iterations=MOST, carry=carry) for carry in ("none", "raw", "normed")]
     solo = Solo.over(model, settings(), policies[0])

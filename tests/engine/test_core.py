@@ -11,7 +11,7 @@ from policies import Fixed, LatentDiff
 from runtime.backend.interface import Tick, TickResult
 from runtime.errors import CapacityError, PolicyError, PromptError
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
@@ -21,7 +21,7 @@ POLICY = LatentDiff(0.7, max_iterations=6)
 
 
 @pytest.fixture(scope="module")
-def model() -> Raven:
+def model() -> Transformer:
     return tiny_model(3)
 
 
@@ -49,7 +49,7 @@ def finished(solo: Solo) -> dict[ThreadPath, Finished]:
     return {report.thread: report for report in solo.run() if isinstance(report, Finished)}
 
 
-def test_exited_tokens_are_replaced_without_waiting(model: Raven) -> None:
+def test_exited_tokens_are_replaced_without_waiting(model: Transformer) -> None:
     solo = Solo.over(model, settings(), POLICY)
     for number in range(8):
         start(solo, (number,), prompt_for(number), 12)
@@ -59,7 +59,7 @@ def test_exited_tokens_are_replaced_without_waiting(model: Raven) -> None:
     )
 
 
-def test_depth_first_order_under_pressure(model: Raven) -> None:
+def test_depth_first_order_under_pressure(model: Transformer) -> None:
     """With lanes for one, the oldest tree is served to its end before the next begins."""
     solo = Solo.over(model, settings(max_in_flight=16), Fixed(2))
     order: list[ThreadPath] = []
@@ -71,7 +71,7 @@ def test_depth_first_order_under_pressure(model: Raven) -> None:
     assert order == sorted(order)
 
 
-def test_priority_goes_before_depth_first(model: Raven) -> None:
+def test_priority_goes_before_depth_first(model: Transformer) -> None:
     solo = Solo.over(model, settings(max_in_flight=16), Fixed(2))
     start(solo, (0,), prompt_for(0, 16), 3, policy=Fixed(2))
     start(solo, (1,), prompt_for(1, 16), 3, policy=Fixed(2), priority=1)
@@ -79,7 +79,7 @@ def test_priority_goes_before_depth_first(model: Raven) -> None:
     assert order == [(1,), (0,)]
 
 
-def test_equal_prompts_share_pages(model: Raven) -> None:
+def test_equal_prompts_share_pages(model: Transformer) -> None:
     prompt = prompt_for(9, 33)
     solo = Solo.over(model, settings(), POLICY)
     start(solo, (0,), prompt, 3)
@@ -94,7 +94,7 @@ def test_equal_prompts_share_pages(model: Raven) -> None:
     assert used <= 8 + 2 * 2, "the eight full pages of the prompt are held once"
 
 
-def test_different_policies_do_not_share_pages(model: Raven) -> None:
+def test_different_policies_do_not_share_pages(model: Transformer) -> None:
     prompt = prompt_for(9, 33)
     solo = Solo.over(model, settings(), POLICY)
     start(solo, (0,), prompt, 1)
@@ -116,7 +116,7 @@ def test_noise_forbids_sharing_but_not_reproduction() -> None:
     assert len({report.logprobs for report in runs[0].values()}) == 3, "each thread has noise of its own"
 
 
-def test_sampling_does_not_depend_on_company(model: Raven) -> None:
+def test_sampling_does_not_depend_on_company(model: Transformer) -> None:
     sampling = Sampling(temperature=1.0, top_p=0.9)
     crowd = Solo.over(model, settings(), POLICY)
     for number in range(6):
@@ -129,7 +129,7 @@ def test_sampling_does_not_depend_on_company(model: Raven) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "native"])
-def test_deterministic_mode_is_bitwise(model: Raven, backend: str) -> None:
+def test_deterministic_mode_is_bitwise(model: Transformer, backend: str) -> None:
     modes = settings(deterministic=True, backend=backend)
     crowd = Solo.over(model, modes, POLICY)
     for number in range(9):
@@ -141,7 +141,7 @@ def test_deterministic_mode_is_bitwise(model: Raven, backend: str) -> None:
         assert finished(alone)[number,].logprobs == together[number,].logprobs
 
 
-def test_eviction_recomputes_at_the_depths_there_were(model: Raven) -> None:
+def test_eviction_recomputes_at_the_depths_there_were(model: Transformer) -> None:
     roomy, tight = Solo.over(model, settings(), POLICY), Solo.over(model, settings(num_pages=16), POLICY)
     for solo in (roomy, tight):
         for number in range(5):
@@ -154,7 +154,7 @@ def test_eviction_recomputes_at_the_depths_there_were(model: Raven) -> None:
     assert all(report.work.recomputed == 0 for report in expected.values())
 
 
-def test_a_thread_larger_than_the_pool_fails_alone(model: Raven) -> None:
+def test_a_thread_larger_than_the_pool_fails_alone(model: Transformer) -> None:
     solo = Solo.over(model, settings(num_pages=4), POLICY)
     start(solo, (0,), prompt_for(0, 20), 2)
     start(solo, (1,), prompt_for(1, 5), 2)
@@ -166,7 +166,7 @@ def test_a_thread_larger_than_the_pool_fails_alone(model: Raven) -> None:
     assert isinstance(reports[1,], Finished)
 
 
-def test_a_context_ends_and_takes_no_more(model: Raven) -> None:
+def test_a_context_ends_and_takes_no_more(model: Transformer) -> None:
     solo = Solo.over(model, settings(), POLICY)
     start(solo, (0,), prompt_for(0, 60), 50)
     assert finished(solo)[0,].reason == "context"
@@ -177,7 +177,7 @@ def test_a_context_ends_and_takes_no_more(model: Raven) -> None:
     assert "holds 64" in str(failure.error)
 
 
-def test_the_iteration_limit_ends_a_call(model: Raven) -> None:
+def test_the_iteration_limit_ends_a_call(model: Transformer) -> None:
     solo = Solo.over(model, settings(), Fixed(4))
     start(solo, (0,), prompt_for(0, 5), 50, policy=Fixed(4), max_iterations=37)
     report = finished(solo)[0,]
@@ -186,7 +186,7 @@ def test_the_iteration_limit_ends_a_call(model: Raven) -> None:
     assert report.work.generated == 6  # 5 * 4 for the prompt, 4 * 4 for four tokens, and one at depth 1
 
 
-def test_a_bound_above_the_engine_s_most_is_refused(model: Raven) -> None:
+def test_a_bound_above_the_engine_s_most_is_refused(model: Transformer) -> None:
     solo = Solo.over(model, settings(), POLICY)
     start(solo, (0,), prompt_for(0), 2, policy=Fixed(7))
     (failure,) = solo.run()
@@ -195,7 +195,7 @@ def test_a_bound_above_the_engine_s_most_is_refused(model: Raven) -> None:
     assert "most_iterations" in str(failure.error)
 
 
-def test_interrupting_keeps_what_was_asked_to_be_kept(model: Raven) -> None:
+def test_interrupting_keeps_what_was_asked_to_be_kept(model: Transformer) -> None:
     whole = Solo.over(model, settings(), POLICY)
     start(whole, (0,), prompt_for(0), 10)
     expected = finished(whole)[0,].tokens
@@ -214,7 +214,7 @@ def test_interrupting_keeps_what_was_asked_to_be_kept(model: Raven) -> None:
     assert report.tokens == expected[2:]
 
 
-def test_a_tick_that_does_not_fit_is_retried_smaller(model: Raven, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tick_that_does_not_fit_is_retried_smaller(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Solo.over(model, settings(), POLICY)
     solo = Solo.over(model, settings(), POLICY)
     real, sizes = solo.backend.tick, []
@@ -235,7 +235,7 @@ def test_a_tick_that_does_not_fit_is_retried_smaller(model: Raven, monkeypatch: 
     assert max(sizes) == 40
 
 
-def test_bfloat16_runs_and_stays_close(model: Raven) -> None:
+def test_bfloat16_runs_and_stays_close(model: Transformer) -> None:
     exact = Solo.over(model, settings(), Fixed(3))
     rounded = Solo.over(tiny_model(3).to(torch.bfloat16), settings(), Fixed(3))
     for solo in (exact, rounded):
@@ -245,7 +245,7 @@ def test_bfloat16_runs_and_stays_close(model: Raven) -> None:
     assert abs(likely[0][best] - likely[1][best]) < 0.15
 
 
-def test_entropies_and_signals_are_of_the_right_token(model: Raven) -> None:
+def test_entropies_and_signals_are_of_the_right_token(model: Transformer) -> None:
     solo = Solo.over(model, settings(), POLICY)
     start(solo, (0,), prompt_for(0), 5, sampling=Sampling(logprobs=40), entropies=True)
     report = finished(solo)[0,]
@@ -255,7 +255,7 @@ def test_entropies_and_signals_are_of_the_right_token(model: Raven) -> None:
     assert all(entropy > 0 for entropy in call_entropies)
 
 
-def test_closing_everything_empties_the_pool_at_any_tick(model: Raven) -> None:
+def test_closing_everything_empties_the_pool_at_any_tick(model: Transformer) -> None:
     for ticks in range(0, 30, 3):
         solo = Solo.over(model, settings(), POLICY)
         for number in range(4):
@@ -269,7 +269,7 @@ def test_closing_everything_empties_the_pool_at_any_tick(model: Raven) -> None:
         assert solo.core.statistics().open_threads == 0
 
 
-def test_forks_draw_for_themselves(model: Raven) -> None:
+def test_forks_draw_for_themselves(model: Transformer) -> None:
     """Forks that begin in the same state sample different tokens, each the same whenever it is run."""
     runs = []
     for _ in range(2):

@@ -14,7 +14,7 @@ from torch import Tensor
 from policies import KL, ArgmaxStability, Cosine, DepthPolicy, EntropyDiff, Fixed, LatentDiff, MinPKL
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
 from runtime.model.checkpoint import load_checkpoint
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
@@ -34,9 +34,9 @@ CRITERIA: dict[str, DepthPolicy] = {
 
 
 @pytest.fixture(scope="module")
-def model() -> Raven:
+def model() -> Transformer:
     raven = load_checkpoint(GOLDEN).model
-    assert isinstance(raven, Raven)
+    assert isinstance(raven, Transformer)
     return raven
 
 
@@ -72,17 +72,19 @@ FORWARDS = [(prompt, depth) for prompt in ("p0", "p1") for depth in (1, 2, 4, 8,
 
 
 @pytest.mark.parametrize(("prompt", "depth"), FORWARDS)
-def test_first_logits(model: Raven, golden: dict[str, Tensor], prompt: str, depth: int) -> None:
+def test_first_logits(model: Transformer, golden: dict[str, Tensor], prompt: str, depth: int) -> None:
     reference = golden[f"forward.{prompt}.n{depth}.logits"]
     solo = Solo.over(model, settings(), Fixed(depth))
-    sampling = Sampling(logprobs=model.config.vocab_size)
+    sampling = Sampling(logprobs=model.specification.vocab_size)
     finished = solo.generate(prompt_of(golden, prompt), Fixed(depth), 1, sampling=sampling)
     assert_logits(finished, reference[-1:])
     assert finished.depths == (depth,)
 
 
 @pytest.mark.parametrize("prompt", ["p0", "p1", "p2"])
-def test_latents_after_every_iteration(model: Raven, golden: dict[str, Tensor], prompt: str, backend: str) -> None:
+def test_latents_after_every_iteration(
+    model: Transformer, golden: dict[str, Tensor], prompt: str, backend: str
+) -> None:
     solo = Solo.over(model, settings(backend), Fixed(MOST))
     ids = prompt_of(golden, prompt)
     solo.send(
@@ -109,10 +111,12 @@ def test_latents_after_every_iteration(model: Raven, golden: dict[str, Tensor], 
         ("greedy.p0.n8.latest-m4-compress-s8", 8, 2),
     ],
 )
-def test_greedy(model: Raven, golden: dict[str, Tensor], backend: str, tag: str, depth: int, slots: int | None) -> None:
+def test_greedy(
+    model: Transformer, golden: dict[str, Tensor], backend: str, tag: str, depth: int, slots: int | None
+) -> None:
     prompt = prompt_of(golden, tag.split(".")[1])
     solo = Solo.over(model, settings(backend, iteration_slots=slots), Fixed(depth))
-    sampling = Sampling(logprobs=model.config.vocab_size)
+    sampling = Sampling(logprobs=model.specification.vocab_size)
     finished = solo.generate(prompt, Fixed(depth), NEW_TOKENS, sampling=sampling)
     assert [*prompt, *finished.tokens] == golden[f"{tag}.tokens"].tolist()
     assert_logits(finished, golden[f"{tag}.logits"])
@@ -120,11 +124,11 @@ def test_greedy(model: Raven, golden: dict[str, Tensor], backend: str, tag: str,
 
 
 @pytest.mark.parametrize("depth", [4, 8])
-def test_continuous_thought(model: Raven, golden: dict[str, Tensor], backend: str, depth: int) -> None:
+def test_continuous_thought(model: Transformer, golden: dict[str, Tensor], backend: str, depth: int) -> None:
     prompt = prompt_of(golden, "p0")
     policy = Fixed(depth, carry="normed")
     solo = Solo.over(model, settings(backend), policy)
-    sampling = Sampling(logprobs=model.config.vocab_size)
+    sampling = Sampling(logprobs=model.specification.vocab_size)
     finished = solo.generate(prompt, policy, NEW_TOKENS, sampling=sampling)
     tag = f"continuous.p0.n{depth}.full"
     assert [*prompt, *finished.tokens] == golden[f"{tag}.tokens"].tolist()
@@ -152,7 +156,9 @@ ADAPTIVE = [
 
 
 @pytest.mark.parametrize(("backend", "criterion", "prompt"), ADAPTIVE)
-def test_adaptive_depth(model: Raven, golden: dict[str, Tensor], backend: str, criterion: str, prompt: str) -> None:
+def test_adaptive_depth(
+    model: Transformer, golden: dict[str, Tensor], backend: str, criterion: str, prompt: str
+) -> None:
     policy = CRITERIA[criterion]
     solo = Solo.over(model, settings(backend), policy)
     assert_adaptive(solo, policy, golden, prompt_of(golden, prompt), f"adaptive.{criterion}.{prompt}.latest-m4")
@@ -168,7 +174,7 @@ def test_adaptive_depth(model: Raven, golden: dict[str, Tensor], backend: str, c
     ],
 )
 def test_adaptive_variants(
-    model: Raven,
+    model: Transformer,
     golden: dict[str, Tensor],
     backend: str,
     variant: str,
@@ -180,7 +186,7 @@ def test_adaptive_variants(
     assert_adaptive(solo, policy, golden, prompt_of(golden, "p0"), f"adaptive.latent-diff.p0.{variant}")
 
 
-def test_stop_token_is_kept(model: Raven, golden: dict[str, Tensor]) -> None:
+def test_stop_token_is_kept(model: Transformer, golden: dict[str, Tensor]) -> None:
     stop = json.loads((GOLDEN / "golden.json").read_text())["runs"]["stop.p0.n8.full"]["eos_token_id"]
     solo = Solo.over(model, settings(), Fixed(8))
     prompt = prompt_of(golden, "p0")
@@ -189,7 +195,7 @@ def test_stop_token_is_kept(model: Raven, golden: dict[str, Tensor]) -> None:
     assert finished.reason == "stop"
 
 
-def test_batched_rows_equal_rows_alone(model: Raven, golden: dict[str, Tensor], backend: str) -> None:
+def test_batched_rows_equal_rows_alone(model: Transformer, golden: dict[str, Tensor], backend: str) -> None:
     """Rows of the reference's batch of three share its depths only where it made all wait; ours never wait."""
     policy = CRITERIA["latent-diff"]
     rows = golden["prompt.batch3"].tolist()

@@ -13,8 +13,8 @@ import torch
 from policies import DepthPolicy, Fixed, LatentDiff, Policy
 from runtime import Engine, EngineSettings, Sampling
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
-from runtime.model.architecture import Model
 from runtime.model.checkpoint import fingerprint, load_checkpoint
+from runtime.model.transformer import Transformer
 from tests.engine.solo import Solo
 from tests.llamas import VARIANTS, make_llama, save_llama
 from traces import read
@@ -40,7 +40,7 @@ def generated(model: Any, prompt: list[int], count: int = NEW) -> tuple[int, ...
     return tuple(out[0, len(prompt) :].tolist())
 
 
-def said(model: Model, depth: DepthPolicy | None = None, **changes: Any) -> list[tuple[int, ...]]:
+def said(model: Transformer, depth: DepthPolicy | None = None, **changes: Any) -> list[tuple[int, ...]]:
     """Greedy tokens of threads that are all served at once, one for each prompt."""
     depth = depth or Fixed()
     solo = Solo.over(model, EngineSettings(**{**SIZES, **changes}), depth)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from policies import Fixed
 from runtime import Engine, EngineSettings, NumericalError, Sampling
 from runtime.link.commands import Extend, Finished, Generate, OpenThread
-from runtime.model.architecture import Model
+from runtime.model.transformer import Transformer
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 from tests.llamas import make_llama, save_llama
@@ -119,7 +119,7 @@ async def test_llamas_filters_are_those_of_transformers_unless_asked_otherwise(c
         assert sizes == {"model": 6, "transformers": 6, "huginn": 5}
 
 
-def tokens_of(model: Model, backend: Any, samplings: list[Sampling]) -> list[tuple[Any, ...]]:
+def tokens_of(model: Transformer, backend: Any, samplings: list[Sampling]) -> list[tuple[Any, ...]]:
     """Tokens and log-probabilities of threads that run together, one for each sampling."""
     solo = Solo.over(model, EngineSettings(**SIZES | {"backend": backend, "deterministic": True}), Fixed(2))
     for number, sampling in enumerate(samplings):

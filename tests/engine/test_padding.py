@@ -13,7 +13,10 @@ from policies import KL, EntropyDiff, Fixed, Policy
 from policies.depth.base import DepthPolicy
 from runtime import Engine, PromptError, Sampling
 from runtime.model.checkpoint import load_checkpoint, save_checkpoint
-from runtime.model.raven import Raven
+from runtime.model.families.raven import RavenConfig
+from runtime.model.parameters import published_weights
+from runtime.model.replacement import replace_weights
+from runtime.model.transformer import Transformer
 from tests.engine.tiny import tiny_model
 
 PADDED = 130
@@ -31,12 +34,13 @@ SAMPLINGS = (
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """One model twice: as it is, and with rows that would be the likeliest tokens everywhere."""
     plain = tiny_model(5)
-    padded = Raven(msgspec.structs.replace(plain.config, padded_vocab_size=PADDED))
-    weights = plain.state_dict()
+    assert isinstance(plain.config, RavenConfig)
+    padded = Transformer(msgspec.structs.replace(plain.config, padded_vocab_size=PADDED))
+    weights = published_weights(plain)
     for table in ("transformer.wte.weight", "lm_head.weight"):
         rows = weights[table]
         weights[table] = torch.cat([rows, 5.0 * rows.repeat(3, 1)[: PADDED - len(rows)]])
-    padded.load_state_dict(weights)
+    replace_weights(padded, weights)
     base = tmp_path_factory.mktemp("padded")
     save_checkpoint(base / "plain", plain)
     save_checkpoint(base / "padded", padded)
@@ -66,8 +70,8 @@ async def test_padding_has_no_part_in_any_choice(saved: tuple[Path, Path], backe
 
 def test_padding_is_kept_on_disk_and_is_no_part_of_the_logits(saved: tuple[Path, Path], tmp_path: Path) -> None:
     model = load_checkpoint(saved[1]).model
-    assert isinstance(model, Raven)
-    assert (model.config.vocab_size, len(model.lm_head.weight), len(model.transformer.wte.weight)) == (40, 130, 130)
+    assert isinstance(model, Transformer)
+    assert (model.specification.vocab_size, len(model.head.weight), len(model.embedding.weight)) == (40, 130, 130)
     save_checkpoint(tmp_path / "again", model)
     again = load_checkpoint(tmp_path / "again").model
-    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(again.head.weight, model.head.weight)

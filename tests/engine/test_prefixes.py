@@ -16,7 +16,7 @@ from runtime import Engine, EngineSettings
 from runtime.device.prefix_rule import MOST_KNOWN, PrefixRules
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, Interrupt, OpenThread, Statistics, ThreadPath
 from runtime.link.events import Computed
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
@@ -31,7 +31,7 @@ POLICIES = [Fixed(3), LatentDiff(0.7, max_iterations=MOST), LatentDiff(0.7, max_
 
 
 @pytest.fixture(scope="module")
-def model() -> Raven:
+def model() -> Transformer:
     return tiny_model(3)
 
 
@@ -61,7 +61,7 @@ def finished(solo: Solo) -> dict[ThreadPath, Finished]:
     return {report.thread: report for report in solo.run() if isinstance(report, Finished)}
 
 
-def alone(model: Raven, policy: DepthPolicy, prompt: tuple[int, ...] = PROMPT, **changes: Any) -> Finished:
+def alone(model: Transformer, policy: DepthPolicy, prompt: tuple[int, ...] = PROMPT, **changes: Any) -> Finished:
     solo = Solo.over(model, settings(reuse_prefixes=False, **changes), policy)
     ask(solo, (0,), policy, prompt)
     return finished(solo)[0,]
@@ -69,7 +69,9 @@ def alone(model: Raven, policy: DepthPolicy, prompt: tuple[int, ...] = PROMPT, *
 
 @pytest.mark.parametrize("lanes", [16, 64, 256])
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
-def test_threads_that_arrive_together_compute_a_prompt_once(model: Raven, policy: DepthPolicy, lanes: int) -> None:
+def test_threads_that_arrive_together_compute_a_prompt_once(
+    model: Transformer, policy: DepthPolicy, lanes: int
+) -> None:
     solo = Solo.over(model, settings(max_in_flight=lanes), policy)
     for number in range(12):
         ask(solo, (number,), policy)
@@ -84,7 +86,7 @@ def test_threads_that_arrive_together_compute_a_prompt_once(model: Raven, policy
     assert (journal.work.cached_tokens, journal.work.prompt_tokens) == (11 * SHAREABLE, 12 * len(PROMPT))
 
 
-def test_shared_slots_are_shared_in_whole_groups(model: Raven) -> None:
+def test_shared_slots_are_shared_in_whole_groups(model: Transformer) -> None:
     policy = Fixed(3)
     solo = Solo.over(model, settings(iteration_slots=1), policy)
     for number in range(6):
@@ -94,7 +96,7 @@ def test_shared_slots_are_shared_in_whole_groups(model: Raven) -> None:
     assert solo.core.journal.work.cached_tokens == 5 * 32
 
 
-def test_policies_share_what_is_the_same_under_both(model: Raven) -> None:
+def test_policies_share_what_is_the_same_under_both(model: Transformer) -> None:
     """Depth six everywhere is one content; twelve threads of three policies compute it once, and depth three once."""
     solo = Solo.over(model, settings(), Fixed(MOST))
     policies = [
@@ -113,7 +115,7 @@ def test_policies_share_what_is_the_same_under_both(model: Raven) -> None:
 
 
 @pytest.mark.parametrize("how", ["closed", "interrupted", "limited"])
-def test_followers_go_on_without_their_leader(model: Raven, how: str) -> None:
+def test_followers_go_on_without_their_leader(model: Transformer, how: str) -> None:
     policy = Fixed(3)
     solo = Solo.over(model, settings(), policy)
     # One whose iterations may run out is not followed: what a limit has bounded is not stored.
@@ -131,7 +133,7 @@ def test_followers_go_on_without_their_leader(model: Raven, how: str) -> None:
     assert solo.core.journal.work.cached_tokens == 3 * SHAREABLE
 
 
-def test_followers_can_be_cancelled(model: Raven) -> None:
+def test_followers_can_be_cancelled(model: Transformer) -> None:
     solo = Solo.over(model, settings(), Fixed(3))
     for number in range(4):
         ask(solo, (number,), Fixed(3))
@@ -143,7 +145,7 @@ def test_followers_can_be_cancelled(model: Raven) -> None:
     assert found[0,].logprobs == found[3,].logprobs == alone(model, Fixed(3)).logprobs
 
 
-def test_followers_may_lose_their_rows(model: Raven) -> None:
+def test_followers_may_lose_their_rows(model: Transformer) -> None:
     """With fewer rows than threads, ones of higher priority take those of threads that wait for a prefix."""
     policy = Fixed(3)
     solo = Solo.over(model, settings(max_in_flight=16), policy)
@@ -162,7 +164,7 @@ def test_followers_may_lose_their_rows(model: Raven) -> None:
 @pytest.mark.parametrize(
     ("slots", "shared", "waits"), [(None, 4, False), (None, 8, True), (1, 12, False), (1, 16, True)]
 )
-def test_nobody_waits_for_little(model: Raven, slots: int | None, shared: int, waits: bool) -> None:
+def test_nobody_waits_for_little(model: Transformer, slots: int | None, shared: int, waits: bool) -> None:
     """At least half of a group is to be in flight elsewhere, all of it where only whole groups are shared."""
     solo = Solo.over(model, settings(iteration_slots=slots), Fixed(3))
     ask(solo, (0,), Fixed(3))
@@ -173,7 +175,7 @@ def test_nobody_waits_for_little(model: Raven, slots: int | None, shared: int, w
     assert finished(solo)[1,].work.cached_tokens == (shared if waits else 0)
 
 
-def test_a_prompt_outlives_the_tree_that_brought_it(model: Raven) -> None:
+def test_a_prompt_outlives_the_tree_that_brought_it(model: Transformer) -> None:
     solo = Solo.over(model, settings(), Fixed(3))
     ask(solo, (0,), Fixed(3))
     first = finished(solo)[0,]
@@ -186,7 +188,7 @@ def test_a_prompt_outlives_the_tree_that_brought_it(model: Raven) -> None:
     assert second.logprobs == first.logprobs
 
 
-def test_what_a_fork_inherits_is_not_received(model: Raven) -> None:
+def test_what_a_fork_inherits_is_not_received(model: Transformer) -> None:
     solo = Solo.over(model, settings(), Fixed(3))
     ask(solo, (0,), Fixed(3))
     solo.run()
@@ -234,7 +236,7 @@ async def test_the_hit_rate_is_the_same_in_usage_and_trace(tiny_checkpoint: Path
     assert sorted(shares)[1] == pytest.approx(24 / (usage.prompt_tokens / trees))
 
 
-def test_policies_of_one_name_share_nothing(model: Raven) -> None:
+def test_policies_of_one_name_share_nothing(model: Transformer) -> None:
     """Two classes with one name and equal fields, as a module of a user's own or a notebook's cell run again has."""
 
     def of_one_name(patient: bool) -> DepthPolicy:

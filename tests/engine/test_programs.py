@@ -15,7 +15,7 @@ from policies import DepthPolicy, DepthView, EntryView, Fixed, LatentDiff
 from policies.depth.base import IntArray
 from runtime.errors import PolicyError
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
@@ -75,7 +75,7 @@ class Said:
 
 
 @cache
-def model(state_init: str, coda: int) -> Raven:
+def model(state_init: str, coda: int) -> Transformer:
     return tiny_model(7, state_init=state_init, coda=coda, prelude=coda)
 
 

@@ -32,6 +32,7 @@ from runtime.device.build import build_loop
 from runtime.link.commands import StartRecording, StopRecording
 from runtime.link.events import RunStarted, ThreadEnded
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from runtime.model.parameters import published_weights
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
@@ -154,7 +155,7 @@ async def test_two_recordings_of_two_models(
     async with opened(tiny_checkpoint, backend=backend, deterministic=True) as engine:
         async with engine.recording(paths[0]):
             said.append(await work(engine, 0, 1))
-        await engine.load_weights(dict(tiny_model(11).named_parameters()))
+        await engine.load_weights(published_weights(tiny_model(11)))
         async with engine.recording(paths[1]):
             said.append(await work(engine, 0, 1))
     traces = [read(path) for path in paths]

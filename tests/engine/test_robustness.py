@@ -32,7 +32,7 @@ from runtime.link.commands import (
     ThreadPath,
 )
 from runtime.link.events import Event
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
@@ -42,7 +42,7 @@ POLICY = LatentDiff(0.7, max_iterations=6)
 
 
 @pytest.fixture(scope="module")
-def model() -> Raven:
+def model() -> Transformer:
     return tiny_model(3)
 
 
@@ -91,7 +91,7 @@ def said(solo: Solo, path: ThreadPath = (0,)) -> Finished:
     return report
 
 
-def bystander(model: Raven, **changes: Any) -> tuple[Solo, tuple[int, ...]]:
+def bystander(model: Transformer, **changes: Any) -> tuple[Solo, tuple[int, ...]]:
     """A core with thread (9,) in flight, and what that will have said at the end."""
     solos = [Solo.over(model, settings(**changes), POLICY) for _ in range(2)]
     for solo in solos:
@@ -121,7 +121,7 @@ def bystander(model: Raven, **changes: Any) -> tuple[Solo, tuple[int, ...]]:
     ],
 )
 def test_a_bad_command_fails_its_thread_alone(
-    model: Raven, commands: list[Command], failures: int, error: type[Exception], words: str
+    model: Transformer, commands: list[Command], failures: int, error: type[Exception], words: str
 ) -> None:
     solo, expected = bystander(model)
     for command in commands:
@@ -139,13 +139,13 @@ def test_a_bad_command_fails_its_thread_alone(
     assert solo.core.statistics().pages_used == 0
 
 
-def test_commands_for_threads_that_are_gone_are_harmless(model: Raven) -> None:
+def test_commands_for_threads_that_are_gone_are_harmless(model: Transformer) -> None:
     solo, expected = bystander(model)
     solo.send(Interrupt((0,)), CloseThread((0,)))
     assert said(solo, (9,)).tokens == expected
 
 
-def test_interrupting_a_fork_that_never_generated_leaves_its_context(model: Raven) -> None:
+def test_interrupting_a_fork_that_never_generated_leaves_its_context(model: Transformer) -> None:
     solo = Solo.over(model, settings(), POLICY)
     solo.send(*beginning((0,), prompt_for(0), 6))
     said(solo)
@@ -179,7 +179,7 @@ class Misplaces:
 
 
 @pytest.mark.parametrize("watcher", [Raises, Misplaces])
-def test_a_watcher_that_raises_ends_its_thread_alone(model: Raven, watcher: type[Any]) -> None:
+def test_a_watcher_that_raises_ends_its_thread_alone(model: Transformer, watcher: type[Any]) -> None:
     solo, expected = bystander(model)
     solo.send(*beginning((0,), prompt_for(0), 9, watcher=watcher(), entropies=True))
     reports = ended(solo)
@@ -204,7 +204,7 @@ class Unforeseen:
         return ()
 
 
-def test_a_watcher_that_cannot_foresee_ends_its_thread_alone(model: Raven) -> None:
+def test_a_watcher_that_cannot_foresee_ends_its_thread_alone(model: Transformer) -> None:
     core = build_loop(model, settings(), POLICY)
     for command in (*beginning((0,), prompt_for(0), 9, watcher=Unforeseen()), *beginning((9,), prompt_for(9), 6)):
         core.handle(command)
@@ -222,7 +222,7 @@ def test_a_watcher_that_cannot_foresee_ends_its_thread_alone(model: Raven) -> No
 
 @pytest.mark.parametrize("where", ["open", "extend", "generate", "interrupt", "close"])
 def test_a_command_that_fails_unforeseen_ends_its_thread_alone(
-    model: Raven, monkeypatch: pytest.MonkeyPatch, where: str
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     solo, expected = bystander(model)
     threads = solo.core.threads
@@ -283,7 +283,7 @@ class NumbersAsMask(LatentDiff, frozen=True):
         NumbersAsMask(0.7, max_iterations=3),
     ],
 )
-def test_a_policy_that_fails_ends_its_threads_alone(model: Raven, policy: DepthPolicy) -> None:
+def test_a_policy_that_fails_ends_its_threads_alone(model: Transformer, policy: DepthPolicy) -> None:
     for opened_with in (policy, POLICY):
         solo, expected = bystander(model)
         later = None if opened_with is policy else policy
@@ -309,7 +309,7 @@ class SometimesNoMask(LatentDiff, frozen=True):
         return super().is_done(values)
 
 
-def test_a_test_that_is_repeated_measures_each_token_once(model: Raven) -> None:
+def test_a_test_that_is_repeated_measures_each_token_once(model: Transformer) -> None:
     """A batch whose test raises is tested group by group; what the policy remembers must be as before."""
     policy = SometimesNoMask(0.7, max_iterations=6)
     crowd = Solo.over(model, settings(), policy)
@@ -331,13 +331,13 @@ class AsksForAll(DepthPolicy, frozen=True):
         return np.clip(entering.iterations_left, 1, 3).astype(np.int32)
 
 
-def test_a_limit_beyond_32_bits_is_no_limit_to_a_policy(model: Raven) -> None:
+def test_a_limit_beyond_32_bits_is_no_limit_to_a_policy(model: Transformer) -> None:
     solo = Solo.over(model, settings(), POLICY)
     solo.send(*beginning((0,), prompt_for(0), 3, policy=AsksForAll(), max_iterations=10**10))
     assert said(solo).work.generated == 3
 
 
-def test_policies_of_threads_that_are_gone_are_forgotten(model: Raven) -> None:
+def test_policies_of_threads_that_are_gone_are_forgotten(model: Transformer) -> None:
     solo = Solo.over(model, settings(), POLICY)
     for number in range(200):
         policy = LatentDiff(0.3 + number / 1000, max_iterations=3)
@@ -354,7 +354,7 @@ def test_policies_of_threads_that_are_gone_are_forgotten(model: Raven) -> None:
 
 
 @pytest.mark.parametrize("length", [7, 13, 23])
-def test_shared_slots_and_shared_prefixes_agree(model: Raven, length: int) -> None:
+def test_shared_slots_and_shared_prefixes_agree(model: Transformer, length: int) -> None:
     """With few slots a token's content depends on what was in flight with it; a shared prompt must not change that."""
     alone, solo = (Solo.over(model, settings(iteration_slots=1, deterministic=True), Fixed(5)) for _ in range(2))
     prompt = prompt_for(9, length)
@@ -366,7 +366,7 @@ def test_shared_slots_and_shared_prefixes_agree(model: Raven, length: int) -> No
 
 
 @pytest.mark.parametrize("length", [7, 13, 20])
-def test_shared_slots_and_generating_again_agree(model: Raven, length: int) -> None:
+def test_shared_slots_and_generating_again_agree(model: Transformer, length: int) -> None:
     alone, solo = (Solo.over(model, settings(iteration_slots=1, deterministic=True), Fixed(5)) for _ in range(2))
     for each in (alone, solo):
         each.send(*beginning((0,), prompt_for(9, length), 6, policy=Fixed(5)))
@@ -379,7 +379,7 @@ def test_shared_slots_and_generating_again_agree(model: Raven, length: int) -> N
     assert said(solo).logprobs == expected.logprobs
 
 
-def test_what_a_limit_made_shallow_is_not_shared(model: Raven) -> None:
+def test_what_a_limit_made_shallow_is_not_shared(model: Transformer) -> None:
     policy = LatentDiff(0.01, max_iterations=6)
     prompt = prompt_for(9, 33)
     alone, solo = (Solo.over(model, settings(), policy) for _ in range(2))
@@ -390,7 +390,7 @@ def test_what_a_limit_made_shallow_is_not_shared(model: Raven) -> None:
     assert said(solo, (1,)).logprobs == pytest.approx(said(alone, (1,)).logprobs, abs=1e-5)
 
 
-def test_what_another_policy_computed_is_not_shared(model: Raven) -> None:
+def test_what_another_policy_computed_is_not_shared(model: Transformer) -> None:
     """A prompt that one policy began and another finished belongs to neither."""
     shallow, deep = LatentDiff(50.0, max_iterations=6), LatentDiff(0.01, max_iterations=6)
     prompt = prompt_for(9, 33)
@@ -408,7 +408,7 @@ def test_what_another_policy_computed_is_not_shared(model: Raven) -> None:
     assert said(solo, (1,)).logprobs == pytest.approx(said(alone, (1,)).logprobs, abs=1e-5)
 
 
-def test_one_row_is_not_held_against_a_thread_that_comes_first(model: Raven) -> None:
+def test_one_row_is_not_held_against_a_thread_that_comes_first(model: Transformer) -> None:
     """The later thread has the only row, the earlier one the pages it needs: neither may wait for the other."""
     tight = settings(max_in_flight=1, prefill_chunk=1, num_pages=8)
     solo = Solo.over(model, tight, Fixed(2))
@@ -422,7 +422,7 @@ def test_one_row_is_not_held_against_a_thread_that_comes_first(model: Raven) -> 
     assert [report.thread for (report,) in reports.values()] == [(0,), (1,)]
 
 
-def test_a_thread_of_priority_does_not_wait_for_a_row(model: Raven) -> None:
+def test_a_thread_of_priority_does_not_wait_for_a_row(model: Transformer) -> None:
     solo = Solo.over(model, settings(max_in_flight=2, prefill_chunk=2), Fixed(2))
     for number in range(2):
         solo.send(*beginning((number,), prompt_for(number, 4), 30, policy=Fixed(2)))
@@ -446,7 +446,7 @@ def test_a_thread_of_priority_does_not_wait_for_a_row(model: Raven) -> None:
     "changes", [{"backend": "torch"}, {"backend": "torch", "deterministic": True}, {"backend": "native"}]
 )
 def test_memory_that_runs_out_in_the_middle_of_a_tick_changes_nothing(
-    model: Raven, monkeypatch: pytest.MonkeyPatch, where: str, changes: dict[str, Any]
+    model: Transformer, monkeypatch: pytest.MonkeyPatch, where: str, changes: dict[str, Any]
 ) -> None:
     sizes = settings(**changes)
     expected, solo = (Solo.over(model, sizes, POLICY) for _ in range(2))
@@ -476,7 +476,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_tick_changes_nothing(
     assert found == want
 
 
-def test_what_happens_while_idle_is_recorded_and_seen(model: Raven) -> None:
+def test_what_happens_while_idle_is_recorded_and_seen(model: Transformer) -> None:
     """Threads close when there is nothing left to do: load and trace must not wait for the next tick."""
 
     class Lines:

@@ -12,40 +12,40 @@ from policies import Fixed
 from runtime.errors import ProtocolError
 from runtime.link.commands import Emitted, Failed, Finished, Foresight, Report, Signal, Signalled, ThreadPath
 from runtime.link.metering import LIMIT_REACHED, Meter, MeteredWatcher
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from tests.engine.lanes import CONTEXT, MOST, Bench, ByPosition, Spotter, both, core_settings
 from tests.engine.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
-def model() -> Raven:
+def model() -> Transformer:
     return tiny_model(7)
 
 
 @pytest.mark.parametrize("page_size", [3, 16, 64])
 @pytest.mark.parametrize("tokens", [3, 17, 60])
-def test_token_bounds_are_exact(model: Raven, page_size: int, tokens: int) -> None:
+def test_token_bounds_are_exact(model: Transformer, page_size: int, tokens: int) -> None:
     found, expected = both(model, lambda bench: bench.generate((0,), tokens), page_size=page_size)
     assert found == expected
     assert len(found.tokens) == found.work.generated == tokens
     assert found.reason == "length"
 
 
-def test_the_context_ends_where_it_ends(model: Raven) -> None:
+def test_the_context_ends_where_it_ends(model: Transformer) -> None:
     found, expected = both(model, lambda bench: bench.generate((0,), 1000))
     assert found == expected
     assert (len(found.tokens), found.reason) == (CONTEXT - 3, "context")
 
 
 @pytest.mark.parametrize("most", [6, 7, 8, 39, 40, 41])
-def test_iteration_bounds_are_exact(model: Raven, most: int) -> None:
+def test_iteration_bounds_are_exact(model: Transformer, most: int) -> None:
     found, expected = both(model, lambda bench: bench.generate((0,), 1000, max_iterations=max(most, 20)))
     assert found == expected
     assert found.reason == "iterations"
     assert found.work.iterations <= max(most, 20)
 
 
-def test_stop_tokens_stop_and_are_kept(model: Raven) -> None:
+def test_stop_tokens_stop_and_are_kept(model: Transformer) -> None:
     said, _ = both(model, lambda bench: bench.generate((0,), 60))
     last = next(token for token in reversed(said.tokens) if said.tokens.index(token) > 5)
     at = said.tokens.index(last)
@@ -56,7 +56,7 @@ def test_stop_tokens_stop_and_are_kept(model: Raven) -> None:
     assert (found.tokens, found.reason) == (said.tokens[: at + 1], "stop")
 
 
-def test_more_sets_of_stop_tokens_than_are_known_at_a_time(model: Raven) -> None:
+def test_more_sets_of_stop_tokens_than_are_known_at_a_time(model: Transformer) -> None:
     """Also where one of a tick takes the place of another's."""
     ends = []
     for stepwise in (False, True):
@@ -75,7 +75,7 @@ def test_more_sets_of_stop_tokens_than_are_known_at_a_time(model: Raven) -> None
 
 
 @pytest.mark.parametrize("kind", ["spawn", "stop"])
-def test_signals_that_were_not_announced_end_the_thread_with_a_clear_error(model: Raven, kind: Any) -> None:
+def test_signals_that_were_not_announced_end_the_thread_with_a_clear_error(model: Transformer, kind: Any) -> None:
     class Surprising:
         def __init__(self) -> None:
             self.fed = 0
@@ -105,7 +105,7 @@ def test_signals_that_were_not_announced_end_the_thread_with_a_clear_error(model
         assert getattr(load, name) == getattr(failed.work, name) + getattr(finished.work, name)
 
 
-def test_a_watcher_that_raises_in_a_run_ends_its_thread(model: Raven) -> None:
+def test_a_watcher_that_raises_in_a_run_ends_its_thread(model: Transformer) -> None:
     class Raising:
         def foresee(self) -> Foresight:
             return Foresight(frozenset(), 100)
@@ -122,7 +122,7 @@ def test_a_watcher_that_raises_in_a_run_ends_its_thread(model: Raven) -> None:
     assert not bench.core.has_work
 
 
-def test_watchers_that_do_not_foresee_see_every_token_at_once(model: Raven) -> None:
+def test_watchers_that_do_not_foresee_see_every_token_at_once(model: Transformer) -> None:
     bench = Bench.over(model, core_settings())
     bench.open((0,), Fixed(2), (1, 2, 3))
     spotter = Spotter(frozenset(), 1000)
@@ -135,7 +135,7 @@ def test_watchers_that_do_not_foresee_see_every_token_at_once(model: Raven) -> N
     assert bench.longest == 1
 
 
-def test_policies_that_bound_every_token_are_asked_for_every_token(model: Raven) -> None:
+def test_policies_that_bound_every_token_are_asked_for_every_token(model: Transformer) -> None:
     bench = Bench.over(model, core_settings())
     bench.open((0,), ByPosition(), (1, 2, 3))
     bench.generate((0,), 30)
@@ -144,7 +144,7 @@ def test_policies_that_bound_every_token_are_asked_for_every_token(model: Raven)
     assert depths[1:] == tuple(1 + position % MOST for position in range(3, 32))
 
 
-def test_streams_get_their_tokens_one_by_one(model: Raven) -> None:
+def test_streams_get_their_tokens_one_by_one(model: Transformer) -> None:
     bench = Bench.over(model, core_settings())
     bench.open((0,), Fixed(1), (1, 2, 3))
     bench.generate((0,), 20, stream=True)
@@ -156,7 +156,7 @@ def test_streams_get_their_tokens_one_by_one(model: Raven) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2, 30, 59, 60, 61])
-def test_a_meter_of_one_thread_is_exact(model: Raven, most: int) -> None:
+def test_a_meter_of_one_thread_is_exact(model: Transformer, most: int) -> None:
     bench = Bench.over(model, core_settings())
     meter = Meter(most)
     bench.open((0,), Fixed(2), (1, 2, 3))
@@ -175,7 +175,7 @@ def test_a_meter_of_one_thread_is_exact(model: Raven, most: int) -> None:
     st.sampled_from([1, 7, 64]),
 )
 def test_meters_that_threads_share_hold(
-    model: Raven, most: int, less: int, threads: list[tuple[int, int, int]], most_ticks: int
+    model: Transformer, most: int, less: int, threads: list[tuple[int, int, int]], most_ticks: int
 ) -> None:
     """Threads of other depths and lengths join in while others are in the middle of their runs."""
     bench = Bench.over(model, core_settings(), most_ticks=most_ticks)

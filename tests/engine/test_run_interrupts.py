@@ -10,18 +10,18 @@ import pytest
 
 from policies import Fixed, LatentDiff
 from runtime.link.commands import Interrupt, OpenThread
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from tests.engine.lanes import MOST, SEED, Bench, both, core_settings
 from tests.engine.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
-def model() -> Raven:
+def model() -> Transformer:
     return tiny_model(7)
 
 
-def in_a_run(model: Raven, **changes: Any) -> Bench:
+def in_a_run(model: Transformer, **changes: Any) -> Bench:
     """Thread (0,) is in the middle of a run, with tokens that nobody was told of."""
     bench = Bench.over(model, core_settings(**changes), most_ticks=3)
     bench.open((0,), Fixed(2), (1, 2, 3))
@@ -36,7 +36,7 @@ def in_a_run(model: Raven, **changes: Any) -> Bench:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 5, 100])
-def test_an_interrupted_run_keeps_what_it_is_told_to_keep(model: Raven, keep: int) -> None:
+def test_an_interrupted_run_keeps_what_it_is_told_to_keep(model: Transformer, keep: int) -> None:
     whole, _ = both(model, lambda bench: bench.generate((0,), 40))
     bench = in_a_run(model)
     bench.core.handle(Interrupt((0,), keep))
@@ -57,7 +57,7 @@ def test_an_interrupted_run_keeps_what_it_is_told_to_keep(model: Raven, keep: in
     assert cut.logprobs + rest.logprobs == whole.logprobs
 
 
-def stopped(model: Raven, page_size: int) -> Bench:
+def stopped(model: Transformer, page_size: int) -> Bench:
     """Thread (0,) came to a stop token in the middle of its pages, and could have gone on for more of them."""
     whole, _ = both(model, lambda bench: bench.generate((0,), 40))
     stop = next(token for token in whole.tokens[5:] if whole.tokens.index(token) > 4)
@@ -69,7 +69,7 @@ def stopped(model: Raven, page_size: int) -> Bench:
     return bench
 
 
-def interrupted(model: Raven, page_size: int) -> Bench:
+def interrupted(model: Transformer, page_size: int) -> Bench:
     bench = in_a_run(model, page_size=page_size)
     bench.core.handle(Interrupt((0,), 4))
     bench.run()
@@ -77,7 +77,7 @@ def interrupted(model: Raven, page_size: int) -> Bench:
 
 
 @pytest.mark.parametrize("page_size", [3, 4, 16])
-def test_pages_taken_ahead_are_given_back_when_the_call_ends(model: Raven, page_size: int) -> None:
+def test_pages_taken_ahead_are_given_back_when_the_call_ends(model: Transformer, page_size: int) -> None:
     bench = in_a_run(model, page_size=page_size)
     bench.core.handle(Interrupt((0,), 100))
     sampled = bench.finished()[0,].work.generated
@@ -89,7 +89,7 @@ def test_pages_taken_ahead_are_given_back_when_the_call_ends(model: Raven, page_
 @pytest.mark.parametrize("ended", [stopped, interrupted])
 @pytest.mark.parametrize("page_size", [3, 4, 16])
 def test_a_child_of_a_thread_that_had_taken_pages_writes_to_its_own(
-    model: Raven, page_size: int, ended: Callable[[Raven, int], Bench]
+    model: Transformer, page_size: int, ended: Callable[[Transformer, int], Bench]
 ) -> None:
     """Both go on with other tokens at the same positions; neither must see the other's."""
     said = []
@@ -108,7 +108,7 @@ def test_a_child_of_a_thread_that_had_taken_pages_writes_to_its_own(
     assert said[0] == said[1]
 
 
-def test_without_pages_to_spare_a_run_ends_with_its_page(model: Raven) -> None:
+def test_without_pages_to_spare_a_run_ends_with_its_page(model: Transformer) -> None:
     """Pages are not taken ahead from those who will need them."""
     spare, scarce = (Bench.over(model, core_settings(page_size=4, num_pages=pages)) for pages in (300, 17))
     said = []
@@ -124,7 +124,7 @@ def test_without_pages_to_spare_a_run_ends_with_its_page(model: Raven) -> None:
 
 
 @pytest.mark.parametrize("most_ticks", [1, 2, 5])
-def test_eviction_in_the_middle_of_runs(model: Raven, most_ticks: int) -> None:
+def test_eviction_in_the_middle_of_runs(model: Transformer, most_ticks: int) -> None:
     """Memory for one and a half threads: later ones lose their pages in the middle of their runs, and no token."""
     said = []
     for pages in (300, 24):

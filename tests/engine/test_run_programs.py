@@ -22,7 +22,7 @@ from runtime.link.commands import (
     Signal,
     Signalled,
 )
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.lanes import (
@@ -42,7 +42,7 @@ from tests.engine.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
-def model() -> Raven:
+def model() -> Transformer:
     return tiny_model(7)
 
 
@@ -123,7 +123,7 @@ class Program:
             assert getattr(load, name) == sum(getattr(report.work, name) for report in self.reports), name
 
 
-def repeat(model: Raven, program: Program, engine: EngineSettings) -> None:
+def repeat(model: Transformer, program: Program, engine: EngineSettings) -> None:
     """Everything once more, one call after the other and token by token, in an engine with memory to spare."""
     bench = Bench.over(model, engine, stepwise=True)
     for kind, told, what in program.log:
@@ -213,7 +213,7 @@ operations = st.lists(
     operations,
 )
 def test_any_program_says_what_it_says_token_by_token(
-    model: Raven,
+    model: Transformer,
     roomy: bool,
     page_size: int,
     lanes: int,

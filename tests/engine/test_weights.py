@@ -20,10 +20,10 @@ from runtime.backend.interface import CacheShape
 from runtime.backend.torch.cuda_graphs import GraphedBackend
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
-from runtime.model.architecture import Model, build_model
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from runtime.model.raven import Raven
+from runtime.model.parameters import is_derived, published_weights
 from runtime.model.replacement import replace_weights
+from runtime.model.transformer import Transformer
 from tests.backend import conversations
 from tests.backend.capturing import PlanlessAttention, TapeCapture
 from tests.engine.solo import Solo
@@ -55,8 +55,8 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base / "old", base / "new"
 
 
-def weights_of(model: Model) -> Weights:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+def weights_of(model: Transformer) -> Weights:
+    return {name: tensor.clone() for name, tensor in published_weights(model).items() if not is_derived(model, name)}
 
 
 async def say(engine: Engine) -> tuple[tuple[object, ...], ...]:
@@ -111,23 +111,25 @@ async def test_weights_of_other_dtypes_are_converted(directories: tuple[Path, Pa
 
 
 @st.composite
-def pairs(draw: st.DrawFn) -> tuple[Model, Model]:
+def pairs(draw: st.DrawFn) -> tuple[Transformer, Transformer]:
     """Two models of one shape: Ravens and Llamas, with and without biases and tied embeddings."""
     model = draw(st.one_of(conversations.ravens(), conversations.llamas()))
-    return model, conversations.sharpened(build_model(model.config), draw(st.integers(0, 2**16)))
+    return model, conversations.sharpened(Transformer(model.config), draw(st.integers(0, 2**16)))
 
 
 @given(pairs(), st.sampled_from(["native", "torch"]), st.booleans())
 @settings(max_examples=8)
-def test_any_model_becomes_another_of_its_shape(models: tuple[Model, Model], backend: Any, published: bool) -> None:
+def test_any_model_becomes_another_of_its_shape(
+    models: tuple[Transformer, Transformer], backend: Any, with_derived: bool
+) -> None:
     first, second = models
     sizes = conversations.settings(backend=backend, most_iterations=3)
     policy = Fixed(3)
-    prompt = [number % first.config.vocab_size for number in range(33)]
+    prompt = [number % first.specification.vocab_size for number in range(33)]
     expected = Solo.over(second, sizes, policy).generate(prompt, policy, 5)
     solo = Solo.over(first, sizes, policy)
     solo.generate(prompt, policy, 5)
-    given_weights = dict(second.state_dict()) if published else weights_of(second)
+    given_weights = published_weights(second) if with_derived else weights_of(second)
     solo.core.backend.load_weights(given_weights)
     solo.core.scheduler.memory.forget_prefixes()
     solo.core.check_integrity()
@@ -216,12 +218,12 @@ async def test_wrong_weights_change_nothing(directories: tuple[Path, Path], back
 
 def test_tied_parameters_are_one(golden_a: Path) -> None:
     model = load_checkpoint(golden_a).model
-    assert isinstance(model, Raven)
-    assert model.config.tie_embeddings
+    assert isinstance(model, Transformer)
+    assert model.specification.tied
     weights = {name: tensor + 1 for name, tensor in weights_of(model).items()}
     assert LAST not in weights
     replace_weights(model, {LAST: weights.pop(FIRST), **weights})
-    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.head.weight is model.embedding.weight
     before = fingerprint(model)
     weights = weights_of(model)
     with pytest.raises(ValueError, match=rf"other numbers for {LAST} than for {FIRST}"):

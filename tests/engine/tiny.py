@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven
+from runtime.model.families.raven import RavenConfig
+from runtime.model.parameters import initialise
+from runtime.model.transformer import Transformer
 
 
-def tiny_model(seed: int = 0, *, prelude: int = 1, core: int = 1, coda: int = 1, state_init: str = "zero") -> Raven:
+def tiny_model(
+    seed: int = 0, *, prelude: int = 1, core: int = 1, coda: int = 1, state_init: str = "zero"
+) -> Transformer:
     """Random weights, sharpened so that greedy tokens vary."""
     config = RavenConfig(
         n_embd=16,
@@ -23,10 +26,10 @@ def tiny_model(seed: int = 0, *, prelude: int = 1, core: int = 1, coda: int = 1,
         state_init=state_init,
         tie_embeddings=False,
     )
-    model = Raven(config)
-    model.initialise(torch.Generator().manual_seed(seed))
+    model = Transformer(config)
+    initialise(model, torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        model.lm_head.weight.mul_(4.0)
+        model.head.weight.mul_(4.0)
         for name, parameter in model.named_parameters():
             if name.endswith("proj.weight"):
                 parameter.mul_(6.0)

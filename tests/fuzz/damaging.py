@@ -41,7 +41,9 @@ def checkpoints(directory: Path) -> Iterator[Path]:
     raven = directory / "raven"
     shutil.copytree(shipped, raven)
     yield raven
-    llama = save_llama(directory / "llama", make_llama(vocab_size=load_checkpoint(shipped).model.config.vocab_size))
+    llama = save_llama(
+        directory / "llama", make_llama(vocab_size=load_checkpoint(shipped).model.specification.vocab_size)
+    )
     for name in ("braid.json", "tokenizer.json"):
         shutil.copyfile(shipped / name, llama / name)
     yield llama

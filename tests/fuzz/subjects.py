@@ -32,9 +32,9 @@ from policies import (
 )
 from policies.depth.base import IntArray
 from runtime import Sampling
-from runtime.model.architecture import Model
 from runtime.model.checkpoint import load_checkpoint, save_checkpoint
 from runtime.model.tokenizer import Tokenizer
+from runtime.model.transformer import Transformer
 from tests.engine.conftest import PROTOCOL, TAGS
 from tests.engine.tiny import tiny_model
 from tests.llamas import make_llama, save_llama
@@ -137,5 +137,5 @@ def checkpoint_of(model: str) -> Path:
 
 
 @cache
-def model_of(model: str) -> Model:
+def model_of(model: str) -> Transformer:
     return load_checkpoint(checkpoint_of(model), dtype=torch.float32, device="cpu").model

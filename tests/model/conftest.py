@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.model.config import RavenConfig
-from runtime.model.raven import Raven, attend_causally
+from runtime.model.families.raven import RavenConfig
+from runtime.model.transformer import Transformer
 
-MakeModel = Callable[..., Raven]
-RunDense = Callable[[Raven, Tensor, int], Tensor]
+MakeModel = Callable[..., Transformer]
+RunDense = Callable[[Transformer, Tensor, int], Tensor]
 
 
 @pytest.fixture
 def make_model() -> MakeModel:
     """`make_model(**changes)`: a random model of a few thousand parameters; changes are fields of its configuration."""
 
-    def make(**changes: Any) -> Raven:
+    def make(**changes: Any) -> Transformer:
         fields = {
             "n_embd": 16,
             "n_heads": 2,
@@ -32,7 +32,7 @@ def make_model() -> MakeModel:
             "n_layers_in_coda": 1,
             "mean_recurrence": 4,
         }
-        model = Raven(RavenConfig(**{**fields, **changes}))
+        model = Transformer(RavenConfig(**{**fields, **changes}))
         generator = torch.Generator().manual_seed(len(changes))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -47,12 +47,12 @@ def run_dense() -> RunDense:
     """`run_dense(model, tokens, iterations)`: logits [batch, length, vocab] from a zero initial state."""
 
     @torch.no_grad()
-    def run(model: Raven, tokens: Tensor, iterations: int) -> Tensor:
+    def run(model: Transformer, tokens: Tensor, iterations: int) -> Tensor:
         rotation = model.rotation(torch.arange(tokens.shape[-1]))
-        embedded = model.prelude(tokens, rotation, attend_causally)
+        embedded = model.prelude(tokens, rotation, model.attend_causally)
         state = torch.zeros_like(embedded)
         for _ in range(iterations):
-            state = model.iterate(state, embedded, rotation, attend_causally)
-        return model.coda(state, rotation, attend_causally)
+            state = model.iterate(state, embedded, rotation, model.attend_causally)
+        return model.coda(state, rotation, model.attend_causally)
 
     return run

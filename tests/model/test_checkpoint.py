@@ -21,11 +21,13 @@ from runtime.errors import CheckpointError
 from runtime.model import checkpoint, directories
 from runtime.model.checkpoint import fingerprint, load_checkpoint, resolve, save_checkpoint
 from runtime.model.directories import shipped_checkpoints
-from runtime.model.raven import Raven, rotary_table
+from runtime.model.families.raven import RavenConfig
+from runtime.model.parameters import published_weights
 from runtime.model.tokenizer import Tokenizer
+from runtime.model.transformer import Transformer
 
-MakeModel = Callable[..., Raven]
-RunDense = Callable[[Raven, Tensor, int], Tensor]
+MakeModel = Callable[..., Transformer]
+RunDense = Callable[[Transformer, Tensor, int], Tensor]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {},
@@ -104,7 +106,7 @@ def test_a_saved_model_loads_as_the_same_model(
     assert not loaded.training
     assert torch.equal(run_dense(loaded, TOKENS, 3), run_dense(model, TOKENS, 3))
     assert fingerprint(loaded) == fingerprint(model)
-    assert (loaded.lm_head.weight is loaded.transformer.wte.weight) == model.config.tie_embeddings
+    assert (loaded.head.weight is loaded.embedding.weight) == model.specification.tied
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -113,6 +115,7 @@ def test_files_hold_the_published_names(tmp_path: Path, make_model: MakeModel, v
     save_checkpoint(tmp_path, model)
     tensors = load_file(tmp_path / "model.safetensors")
     config = model.config
+    assert isinstance(config, RavenConfig)
     block = ("attn.Wqkv", "attn.proj", "mlp.fc", "mlp.proj", "norm_1", "norm_2", "norm_3", "norm_4")
     counts = {
         "prelude": config.n_layers_in_prelude,
@@ -147,10 +150,10 @@ def test_bfloat16_keeps_the_rotary_table_in_float32(tmp_path: Path, make_model: 
     model = make_model(tie_embeddings=False)
     save_checkpoint(tmp_path / "a", model)
     loaded = load_checkpoint(tmp_path / "a", dtype=torch.bfloat16).model
-    assert isinstance(loaded, Raven)
+    assert isinstance(loaded, Transformer)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
-    assert loaded.freqs_cis.dtype == torch.float32
-    assert torch.equal(loaded.freqs_cis, model.freqs_cis)
+    assert published_weights(loaded)["freqs_cis"].dtype == torch.float32
+    assert torch.equal(published_weights(loaded)["freqs_cis"], published_weights(model)["freqs_cis"])
     save_checkpoint(tmp_path / "b", loaded)
     stored = load_file(tmp_path / "b" / "model.safetensors")
     assert {tensor.dtype for name, tensor in stored.items() if name != "freqs_cis"} == {torch.bfloat16}
@@ -176,7 +179,7 @@ def test_other_dtypes_are_refused(tmp_path: Path, make_model: MakeModel, saved: 
 def test_weights_stored_in_other_floating_dtypes_are_converted(saved: Path) -> None:
     wide = load_file(saved / "model.safetensors")[QUERY]
     rewrite(saved, **{QUERY: wide.half()})
-    loaded = load_checkpoint(saved).model.get_parameter(QUERY)
+    loaded = published_weights(load_checkpoint(saved).model)[QUERY]
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded, wide.half().float())
 
@@ -192,23 +195,23 @@ def test_the_stored_rotary_table_is_used(saved: Path) -> None:
     table = load_file(saved / "model.safetensors")["freqs_cis"] * 0.5
     rewrite(saved, freqs_cis=table)
     model = load_checkpoint(saved).model
-    assert isinstance(model, Raven)
-    assert torch.equal(model.freqs_cis, table)
+    assert isinstance(model, Transformer)
+    assert torch.equal(published_weights(model)["freqs_cis"], table)
 
 
-def test_a_missing_rotary_table_is_computed(saved: Path) -> None:
+def test_a_missing_rotary_table_is_computed(saved: Path, make_model: MakeModel) -> None:
     rewrite(saved, freqs_cis=None)
     model = load_checkpoint(saved).model
-    assert isinstance(model, Raven)
-    assert torch.equal(model.freqs_cis, rotary_table(model.config))
+    assert isinstance(model, Transformer)
+    assert torch.equal(published_weights(model)["freqs_cis"], published_weights(make_model())["freqs_cis"])
 
 
 def test_a_tied_file_may_hold_an_equal_head(saved: Path, make_model: MakeModel) -> None:
     table = load_file(saved / "model.safetensors")["transformer.wte.weight"]
     rewrite(saved, lm_head__weight=table.clone())
     model = load_checkpoint(saved).model
-    assert isinstance(model, Raven)
-    assert model.lm_head.weight is model.transformer.wte.weight
+    assert isinstance(model, Transformer)
+    assert model.head.weight is model.embedding.weight
     assert fingerprint(model) == fingerprint(make_model())
 
 
@@ -233,7 +236,8 @@ def test_optional_files_may_be_absent(saved: Path) -> None:
 def test_a_failed_save_leaves_the_old_checkpoint(saved: Path, make_model: MakeModel) -> None:
     before = fingerprint(load_checkpoint(saved).model)
     broken = make_model()
-    broken.register_buffer("unknown", torch.empty(1, device="meta"))
+    broken.head.weight = torch.nn.Parameter(torch.empty(broken.head.weight.shape, device="meta"))
+    broken.embedding.weight = broken.head.weight
     with pytest.raises(NotImplementedError):
         save_checkpoint(saved, broken)
     assert fingerprint(load_checkpoint(saved).model) == before
@@ -522,7 +526,7 @@ def test_fingerprints_tell_models_apart(make_model: MakeModel) -> None:
     assert fingerprint(model) == fingerprint(same)
     assert len(fingerprint(model)) == 32
     with torch.no_grad():
-        same.get_parameter(QUERY)[0, 0] += 1e-3
+        published_weights(same)[QUERY][0, 0] += 1e-3
     assert fingerprint(model) != fingerprint(same)
     assert fingerprint(model) != fingerprint(make_model(norm_eps=1e-4))
 

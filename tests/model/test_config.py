@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import CheckpointError
-from runtime.model.architecture import config_as_published, read_config
-from runtime.model.config import RavenConfig
+from runtime.model.architecture import read_config
+from runtime.model.families.raven import RavenConfig
 
 DELETED = object()
 
@@ -59,13 +59,13 @@ def changed(directory: Path, golden_a: Path, **changes: Any) -> Path:
 @given(config=configs())
 def test_what_is_published_reads_back_the_same(tmp_path: Path, config: RavenConfig) -> None:
     path = tmp_path / "config.json"
-    path.write_bytes(msgspec.json.encode(config_as_published(config, "float32")))
+    path.write_bytes(msgspec.json.encode(config.as_published("float32")))
     assert read_config(path) == config
 
 
 def test_published_object_has_the_reference_keys_and_values(golden_a: Path) -> None:
     reference = json.loads((golden_a / "config.json").read_text())
-    published = config_as_published(read_config(golden_a / "config.json"), "float32")
+    published = read_config(golden_a / "config.json").as_published("float32")
     del reference["transformers_version"]
     assert published.pop("init_values") == pytest.approx(reference.pop("init_values"))
     assert published == reference
@@ -74,9 +74,10 @@ def test_published_object_has_the_reference_keys_and_values(golden_a: Path) -> N
 def test_golden_values(golden_a: Path) -> None:
     config = read_config(golden_a / "config.json")
     assert isinstance(config, RavenConfig)
-    assert (config.head_dim, config.n_layers, config.effective_depth) == (16, 8, 36)
-    assert config.embedding_scale == 8.0
-    assert config.state_std == pytest.approx(0.07905694150420949)
+    own = config.specification
+    assert (own.head_dim, len(own.layers), config.effective_depth) == (16, 8, 36)
+    assert own.embedding_scale == 8.0
+    assert own.state_std == pytest.approx(0.07905694150420949)
     assert config.out_proj_std == pytest.approx(0.009316949906249124)
 
 
@@ -88,24 +89,24 @@ def test_defaults_are_those_of_the_reference(tmp_path: Path, golden_a: Path) -> 
 
 def test_a_padded_table_has_more_rows_than_tokens(tmp_path: Path, golden_a: Path) -> None:
     for padded, vocab_size, rows in ((640, 512, 640), (512, 512, 512), (DELETED, 512, 512), (500, 500, 500)):
-        config = read_config(changed(tmp_path, golden_a, padded_vocab_size=padded))
-        assert (config.vocab_size, config.table_rows) == (vocab_size, rows)
-    config = read_config(changed(tmp_path, golden_a, vocab_size=DELETED, padded_vocab_size=640))
-    assert (config.vocab_size, config.table_rows) == (640, 640)
+        own = read_config(changed(tmp_path, golden_a, padded_vocab_size=padded)).specification
+        assert (own.vocab_size, own.table_rows) == (vocab_size, rows)
+    own = read_config(changed(tmp_path, golden_a, vocab_size=DELETED, padded_vocab_size=640)).specification
+    assert (own.vocab_size, own.table_rows) == (640, 640)
 
 
 def test_state_scale_of_zero_means_a_zero_state_as_for_the_reference(tmp_path: Path, golden_a: Path) -> None:
     config = read_config(changed(tmp_path, golden_a, init_values={"std": 0.0}))
     assert isinstance(config, RavenConfig)
     assert config.state_init == "zero"
-    assert config.state_std == 0.0
-    assert config_as_published(config, "float32")["init_values"]["std"] == 0.0
+    assert config.specification.state_std == 0.0
+    assert config.as_published("float32")["init_values"]["std"] == 0.0
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "'huginn_raven'", "'llama'", "LlamaForCausalLM"]),
+        ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "'huginn_raven'", "'llama'", "'ouro'"]),
         ({"model_type": DELETED}, ["model_type", "None", "'huginn_raven'", "'llama'"]),
         ({"injection_type": "add"}, ["injection_type", "'add'", "'linear'"]),
         ({"nonlin_name": "ReLU"}, ["nonlin_name", "'ReLU'", "'SiLU'"]),

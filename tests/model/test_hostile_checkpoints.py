@@ -21,14 +21,14 @@ from examples.countdown.vocabulary import WORDS, build_tokenizer
 from policies import Policy, to_builtins
 from runtime.errors import CheckpointError
 from runtime.loading import read_braid
-from runtime.model import checkpoint
+from runtime.model import assembly
 from runtime.model.checkpoint import load_checkpoint, resolve, save_checkpoint
-from runtime.model.raven import Raven
 from runtime.model.tokenizer import Tokenizer
+from runtime.model.transformer import Transformer
 from tests.damage import bounded, damage
 from tests.llamas import make_llama, save_llama
 
-MakeModel = Callable[..., Raven]
+MakeModel = Callable[..., Transformer]
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "braid.json")
 SIZES = {
@@ -84,7 +84,7 @@ def test_what_is_to_be_damaged_loads(saved: Path) -> None:
 def test_sizes_beyond_the_files_are_refused_before_a_model_is_built(
     saved: Path, monkeypatch: pytest.MonkeyPatch, value: int
 ) -> None:
-    monkeypatch.setattr(checkpoint, "build_model", None)
+    monkeypatch.setattr(assembly, "Transformer", None)
     content = (saved / "config.json").read_bytes()
     for key in SIZES[saved.name]:
         change_config(saved, **{key: value})
@@ -93,7 +93,7 @@ def test_sizes_beyond_the_files_are_refused_before_a_model_is_built(
 
 
 def test_a_table_of_rotations_larger_than_the_weights_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "build_model", None)
+    monkeypatch.setattr(assembly, "Transformer", None)
     key = "block_size" if saved.name == "raven" else "max_position_embeddings"
     change_config(saved, **{key: 10**9})
     refused(saved, saved / "config.json", key, "10", "rotations")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from policies import KL, ArgmaxStability, Cosine, DepthPolicy, DepthView, EntropyDiff, LatentDiff, MinPKL
 from runtime.model.checkpoint import load_checkpoint
-from runtime.model.raven import Raven, attend_causally
+from runtime.model.transformer import Transformer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "golden_a"
 MOST = 16
@@ -39,9 +39,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @cache
-def model() -> Raven:
+def model() -> Transformer:
     raven = load_checkpoint(GOLDEN).model
-    assert isinstance(raven, Raven)
+    assert isinstance(raven, Transformer)
     return raven
 
 
@@ -53,17 +53,17 @@ def golden() -> dict[str, Tensor]:
 @torch.no_grad()
 def last_logits(states: Tensor) -> Tensor:
     """Logits [16, vocab] of a prompt's last token after each of 16 iterations, from states [16, length, width]."""
-    return model().coda(states, model().rotation(torch.arange(states.shape[1])), attend_causally)[:, -1]
+    return model().coda(states, model().rotation(torch.arange(states.shape[1])), model().attend_causally)[:, -1]
 
 
 @torch.no_grad()
 def states_of(tokens: Tensor) -> Tensor:
     """States [16, length, width] after each of 16 iterations from zero."""
     rotation = model().rotation(torch.arange(len(tokens)))
-    embedded = model().prelude(tokens[None], rotation, attend_causally)
+    embedded = model().prelude(tokens[None], rotation, model().attend_causally)
     states = [torch.zeros_like(embedded)]
     for _ in range(MOST):
-        states.append(model().iterate(states[-1], embedded, rotation, attend_causally))
+        states.append(model().iterate(states[-1], embedded, rotation, model().attend_causally))
     return torch.cat(states[1:])
 
 

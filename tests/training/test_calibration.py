@@ -36,7 +36,7 @@ from runtime import Engine, Sampling
 from runtime.errors import CheckpointError
 from runtime.model.checkpoint import save_checkpoint
 from runtime.model.directories import shipped_directory
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 from tests.engine.tiny import tiny_model
 from traces import ThreadRecord, Trace, read, thread_tree, walk_threads
 
@@ -69,7 +69,7 @@ async def converse(engine: Engine, policy: Policy, prompts: random.Random) -> No
 
 
 def record(
-    folder: Path, model: Raven, policies: list[DepthPolicy], *, trees: int = 1, temperature: float = 0.0
+    folder: Path, model: Transformer, policies: list[DepthPolicy], *, trees: int = 1, temperature: float = 0.0
 ) -> Trace:
     """What an engine on the PyTorch backend says under each of the policies."""
     save_checkpoint(folder / "model", model)
@@ -233,7 +233,7 @@ def test_what_was_read_off_at_the_ends_is_what_happens(full: list[ThreadTokens])
 def test_agreement_is_with_the_models_own_depth(full: list[ThreadTokens]) -> None:
     measured = CalibrationSet(PLAIN, full[:20])
     own = measured.measure(Fixed())
-    assert (own.mean_depth, own.agreement) == (PLAIN.config.mean_recurrence, 1.0)
+    assert (own.mean_depth, own.agreement) == (PLAIN.specification.mean_recurrence, 1.0)
     shallow = measured.measure(Fixed(1))
     assert shallow.mean_depth == 1
     assert shallow.agreement < 1

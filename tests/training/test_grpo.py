@@ -33,7 +33,8 @@ from policies.training.replay import Replay, ReplayBatch, replay_batches
 from policies.training.thread_tokens import ThreadTokens, check_replayable, threads_in
 from runtime import Answer, Engine, Limits, Sampling, Usage
 from runtime.model.checkpoint import load_checkpoint
-from runtime.model.raven import Raven
+from runtime.model.parameters import published_weights
+from runtime.model.transformer import Transformer
 from tests.engine.conftest import tiny_checkpoint as tiny_checkpoint
 from tests.engine.tiny import tiny_model
 from traces import read
@@ -91,7 +92,7 @@ def root(tokens: tuple[int, ...], logprobs: tuple[float, ...], depths: tuple[int
 
 def largest_gap(checkpoint: Path, rollouts: list[ThreadTokens], temperature: float = 1.0) -> float:
     model = load_checkpoint(checkpoint).model
-    assert isinstance(model, Raven)
+    assert isinstance(model, Transformer)
     replay, gap = Replay(model, temperature=temperature), 0.0
     with torch.no_grad():
         for batch in replay_batches([(thread, 0.0) for thread in rollouts], 400, torch.device("cpu")):
@@ -137,7 +138,7 @@ def test_every_weight_gets_a_gradient() -> None:
 
 
 def test_models_that_start_from_noise_are_refused() -> None:
-    with pytest.raises(ValueError, match="starts from noise"):
+    with pytest.raises(ValueError, match="start from noise"):
         Replay(tiny_model(state_init="like-init"))
 
 
@@ -268,7 +269,7 @@ def test_a_run_goes_on_after_its_last_step(tiny_checkpoint: Path, tmp_path: Path
     assert steps == [1, 2, 3, 4]
     learner = Learner(tiny_checkpoint, CONFIG, tmp_path, 1)
     assert learner.step == 4
-    start = load_checkpoint(tiny_checkpoint).model.state_dict()
+    start = published_weights(load_checkpoint(tiny_checkpoint).model)
     assert any(not torch.equal(weight, start[name]) for name, weight in learner.weights().items())
 
 

@@ -44,8 +44,10 @@ from policies.training.supervised import TrainingRun
 from policies.training.teacher_forcing import TeacherForced, initial_state
 from runtime import CheckpointError, ProtocolError, TagProtocol
 from runtime.model.checkpoint import load_checkpoint
-from runtime.model.raven import Raven
+from runtime.model.families.raven import RavenConfig
+from runtime.model.parameters import initialise
 from runtime.model.tokenizer import Tokenizer
+from runtime.model.transformer import Rotation, Transformer
 from tests.engine.tiny import tiny_model
 
 CONFIG = SupervisedConfig(
@@ -76,7 +78,7 @@ def steps_logged(directory: Path) -> list[float]:
     return [metrics["step"] for metrics in read_metrics(directory)]
 
 
-def differences(model: Raven, other: Raven) -> list[str]:
+def differences(model: Transformer, other: Transformer) -> list[str]:
     others = dict(other.named_parameters())
     return [name for name, parameter in model.named_parameters() if not torch.equal(parameter, others[name])]
 
@@ -129,7 +131,7 @@ def test_initial_states_are_drawn_as_the_model_says() -> None:
     assert not initial_state(tiny_model(), embedded).any()
     noisy = tiny_model(state_init="like-init")
     drawn = initial_state(noisy, embedded, torch.Generator().manual_seed(1))
-    std = noisy.config.state_std * noisy.config.embedding_scale
+    std = noisy.specification.state_std * noisy.specification.embedding_scale
     assert float(drawn.std()) == pytest.approx(std, rel=0.05)
     assert float(drawn.abs().max()) <= 3 * std * (1 + 1e-6)
     assert torch.equal(drawn, initial_state(noisy, embedded, torch.Generator().manual_seed(1)))
@@ -141,14 +143,14 @@ def test_gradients_pass_through_the_last_iterations_only() -> None:
     (batch,) = pack(of_length([12], random.Random(1)), 100)
     counted: list[bool] = []
 
-    def iterate(state: Tensor, embedded: Tensor, rotation: Tensor) -> Tensor:
+    def iterate(state: Tensor, embedded: Tensor, rotation: Rotation) -> Tensor:
         counted.append(torch.is_grad_enabled())
         return TeacherForced._iterate(forced, state, embedded, rotation)
 
     forced.iterate = iterate
     forced.loss_sum(batch, 3, 2).backward()
     assert counted == [False] * 3 + [True] * 2
-    assert model.transformer.adapter.weight.grad is not None
+    assert model.get_parameter("adapter.weight").grad is not None
 
 
 @given(st.floats(1.0, 12.0), st.integers(1, 20), st.integers(1, 8), st.integers(0, 1000))
@@ -183,7 +185,7 @@ def test_the_rate_warms_up_holds_and_decays_to_zero() -> None:
 
 @pytest.mark.parametrize("state_init", ["zero", "like-init"])
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path: Path, state_init: str) -> None:
-    def run(directory: Path, *stops: int) -> Raven:
+    def run(directory: Path, *stops: int) -> Transformer:
         for steps in stops:
             model = tiny_model(5, state_init=state_init)
             # Rates that do not decay: a kill is a config that ends early and is otherwise the same.
@@ -309,21 +311,23 @@ def test_a_run_starts_from_a_checkpoint_whose_vocabulary_has_grown(tmp_path: Pat
     tags = [*PROTOCOL.tags, "<unknown>"]
     words = [*(str(number) for number in range(34)), *tags]
     old = tiny_model(1)
+    config = old.config
+    assert isinstance(config, RavenConfig)
     export_checkpoint(tmp_path, old, word_tokenizer(words), PROTOCOL, Policy(depth=Fixed(2)))
     written = load_checkpoint(tmp_path)
     assert written.stop_tokens == (words.index("<e>"),)
     grown = ["new", *words[:20], "newer", *words[20:]]
-    model = Raven(msgspec.structs.replace(old.config, vocab_size=len(grown)))
-    model.initialise(torch.Generator().manual_seed(9))
-    fresh = model.lm_head.weight.detach().clone()
+    model = Transformer(msgspec.structs.replace(config, vocab_size=len(grown)))
+    initialise(model, torch.Generator().manual_seed(9))
+    fresh = model.head.weight.detach().clone()
     assert initialise_from(model, tmp_path, word_tokenizer(grown)) == 2
     for place, word in enumerate(grown):
-        expected = old.lm_head.weight[words.index(word)] if word in words else fresh[place]
-        assert torch.equal(model.lm_head.weight[place], expected), word
-    assert torch.equal(model.transformer.adapter.weight, old.transformer.adapter.weight)
+        expected = old.head.weight[words.index(word)] if word in words else fresh[place]
+        assert torch.equal(model.head.weight[place], expected), word
+    assert torch.equal(model.get_parameter("adapter.weight"), old.get_parameter("adapter.weight"))
     with pytest.raises(CheckpointError, match="only the number of tokens may differ"):
         initialise_from(
-            Raven(msgspec.structs.replace(old.config, intermediate_size=32)), tmp_path, word_tokenizer(words)
+            Transformer(msgspec.structs.replace(config, intermediate_size=32)), tmp_path, word_tokenizer(words)
         )
     with pytest.raises(CheckpointError, match="another structure"):
         initialise_from(tiny_model(core=2), tmp_path, word_tokenizer(words))
@@ -408,7 +412,7 @@ def test_loss_weights_that_mean_nothing_are_refused(weight: float) -> None:
 def test_a_step_that_would_not_be_finite_changes_nothing(tmp_path: Path) -> None:
     model = tiny_model(0)
     with torch.no_grad():
-        model.lm_head.weight[3, 0] = float("inf")
+        model.head.weight[3, 0] = float("inf")
     before = copy.deepcopy(model)
     with pytest.raises(ValueError, match="The loss is"):
         train(model, successors, CONFIG, tmp_path, {})
@@ -440,13 +444,13 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_restored(tmp_path: Pa
     save(tmp_path, 1, model, [])
     written = (tmp_path / "training.safetensors").read_bytes()
     with torch.no_grad():
-        model.lm_head.weight[3, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"lm_head\.weight are not finite"):
+        model.head.weight[3, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"head\.weight are not finite"):
         save(tmp_path, 2, model, [])
     assert (tmp_path / "training.safetensors").read_bytes() == written
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     save_file(tensors, tmp_path / "training.safetensors", {"step": "2"})
-    with pytest.raises(CheckpointError, match=r"model\.lm_head\.weight is not finite"):
+    with pytest.raises(CheckpointError, match=r"model\.head\.weight is not finite"):
         restore(tmp_path, tiny_model(0))
 
 

@@ -22,60 +22,59 @@ from runtime.backend.native.tick_buffers import (
     TickBuffers,
     WorkSpace,
 )
-from runtime.model.architecture import Model
-from runtime.model.raven import Raven
+from runtime.model.transformer import Transformer
 
 LONGEST_RUN = 64
 """Most tokens that a lane samples before it stops."""
 
 
-def allocate(model: Model, cache: CacheShape, lanes: Lanes, page_table: Int32, crew: Crew) -> TickBuffers:
+def allocate(model: Transformer, cache: CacheShape, lanes: Lanes, page_table: Int32, crew: Crew) -> TickBuffers:
     """`lanes` and `page_table` are shared with the buffers, not copied."""
     sizes = _sizes(model, cache, crew.workers)
-    is_narrow = model.lm_head.weight.dtype is torch.bfloat16
+    is_narrow = model.dtype is torch.bfloat16
     return TickBuffers(
         sizes=sizes,
         weights=pack(model),
-        memory=_memory(sizes, cache.columns(model.config), page_table, is_narrow),
+        memory=_memory(sizes, cache.columns(model.specification), page_table, is_narrow),
         shared_lanes=SharedLanes(*(getattr(lanes, name) for name in SharedLanes._fields)),
         lanes=_lanes(sizes),
         work=_work_space(sizes, crew, is_narrow),
     )
 
 
-def _sizes(model: Model, cache: CacheShape, workers: int) -> Sizes:
-    config = model.config
-    adapts = isinstance(model, Raven)
+def _sizes(model: Transformer, cache: CacheShape, workers: int) -> Sizes:
+    own = model.specification
+    adapts = own.injection == "adapter"
     blocks_per_page = -(-cache.page_size // VECTOR)
     return Sizes(
         lanes=cache.lanes,
         pages_per_row=cache.pages_per_row,
-        layers=config.n_layers,
-        width=config.n_embd,
-        stride=_up(config.n_embd, PANEL),
-        heads=config.n_heads,
-        kv_heads=config.n_kv_heads,
-        head_dim=config.head_dim,
-        head_room=_up(config.head_dim, VECTOR),
-        qkv_stride=_up((config.n_heads + 2 * config.n_kv_heads) * config.head_dim, PANEL),
-        gate_stride=_up(config.intermediate_size, PANEL // 2),
-        logits_stride=_up(config.vocab_size, PANEL),
+        layers=len(own.layers),
+        width=own.width,
+        stride=_up(own.width, PANEL),
+        heads=own.heads,
+        kv_heads=own.kv_heads,
+        head_dim=own.head_dim,
+        head_room=_up(own.head_dim, VECTOR),
+        qkv_stride=_up(own.projection_rows, PANEL),
+        gate_stride=_up(own.mlp_width, PANEL // 2),
+        logits_stride=_up(own.vocab_size, PANEL),
         scores_stride=cache.pages_per_row * blocks_per_page * VECTOR,
-        hidden_stride=2 * config.n_embd if adapts else _up(config.n_embd, 2),
-        attended_stride=_up(config.n_heads * config.head_dim, 2),
+        hidden_stride=2 * own.width if adapts else _up(own.width, 2),
+        attended_stride=_up(own.heads * own.head_dim, 2),
         longest_run=LONGEST_RUN,
-        vocab=config.vocab_size,
-        prelude_layers=config.n_layers_in_prelude,
-        core_layers=config.n_layers_in_recurrent_block,
-        coda_layers=config.n_layers_in_coda,
+        vocab=own.vocab_size,
+        prelude_layers=own.prelude_layers,
+        core_layers=own.core_layers,
+        coda_layers=own.coda_layers,
         slots=cache.slots,
         pages=cache.pages,
         page_size=cache.page_size,
         blocks_per_page=blocks_per_page,
-        sandwich=adapts,
+        sandwich=own.norms.total,
         adapts=adapts,
-        eps=float(config.norm_eps),
-        embedding_scale=float(config.embedding_scale),
+        eps=float(own.norm_eps),
+        embedding_scale=float(own.embedding_scale),
         workers=workers,
     )
 

@@ -27,8 +27,9 @@ from runtime.backend.native.packing import pack
 from runtime.backend.native.tick_buffers import as_record
 from runtime.backend.sampler import Sampled, divisor
 from runtime.backend.ticking import LaneBackend
-from runtime.model.architecture import Model, ModelConfig
 from runtime.model.replacement import replace_weights
+from runtime.model.specification import Specification
+from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 
 _TEST = np.dtype([("criterion", "i4"), ("threshold", "f4"), ("min_iterations", "i4"), ("check_every", "i4")])
@@ -45,13 +46,13 @@ class NativeBackend(LaneBackend):
 
     def __init__(
         self,
-        model: Model,
+        model: Transformer,
         cache: CacheShape,
         *,
         state_std: float,
         cpu_threads: int,
     ) -> None:
-        super().__init__(model.config, cache, torch.device("cpu"), torch.float32, state_std)
+        super().__init__(model.specification, cache, torch.device("cpu"), torch.float32, state_std)
         self._model = model
         crew = Crew(cpu_threads - 1)
         self._buffers = buffers = allocate(model, cache, self._lanes, self._table, crew)
@@ -59,7 +60,7 @@ class NativeBackend(LaneBackend):
         self._record = record = as_record(buffers, native.do_task.address)
         self._state = torch.from_numpy(buffers.lanes.state)
         self._exits = _NativeExits(
-            cache.lanes, model.config, self._measured, remembered=torch.from_numpy(buffers.lanes.remembered)
+            cache.lanes, model.specification, self._measured, remembered=torch.from_numpy(buffers.lanes.remembered)
         )
         self._tests = np.zeros(0, _TEST)
         """By policy."""
@@ -210,14 +211,14 @@ class NativeBackend(LaneBackend):
                 return -1
             row = self._halting.pop(unused)
         elif row == len(own.halting):
-            more = np.zeros((max(4, 2 * row), self._config.vocab_size), np.bool_)
+            more = np.zeros((max(4, 2 * row), self._specification.vocab_size), np.bool_)
             more[:row] = own.halting
             # Only the leading thread reads it, between whose calls this is.
             own = own._replace(halting=more)
             self._buffers = self._buffers._replace(lanes=own)
             self._record["halting"] = more.ctypes.data
         own.halting[row] = False
-        own.halting[row, [token for token in tokens if 0 <= token < self._config.vocab_size]] = True
+        own.halting[row, [token for token in tokens if 0 <= token < self._specification.vocab_size]] = True
         self._halting[tokens] = row
         return row
 
@@ -240,7 +241,7 @@ class NativeBackend(LaneBackend):
         if len(copies):
             memory, cache = self._buffers.memory, self._cache
             for stored in (memory.keys, memory.values):
-                pages = stored.reshape(cache.columns(self._config), cache.pages, -1)
+                pages = stored.reshape(cache.columns(self._specification), cache.pages, -1)
                 pages[:, copies[:, 1]] = pages[:, copies[:, 0]]
 
     def _perform(self, which: int, lanes: Int64) -> None:
@@ -256,16 +257,22 @@ class NativeBackend(LaneBackend):
 
     def _logits(self, lanes: Int64, wanted: Bool) -> Tensor:
         work = self._buffers.work
-        if not self._config.n_layers_in_coda:
+        if not self._specification.coda_layers:
             lanes, wanted = lanes[wanted], wanted[wanted]
         self._perform(CODA, lanes)
         chosen = np.flatnonzero(wanted)
         work.chosen[: len(chosen)] = chosen
         self._native.perform(self._record, HEAD, len(chosen), self._counts)
-        return torch.from_numpy(work.logits[: len(chosen), : self._config.vocab_size].copy())
+        return torch.from_numpy(work.logits[: len(chosen), : self._specification.vocab_size].copy())
 
     def _settle(self, lanes: Int64) -> None:
         self._perform(SETTLE, lanes)
+
+    def _first_state(self, lanes: Int64) -> Tensor:
+        raise NotImplementedError
+
+    def _gates(self, active: Int64) -> Tensor:
+        raise NotImplementedError
 
     def _normed(self, state: Tensor) -> Tensor:
         return self._model.final_norm(state)
@@ -289,7 +296,7 @@ class NativeBackend(LaneBackend):
             return drawn
         work, rows = self._buffers.work, np.flatnonzero(plain)
         count = len(rows)
-        work.logits[:count, : self._config.vocab_size] = logits.numpy()[rows]
+        work.logits[:count, : self._specification.vocab_size] = logits.numpy()[rows]
         work.batch[:count] = lane[rows]
         work.chosen[:count] = np.arange(count)
         self._native.perform(self._record, SAMPLE, count, self._counts)
@@ -307,9 +314,9 @@ class _NativeExits(ExitTests):
     """Exit tests whose native criteria are measured as the native loop does."""
 
     def __init__(
-        self, lanes: int, config: ModelConfig, measured: Callable[[Int64], Tensor], *, remembered: Tensor
+        self, lanes: int, specification: Specification, measured: Callable[[Int64], Tensor], *, remembered: Tensor
     ) -> None:
-        super().__init__(lanes, config.n_embd, config.vocab_size, remembered.device)
+        super().__init__(lanes, specification.width, specification.vocab_size, remembered.device)
         self._measured = measured
         self._remembered = remembered
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from runtime.backend.attention import PagedMemory, Queries
+from runtime.model.specification import AttentionRule
+from runtime.model.transformer import attend_densely
 
 _ALIKE = 256
 """Groups of contexts up to this long are padded to one length; longer ones only with their own power of two."""
@@ -27,8 +28,10 @@ class _Batch(NamedTuple):
     """[groups, queries] int64 indices into the call's queries; a short group repeats its last."""
     real: Tensor
     """[groups, queries] bool: false for the repeats."""
+    start: Tensor
+    """[groups] int64: the first position that a query of the group sees, or 0."""
     length: int
-    """Positions to attend over: those of the longest context, or of a whole row."""
+    """Positions to attend over: those of the longest context or window, or of a whole row."""
 
 
 class TorchAttention:
@@ -47,6 +50,7 @@ class TorchAttention:
         queries: Queries,
         column: int,
         slots: int,
+        rule: AttentionRule,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -59,19 +63,20 @@ class TorchAttention:
         values.index_copy_(0, written, value.to(values.dtype))
 
         out = torch.empty_like(query)
-        for batch in _batches(memory, queries, slots, self.fixed_shape):
+        for batch in _batches(memory, queries, slots, self.fixed_shape, rule.window):
             first, last = batch.members[:, 0], position[batch.members].amax(1)
-            positions = torch.arange(batch.length, device=keys.device)
+            positions = batch.start[:, None] + torch.arange(batch.length, device=keys.device)
             # Nobody has written what is beyond a group's last query: read that query's own entry in its place.
             seen = positions.minimum(last[:, None])
             columns = column + _slots_read(memory, row[first, None], seen, slot[first, None], slots)
             index = _flat_index(memory, row[first, None], seen, columns)
-            visible = positions <= position[batch.members][..., None]
+            distance = position[batch.members][..., None] - positions[:, None]
+            visible = (distance >= 0) if rule.window is None else (distance >= 0) & (distance < rule.window)
             wanted = query[batch.members]
             if self.fixed_shape:
-                attended = _attend_each(wanted, keys, values, index, visible)
+                attended = _attend_each(wanted, keys, values, index, visible, rule)
             else:
-                attended = _attend(wanted, _gather(keys, index), _gather(values, index), visible)
+                attended = _attend(wanted, _gather(keys, index), _gather(values, index), visible, rule)
             out[batch.members[batch.real]] = attended[batch.real].to(out.dtype)
         return out
 
@@ -97,7 +102,7 @@ def _slots_read(memory: PagedMemory, row: Tensor, position: Tensor, slot: Tensor
     return slot.minimum(memory.depths[page, position % page_size].long() - 1).clamp(min=0)
 
 
-def _batches(memory: PagedMemory, queries: Queries, slots: int, fixed_shape: bool) -> list[_Batch]:
+def _batches(memory: PagedMemory, queries: Queries, slots: int, fixed_shape: bool, window: int | None) -> list[_Batch]:
     """Sorts queries into groups of the same row and slot, and groups of similar size and length into batches.
 
     With `fixed_shape` every batch has the length of a whole row, and its groups are of one size.
@@ -109,7 +114,11 @@ def _batches(memory: PagedMemory, queries: Queries, slots: int, fixed_shape: boo
     order = np.argsort(shared, kind="stable")
     starts = np.flatnonzero(np.diff(shared[order], prepend=-1))
     sizes = np.diff(starts, append=len(row))
-    lengths = np.maximum.reduceat(position[order], starts) + 1
+    ends = np.maximum.reduceat(position[order], starts) + 1
+    seen_from = np.zeros_like(ends)
+    if window is not None and not fixed_shape:
+        seen_from = np.maximum(np.minimum.reduceat(position[order], starts) + 1 - window, 0)
+    lengths = ends - seen_from
     if fixed_shape:
         lengths = np.full_like(lengths, memory.page_table.shape[1] * memory.keys.shape[2])
         kinds = sizes
@@ -127,7 +136,8 @@ def _batches(memory: PagedMemory, queries: Queries, slots: int, fixed_shape: boo
             within = np.arange(sizes[chosen].max())
             members = torch.from_numpy(order[starts[chosen, None] + np.minimum(within, sizes[chosen, None] - 1)])
             real = torch.from_numpy(within < sizes[chosen, None])
-            batches.append(_Batch(members.to(device), real.to(device), length=int(lengths[chosen[-1]])))
+            start = torch.from_numpy(seen_from[chosen]).to(device)
+            batches.append(_Batch(members.to(device), real.to(device), start, int(lengths[chosen[-1]])))
     return batches
 
 
@@ -136,24 +146,24 @@ def _power_of_two(count: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.ceil(np.log2(count)).astype(np.int64)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, rule: AttentionRule) -> Tensor:
     """Attended values [groups, queries, heads, head_dim] in float32.
 
     `query` is [groups, queries, heads, head_dim], `key` and `value` [groups, length, kv_heads, head_dim], `visible`
     [groups, queries, length] bool.
     """
-    grouped = query.shape[-2] != key.shape[-2]
     query, key, value = (tensor.float().transpose(1, 2) for tensor in (query, key, value))
-    mask = visible[:, None]
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped).transpose(1, 2)
+    return attend_densely(query, key, value, rule, visible[:, None]).transpose(1, 2)
 
 
-def _attend_each(query: Tensor, keys: Tensor, values: Tensor, index: Tensor, visible: Tensor) -> Tensor:
+def _attend_each(
+    query: Tensor, keys: Tensor, values: Tensor, index: Tensor, visible: Tensor, rule: AttentionRule
+) -> Tensor:
     """Like `_attend` over the keys and values at `index` [groups, length], one query at a time."""
     attended = torch.empty_like(query, dtype=torch.float32)
     for group in range(len(query)):
         key, value = _gather(keys, index[group : group + 1]), _gather(values, index[group : group + 1])
         for i in range(query.shape[1]):
             one = query[group : group + 1, i : i + 1]
-            attended[group, i] = _attend(one, key, value, visible[group : group + 1, i : i + 1])[0, 0]
+            attended[group, i] = _attend(one, key, value, visible[group : group + 1, i : i + 1], rule)[0, 0]
     return attended

@@ -15,9 +15,8 @@ from torch import Tensor
 from runtime.backend.attention import PagedAttention, PagedMemory, Queries
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.ticking import LaneBackend
-from runtime.model.architecture import Model
-from runtime.model.raven import Attend
 from runtime.model.replacement import replace_weights
+from runtime.model.transformer import Attend, Rotation, Transformer
 
 TILE = 32
 """Rows of a matrix product in deterministic mode: every product then has one shape, whatever the batch is."""
@@ -31,8 +30,8 @@ class Tile:
     """[n] the lanes themselves."""
     index: Tensor
     """[n + padding] int64 lanes, on the device."""
-    rotation: Tensor
-    """[n + padding, head_dim / 2, 2]."""
+    rotation: Rotation
+    """Of the n + padding positions."""
 
 
 class TorchBackend(LaneBackend):
@@ -40,26 +39,33 @@ class TorchBackend(LaneBackend):
 
     def __init__(
         self,
-        model: Model,
+        model: Transformer,
         cache: CacheShape,
         attention: PagedAttention,
         *,
         state_std: float,
         deterministic: bool,
     ) -> None:
-        config = model.config
-        super().__init__(config, cache, model.lm_head.weight.device, model.lm_head.weight.dtype, state_std)
+        specification = model.specification
+        super().__init__(specification, cache, model.device, model.dtype, state_std)
         self._model = model
         self._attention = attention
         self._deterministic = deterministic
-        shape = (cache.columns(config), cache.pages, cache.page_size, config.n_kv_heads, config.head_dim)
+        self._rules = [specification.attention(layer) for layer in range(len(specification.layers))]
+        shape = (
+            cache.columns(specification),
+            cache.pages,
+            cache.page_size,
+            specification.kv_heads,
+            specification.head_dim,
+        )
         self._memory = PagedMemory(
             keys=self._zeros(*shape),
             values=self._zeros(*shape),
             depths=torch.zeros(cache.pages, cache.page_size, dtype=torch.int32, device=self._device),
             page_table=torch.from_numpy(self._table).to(self._device),
         )
-        self._embedded = self._zeros(cache.lanes, config.n_embd)
+        self._embedded = self._zeros(cache.lanes, specification.width)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         # Captured ticks read the parameters where they lie, too.
@@ -98,9 +104,9 @@ class TorchBackend(LaneBackend):
             self._state[tile.index[: len(tile.lanes)]] = state[: len(tile.lanes)]
 
     def _logits(self, lanes: Int64, wanted: Bool) -> Tensor:
-        if not self._config.n_layers_in_coda:
+        if not self._specification.coda_layers:
             lanes, wanted = lanes[wanted], wanted[wanted]
-        found = [torch.empty(0, self._config.vocab_size, device=self._device)]
+        found = [torch.empty(0, self._specification.vocab_size, device=self._device)]
         start = 0
         for tile in self._tiles(lanes):
             rows = self._on_device(np.flatnonzero(wanted[start : start + len(tile.lanes)]))
@@ -111,6 +117,12 @@ class TorchBackend(LaneBackend):
             else:
                 found.append(self._model.coda(states, tile.rotation, attend, rows))
         return torch.cat(found)
+
+    def _first_state(self, lanes: Int64) -> Tensor:
+        return self._model.first_state(self._embedded[self._on_device(lanes)])
+
+    def _gates(self, active: Int64) -> Tensor:
+        return self._model.gate(self._state[self._on_device(active)])
 
     def _normed(self, state: Tensor) -> Tensor:
         normed: Tensor = self._model.final_norm(state)
@@ -143,12 +155,14 @@ class TorchBackend(LaneBackend):
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             column = self._column(layer)
-            attended = self._attention(self._memory, queries, column, slots, query[:count], key[:count], value[:count])
+            rule = self._rules[layer]
+            own = query[:count], key[:count], value[:count]
+            attended = self._attention(self._memory, queries, column, slots, rule, *own)
             return torch.nn.functional.pad(attended, (0, 0, 0, 0, 0, padding)) if padding else attended
 
         return attend
 
     def _column(self, layer: int) -> int:
         """The first column of a layer; see `CacheShape`."""
-        core_layers_before = min(layer, self._model.coda_start) - self._model.core_start
+        core_layers_before = min(layer, self._specification.coda_start) - self._specification.core_start
         return layer + max(core_layers_before, 0) * (self._cache.slots - 1)

@@ -21,8 +21,7 @@ from torch import Tensor
 from runtime.backend.attention import PagedAttention, Queries
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.torch.backend import TorchBackend
-from runtime.model.architecture import Model
-from runtime.model.raven import Attend
+from runtime.model.transformer import Attend, Transformer
 
 LARGEST = 256
 """Largest bucket: beyond it the device, not the host, is what a tick waits for."""
@@ -137,7 +136,7 @@ class GraphedBackend(TorchBackend):
 
     def __init__(
         self,
-        model: Model,
+        model: Transformer,
         cache: CacheShape,
         attention: PagedAttention | CapturableAttention,
         capture: Capture,
@@ -196,7 +195,7 @@ class GraphedBackend(TorchBackend):
             bucket.replay("iterate", inputs, len(active))
 
     def _logits(self, lanes: Int64, wanted: Bool) -> Tensor:
-        if not self._config.n_layers_in_coda:
+        if not self._specification.coda_layers:
             lanes, wanted = lanes[wanted], wanted[wanted]
         bucket = self._bucket_for(len(lanes))
         # The captured head runs over all lanes; of a prompt, where few logits are wanted, that is a waste.
@@ -240,7 +239,9 @@ class GraphedBackend(TorchBackend):
 
     def _attend_as(self, queries: Queries, slots: int) -> Attend:
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return self._attention(self._memory, queries, self._column(layer), slots, query, key, value)
+            return self._attention(
+                self._memory, queries, self._column(layer), slots, self._rules[layer], query, key, value
+            )
 
         return attend
 

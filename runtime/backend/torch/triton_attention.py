@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.backend.attention import PagedAttention, PagedMemory, Queries
+from runtime.model.specification import AttentionRule, Specification
 
 _TILE_ROWS = 16
 """Heads and queries that go over keys and values together: the smallest matrix product there is on tensor cores."""
@@ -50,20 +51,24 @@ class TritonAttention:
         queries: Queries,
         column: int,
         slots: int,
+        rule: AttentionRule,
         query: Tensor,
         key: Tensor,
         value: Tensor,
     ) -> Tensor:
         """See `PagedAttention`. Rows, positions, slots and pages that do not exist are not noticed.
 
-        Raises `TypeError` for memory of another dtype and `ValueError` for shapes that do not fit each other.
+        Raises `TypeError` for memory of another dtype and `ValueError` for shapes that do not fit each other, and for
+        rules with a window or a soft cap, which the kernel does not have.
         """
+        if rule.window is not None or rule.softcap is not None:
+            raise ValueError(f"{rule}: this kernel has neither windows nor soft caps. Use TorchAttention.")
         _check(memory, queries, query, key, value)
         if not len(query):
             return torch.empty_like(query)
         # Triton launches on the current device, wherever the tensors are.
         with torch.cuda.device_of(memory.keys):
-            return self._launch(memory, queries, column, slots, query, key, value)
+            return self._launch(memory, queries, column, slots, rule, query, key, value)
 
     def _launch(
         self,
@@ -71,6 +76,7 @@ class TritonAttention:
         queries: Queries,
         column: int,
         slots: int,
+        rule: AttentionRule,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -119,7 +125,7 @@ class TritonAttention:
             out,
             partial,
             weights,
-            1.0 / math.sqrt(head_dim),
+            rule.scale,
             column,
             pages,
             row_width,
@@ -156,6 +162,12 @@ class TritonAttention:
 def triton_attention() -> PagedAttention | None:
     """A `TritonAttention`, or None where Triton is not installed."""
     return TritonAttention() if importlib.util.find_spec("triton") else None
+
+
+def has_kernel(specification: Specification) -> bool:
+    """Whether the kernel knows how all layers attend."""
+    rules = [specification.attention(layer) for layer in range(len(specification.layers))]
+    return all(rule.window is None and rule.softcap is None for rule in rules)
 
 
 def constants(memory: PagedMemory, heads: int) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""Rotary parameters in the `config.json` of transformers, as its versions 4 and 5 write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtime.errors import CheckpointError
+from runtime.model.published import expect, shown
+from runtime.model.rotary import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    Rotary,
+    RotaryScaling,
+    YarnScaling,
+)
+
+_ORIGINAL = "original_max_position_embeddings"
+
+_SCALINGS: dict[str, type[LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling]] = {
+    "linear": LinearScaling,
+    "dynamic": DynamicScaling,
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
+}
+_DEFAULT_BASE = 10_000.0
+
+
+def read_rotary(
+    path: Path, values: Mapping[str, Any], head_dim: int, max_context: int, *, is_partial: bool = False
+) -> Rotary:
+    """The one rotary embedding that all layers share; `is_partial` says that it may turn a part of each head.
+
+    `values` is the object of the file at `path`, without nulls. Raises `CheckpointError`, naming the file and the key,
+    for a value that is not supported.
+    """
+    parameters = shared_parameters(path, values)
+    if not is_partial:
+        expect(path, parameters, "partial_rotary_factor", 1.0)
+        expect(path, values, "partial_rotary_factor", 1.0)
+    return rotary_of(path, parameters, values, head_dim, max_context)
+
+
+def shared_parameters(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with the rotary parameters of all layers; empty if there is none."""
+    # transformers looks for them in this order.
+    key = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+    rotary = values.get(key, {})
+    if not isinstance(rotary, dict):
+        raise CheckpointError(f"{path}: {key} is {shown(rotary)}; expected a JSON object.")
+    if nested := [name for name, value in rotary.items() if isinstance(value, dict)]:
+        raise CheckpointError(
+            f"{path}: {key}.{nested[0]} is an object; supported are rotary parameters that all layers share."
+        )
+    return {name: value for name, value in rotary.items() if value is not None}
+
+
+def rotary_of(
+    path: Path, parameters: Mapping[str, Any], values: Mapping[str, Any], head_dim: int, max_context: int
+) -> Rotary:
+    """A rotary embedding from its parameters, with what the file says beside them."""
+    share = parameters.get("partial_rotary_factor", values.get("partial_rotary_factor", 1.0))
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise CheckpointError(f"{path}: partial_rotary_factor is {shown(share)}; expected a number above 0, at most 1.")
+    width = int(head_dim * share)
+    if width < 2 or width % 2:
+        raise CheckpointError(
+            f"{path}: partial_rotary_factor is {share}, which turns {width} of {head_dim} dimensions of a head; "
+            "expected an even number of them."
+        )
+    base = parameters.get("rope_theta", values.get("rope_theta", _DEFAULT_BASE))
+    scaling = _scaling(path, parameters, values, max_context)
+    try:
+        return msgspec.convert({"base": base, "width": width, "scaling": scaling}, Rotary, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: rope_theta: {error}.") from error
+
+
+def _scaling(
+    path: Path, parameters: Mapping[str, Any], values: Mapping[str, Any], max_context: int
+) -> RotaryScaling | None:
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in _SCALINGS:
+        raise CheckpointError(f"{path}: rope_type is {shown(kind)}; supported are default, {', '.join(_SCALINGS)}.")
+    # As in transformers, what stands beside the rotary parameters counts before what stands among them.
+    original = values.get(_ORIGINAL, parameters.get(_ORIGINAL, max_context))
+    given = {**parameters, "rope_type": kind, _ORIGINAL: original}
+    try:
+        scaling = msgspec.convert(given, _SCALINGS[kind])
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: {error}.") from error
+    if isinstance(scaling, Llama3Scaling) and scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise CheckpointError(
+            f"{path}: low_freq_factor is {scaling.low_freq_factor}; expected less than high_freq_factor, "
+            f"{scaling.high_freq_factor}."
+        )
+    return scaling

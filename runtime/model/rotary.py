@@ -1,0 +1,179 @@
+"""Rotary position embeddings (arXiv 2104.09864) and the ways in which they are scaled to longer contexts."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+Count = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class LinearScaling(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_type", tag="linear"):
+    """Every frequency is divided by `factor`."""
+
+    factor: Positive
+
+
+class DynamicScaling(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_type", tag="dynamic"):
+    """Frequencies change for contexts longer than the model's, which the engine does not run: no effect here."""
+
+    factor: Positive
+
+
+class Llama3Scaling(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_type", tag="llama3"):
+    """Frequencies of long wavelengths are divided by `factor`, those of short ones kept, others interpolated.
+
+    A wavelength, in tokens, is long above original_max_position_embeddings / low_freq_factor, and short below
+    original_max_position_embeddings / high_freq_factor.
+    """
+
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_position_embeddings: Count
+
+
+class YarnScaling(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_type", tag="yarn"):
+    """YaRN (arXiv 2309.00071): fast frequencies kept, slow ones divided by `factor`, a ramp between; cosines and sines
+    are multiplied by `attention_factor`, or by what follows from `mscale`, `mscale_all_dim` and `factor`."""
+
+    factor: Positive
+    original_max_position_embeddings: Count
+    attention_factor: Positive | None = None
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    """Whether the ends of the ramp are whole dimensions."""
+
+
+class LongScaling(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_type", tag="longrope"):
+    """LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own; cosines and sines are multiplied
+    by `attention_factor`."""
+
+    factors: tuple[Positive, ...]
+    attention_factor: Positive
+
+
+RotaryScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongScaling
+
+
+class Rotary(msgspec.Struct, frozen=True, kw_only=True):
+    """One rotary embedding."""
+
+    base: Positive
+    width: Count
+    """Dimensions of a head that are rotated, the first ones; even."""
+    pairs: Literal["neighbours", "halves"] = "halves"
+    """Which dimensions turn together: 2i and 2i + 1, or i and i + width / 2."""
+    scaling: RotaryScaling | None = None
+    is_stored: bool = False
+    """Whether checkpoints hold the table of cosines and sines, which then counts."""
+
+
+def frequencies(rotary: Rotary) -> Tensor:
+    """[width / 2] float32: radians a token."""
+    exponents = torch.arange(0, rotary.width, 2).float() / rotary.width
+    plain = 1.0 / rotary.base**exponents
+    match rotary.scaling:
+        case LinearScaling(factor=factor):
+            return plain / factor
+        case Llama3Scaling() as scaling:
+            return _llama3(plain, scaling)
+        case YarnScaling() as scaling:
+            return _yarn(plain, rotary, scaling)
+        case LongScaling(factors=factors):
+            return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rotary.base**exponents)
+        case _:
+            return plain
+
+
+def magnitude(rotary: Rotary) -> float:
+    """What cosines and sines are multiplied by."""
+    match rotary.scaling:
+        case LongScaling(attention_factor=factor):
+            return factor
+        case YarnScaling(attention_factor=float(factor)):
+            return factor
+        case YarnScaling() as scaling:
+            if scaling.mscale and scaling.mscale_all_dim:
+                return _growth(scaling.factor, scaling.mscale) / _growth(scaling.factor, scaling.mscale_all_dim)
+            return _growth(scaling.factor, 1.0)
+        case _:
+            return 1.0
+
+
+def _growth(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
+    # How often each frequency turns within the context that the model was first trained on.
+    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return torch.lerp(plain / scaling.factor, plain, kept.clamp(0.0, 1.0))
+
+
+def _yarn(plain: Tensor, rotary: Rotary, scaling: YarnScaling) -> Tensor:
+    original = scaling.original_max_position_embeddings
+
+    def dimension(turns: float) -> float:
+        """Which pair turns so often within the original context."""
+        return rotary.width * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rotary.base))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary.width - 1)
+    ramp = (torch.arange(rotary.width // 2).float() - low) / (high - low if high != low else 0.001)
+    slowed = ramp.clamp(0.0, 1.0)
+    return plain / scaling.factor * slowed + plain * (1 - slowed)
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines by position; computed in float32, whatever dtype the model is cast to."""
+
+    def __init__(self, rotary: Rotary, max_context: int) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self._frequencies = {torch.device("cpu"): frequencies(rotary)}
+        self.table: Tensor | None
+        table = self._computed(torch.arange(max_context)) if rotary.is_stored else None
+        # Not a part of the state dict: `runtime.model.parameters` knows what checkpoints call it.
+        self.register_buffer("table", table, persistent=False)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """[..., width / 2, 2] float32 for positions [...]."""
+        return self._computed(positions) if self.table is None else self.table[positions]
+
+    def _computed(self, positions: Tensor) -> Tensor:
+        # No buffer, because a model that is cast to another dtype must keep them in float32.
+        own = self._frequencies.get(positions.device)
+        if own is None:
+            own = self._frequencies[torch.device("cpu")].to(positions.device)
+            self._frequencies[positions.device] = own
+        angles = positions[..., None].float() * own
+        return torch.stack([angles.cos(), angles.sin()], dim=-1) * magnitude(self.rotary)
+
+
+def rotate(x: Tensor, rotation: Tensor, rotary: Rotary) -> Tensor:
+    """Turns the first `rotary.width` dimensions of each head.
+
+    `x` is [..., heads, head_dim], `rotation` [..., width / 2, 2].
+    """
+    turned = x[..., : rotary.width].float()
+    cosine, sine = rotation.unsqueeze(-3).float().unbind(-1)
+    if rotary.pairs == "neighbours":
+        first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+        pair = torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=-1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, dim=-1)
+        pair = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
+    rotated = pair.type_as(x)
+    return rotated if rotary.width == x.shape[-1] else torch.cat([rotated, x[..., rotary.width :]], dim=-1)
