@@ -22,7 +22,7 @@ from runtime.device.scheduler import Scheduler
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
 from runtime.model.architecture import parse_config
 from runtime.model.families.raven import RavenConfig
-from runtime.model.parameters import initialise
+from runtime.model.parameters import initialise, is_derived, published_weights
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -39,7 +39,9 @@ def sharpened(model: Transformer, seed: int) -> Transformer:
     """Random weights of which every one matters, so that tokens vary and nothing can be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     initialise(model, generator)
-    for name, parameter in model.named_parameters():
+    for name, parameter in published_weights(model).items():
+        if is_derived(model, name):
+            continue
         if parameter.dim() == 1 and "bias" not in name:
             parameter.uniform_(0.5, 1.5, generator=generator)
         elif "bias" in name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from runtime.model.families.raven import RavenConfig
-from runtime.model.parameters import initialise
+from runtime.model.parameters import initialise, published_weights
 from runtime.model.transformer import Transformer
 
 
@@ -30,7 +30,7 @@ def tiny_model(
     initialise(model, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         model.head.weight.mul_(4.0)
-        for name, parameter in model.named_parameters():
+        for name, parameter in published_weights(model).items():
             if name.endswith("proj.weight"):
                 parameter.mul_(6.0)
     return model.eval()
