@@ -80,3 +80,32 @@ def device_error(thread: tuple[int, ...], cause: Exception) -> BraidError:
     error = BraidError(f"Thread {thread} ended, because the device failed for it: {described(cause)}.")
     error.__cause__ = cause
     return error
+
+
+# What both sides of the crossing refuse: the event loop before a command is sent, the device where one is sent anyway.
+
+
+def busy(thread: tuple[int, ...], wish: str) -> ThreadStateError:
+    """A thread that generates can do nothing else meanwhile."""
+    return ThreadStateError(
+        f"Thread {thread} cannot {wish} while it is generating. Wait for its generate, finish or aclose() its stream, "
+        f"or use a fork."
+    )
+
+
+def empty_context(thread: tuple[int, ...]) -> ThreadStateError:
+    """Nothing can be said after nothing."""
+    return ThreadStateError(f"Thread {thread} has an empty context. Append a prompt before it generates.")
+
+
+def context_full(thread: tuple[int, ...], length: int, most: int) -> PromptError:
+    """A context would have `length` tokens, where the model's holds `most`."""
+    return PromptError(
+        f"Thread {thread} would have {length} tokens; the model's context holds {most}. Shorten what is appended, or "
+        f"let children carry part of it."
+    )
+
+
+def no_token(what: str, ids: int) -> PromptError:
+    """Something is none of the ids from 0, of which there are `ids`."""
+    return PromptError(f"{what}: not a token id, of which there are 0 to {ids - 1}.")

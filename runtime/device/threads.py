@@ -19,7 +19,15 @@ from runtime.device.prefix_rule import PrefixRules
 from runtime.device.queues import Queues
 from runtime.device.sequence import Sequence
 from runtime.device.speculation import Speculation
-from runtime.errors import PolicyError, PromptError, ThreadStateError, device_error
+from runtime.errors import (
+    PolicyError,
+    ThreadStateError,
+    busy,
+    context_full,
+    device_error,
+    empty_context,
+    no_token,
+)
 from runtime.link import events
 from runtime.link.commands import CloseThread, Extend, Generate, Interrupt, OpenThread, ThreadPath
 
@@ -63,13 +71,14 @@ class OpenThreads:
         """
         existing = self._by_path.get(command.thread)
         if existing is not None:
-            self._fail(existing, f"thread {command.thread} is open already; close it before it is opened again.")
+            error = ThreadStateError(f"Thread {command.thread} is open already; close it before it is opened again.")
+            self._fail(existing, error)
             return
         parent = None if command.inherits is None else self._by_path.get(command.inherits)
         if command.inherits is not None and (parent is None or parent.generate is not None):
             state = "not open" if parent is None else "generating"
             error = ThreadStateError(
-                f"thread {command.thread} cannot inherit from {command.inherits}, which is {state}."
+                f"Thread {command.thread} cannot inherit from {command.inherits}, which is {state}."
             )
             self._generates.refuse(command.thread, error)
             return
@@ -96,21 +105,16 @@ class OpenThreads:
         if sequence is None or not command.tokens:
             return
         if sequence.generate is not None:
-            self._fail(sequence, f"thread {command.thread} received tokens while it was generating.")
+            self._fail(sequence, busy(command.thread, "append"))
             return
         wrong = [token for token in (min(command.tokens), max(command.tokens)) if not 0 <= token < self._model.vocab]
         if wrong:
-            error = PromptError(
-                f"thread {command.thread} received token {wrong[0]}; ids are from 0 to {self._model.vocab - 1}."
-            )
+            error = no_token(f"Thread {command.thread} received {wrong[0]}", self._model.vocab)
             self._generates.fail(sequence, error)
             return
-        if len(sequence.tokens) + len(command.tokens) > self._model.max_context:
-            error = PromptError(
-                f"thread {command.thread} has {len(sequence.tokens)} tokens and received {len(command.tokens)} more; "
-                f"the model's context holds {self._model.max_context}."
-            )
-            self._generates.fail(sequence, error)
+        length = len(sequence.tokens) + len(command.tokens)
+        if length > self._model.max_context:
+            self._generates.fail(sequence, context_full(command.thread, length, self._model.max_context))
             return
         self._journal.record(
             events.Received, thread=command.thread, position=len(sequence.tokens), tokens=command.tokens
@@ -128,14 +132,11 @@ class OpenThreads:
             return
         if sequence.generate is not None:
             # Both calls end: nobody could tell whose tokens they would be.
-            message = f"thread {request.thread} was asked to generate while it was generating already."
-            self._fail(sequence, message)
-            self._generates.refuse(request.thread, ThreadStateError(message))
+            self._fail(sequence, busy(request.thread, "generate"))
+            self._generates.refuse(request.thread, busy(request.thread, "generate"))
             return
         if not sequence.tokens:
-            self._generates.fail(
-                sequence, PromptError(f"thread {request.thread} has an empty context; append a prompt first.")
-            )
+            self._generates.fail(sequence, empty_context(request.thread))
             return
         try:
             self._adopt_policy(sequence, sequence.depth if request.depth is None else request.depth)
@@ -206,13 +207,13 @@ class OpenThreads:
         """The thread of a command; if it is not open, a report says so."""
         sequence = self._by_path.get(path)
         if sequence is None:
-            self._generates.refuse(path, ThreadStateError(f"thread {path} is not open."))
+            self._generates.refuse(path, ThreadStateError(f"Thread {path} is not open."))
         return sequence
 
-    def _fail(self, sequence: Sequence, message: str) -> None:
+    def _fail(self, sequence: Sequence, error: ThreadStateError) -> None:
         """Ends a thread's call because of a command that it cannot follow."""
         self._generates.abort(sequence)
-        self._generates.fail(sequence, ThreadStateError(message))
+        self._generates.fail(sequence, error)
 
     def _adopt_policy(self, sequence: Sequence, depth: DepthPolicy) -> None:
         """Puts a policy in charge of a thread's next tokens. Raises `PolicyError` if it cannot."""

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from policies import DepthPolicy, Limits, Policy
 from policies.conversion import Count, Whole, convert_fields, converted, plain, shown
-from runtime.errors import PromptError
+from runtime.errors import PromptError, no_token
 from runtime.link.events import Event
 from runtime.results import Answer
 from runtime.sampling import Sampling
@@ -184,8 +184,8 @@ def token_ids(value: object, vocab_size: int | None, name: str) -> tuple[int, ..
     try:
         tokens: tuple[int, ...] = converted(value, _ids_below(vocab_size), name)
     except ValueError as error:
-        most = LARGEST_ID if vocab_size is None else vocab_size - 1
-        raise PromptError(f"{str(error).rstrip('.')}: not a token id, of which there are 0 to {most}.") from None
+        ids = LARGEST_ID if vocab_size is None else vocab_size
+        raise no_token(str(error).rstrip("."), ids) from None
     return tokens
 
 

@@ -11,7 +11,15 @@ import msgspec
 from policies import DepthPolicy
 from policies.conversion import shown
 from runtime.chat import Conversation
-from runtime.errors import PolicyError, PromptError, ThreadStateError, described
+from runtime.errors import (
+    PolicyError,
+    PromptError,
+    ThreadStateError,
+    busy,
+    context_full,
+    described,
+    empty_context,
+)
 from runtime.link.commands import (
     Extend,
     Failed,
@@ -137,10 +145,7 @@ class Context:
         self.check_open()
         self._reclaim(wish)
         if self.is_busy:
-            raise ThreadStateError(
-                f"Thread {self.path} cannot {wish} while it is generating. Wait for its generate, finish or aclose() "
-                f"its stream, or use a fork."
-            )
+            raise busy(self.path, wish)
 
     def _reclaim(self, wish: str) -> None:
         borrower = self.lent_to()
@@ -155,10 +160,7 @@ class Context:
         length = len(self.tokens) + len(tokens)
         size = self.session.opened.max_context
         if size is not None and length > size:
-            raise PromptError(
-                f"Thread {self.path} would have {length} tokens; the model's context holds {size}. Shorten what is "
-                f"appended, or let children carry part of it."
-            )
+            raise context_full(self.path, length, size)
         self.tokens.extend(tokens)
         self.account.see_length(length)
         self.session.send(Extend(self.path, tuple(tokens)))
@@ -224,7 +226,7 @@ class Context:
         if stranded is not None:
             raise stranded
         if not self.tokens:
-            raise ThreadStateError(f"Thread {self.path} has an empty context. Append a prompt before it generates.")
+            raise empty_context(self.path)
         left = self.account.tokens_left()
         wanted = options.max_tokens or self.settings.max_tokens or UNBOUNDED
         max_iterations = self.account.iterations_left()

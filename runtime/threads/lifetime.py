@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import anyio
 import anyio.abc
 
-from runtime.errors import ThreadStateError
-
 
 class Ending(NamedTuple):
     """How a body left its lifetime."""
@@ -97,10 +95,10 @@ class Lifetime:
         """Starts the task of a thread below; its `main` enters and leaves `below`, then calls `below.end()`.
 
         A task that asyncio itself cancels before its first step never comes to `main`: then `abandon` is called, which
-        calls `below.end()` too. Raises `ThreadStateError` before this lifetime is entered.
+        calls `below.end()` too. This lifetime has been entered.
         """
-        if self._group is None or self._scope is None:
-            raise ThreadStateError("The thread is not open yet. Use it inside `async with`.")
+        assert self._group is not None
+        assert self._scope is not None
         self._below[below] = None
         if self._scope.cancel_called:
             below.cancel()
