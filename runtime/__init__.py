@@ -5,116 +5,43 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from runtime.lazy_exports import lazy_exports
+
 if TYPE_CHECKING:
-    from policies import Limits
-    from runtime.chat import Message
-    from runtime.engine import Engine
-    from runtime.errors import (
-        BraidError,
-        CapacityError,
-        CheckpointError,
-        EngineClosed,
-        EngineFailed,
-        LimitExceeded,
-        NumericalError,
-        PolicyError,
-        PromptError,
-        ProtocolError,
-        QueueFull,
-        ThreadStateError,
-        TraceError,
-    )
-    from runtime.link.commands import Statistics
-    from runtime.loading import open_device
-    from runtime.opened import Opened
-    from runtime.protocol import APR, BoundProtocol, TagProtocol, apr_protocol
-    from runtime.results import Answer, Chunk, Generation, Usage
-    from runtime.sampling import Sampling
-    from runtime.settings import EngineSettings
-    from runtime.threads.child import Child, ChildStatus
-    from runtime.threads.stream import Stream
-    from runtime.threads.thread import ReasoningThread
+    from policies import Limits as Limits
+    from runtime.chat import Message as Message
+    from runtime.engine import Engine as Engine
+    from runtime.errors import BraidError as BraidError
+    from runtime.errors import CapacityError as CapacityError
+    from runtime.errors import CheckpointError as CheckpointError
+    from runtime.errors import EngineClosed as EngineClosed
+    from runtime.errors import EngineFailed as EngineFailed
+    from runtime.errors import LimitExceeded as LimitExceeded
+    from runtime.errors import NumericalError as NumericalError
+    from runtime.errors import PolicyError as PolicyError
+    from runtime.errors import PromptError as PromptError
+    from runtime.errors import ProtocolError as ProtocolError
+    from runtime.errors import QueueFull as QueueFull
+    from runtime.errors import ThreadStateError as ThreadStateError
+    from runtime.errors import TraceError as TraceError
+    from runtime.link.commands import Statistics as Statistics
+    from runtime.loading import open_device as open_device
+    from runtime.opened import Opened as Opened
+    from runtime.protocol import APR as APR
+    from runtime.protocol import BoundProtocol as BoundProtocol
+    from runtime.protocol import TagProtocol as TagProtocol
+    from runtime.protocol import apr_protocol as apr_protocol
+    from runtime.results import Answer as Answer
+    from runtime.results import Chunk as Chunk
+    from runtime.results import Generation as Generation
+    from runtime.results import Usage as Usage
+    from runtime.sampling import Sampling as Sampling
+    from runtime.settings import EngineSettings as EngineSettings
+    from runtime.threads.child import Child as Child
+    from runtime.threads.child import ChildStatus as ChildStatus
+    from runtime.threads.stream import Stream as Stream
+    from runtime.threads.thread import ReasoningThread as ReasoningThread
 
-_HOMES = {
-    "policies": ("Limits",),
-    "runtime.chat": ("Message",),
-    "runtime.results": ("Answer", "Chunk", "Generation", "Usage"),
-    "runtime.threads.child": ("Child", "ChildStatus"),
-    "runtime.link.commands": ("Statistics",),
-    "runtime.loading": ("open_device",),
-    "runtime.opened": ("Opened",),
-    "runtime.engine": ("Engine",),
-    "runtime.errors": (
-        "BraidError",
-        "CapacityError",
-        "CheckpointError",
-        "EngineClosed",
-        "EngineFailed",
-        "LimitExceeded",
-        "NumericalError",
-        "PolicyError",
-        "PromptError",
-        "ProtocolError",
-        "QueueFull",
-        "ThreadStateError",
-        "TraceError",
-    ),
-    "runtime.protocol": ("APR", "BoundProtocol", "TagProtocol", "apr_protocol"),
-    "runtime.sampling": ("Sampling",),
-    "runtime.settings": ("EngineSettings",),
-    "runtime.threads.stream": ("Stream",),
-    "runtime.threads.thread": ("ReasoningThread",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "APR",
-    "Answer",
-    "BoundProtocol",
-    "BraidError",
-    "CapacityError",
-    "CheckpointError",
-    "Child",
-    "ChildStatus",
-    "Chunk",
-    "Engine",
-    "EngineClosed",
-    "EngineFailed",
-    "EngineSettings",
-    "Generation",
-    "LimitExceeded",
-    "Limits",
-    "Message",
-    "NumericalError",
-    "Opened",
-    "PolicyError",
-    "PromptError",
-    "ProtocolError",
-    "QueueFull",
-    "ReasoningThread",
-    "Sampling",
-    "Statistics",
-    "Stream",
-    "TagProtocol",
-    "ThreadStateError",
-    "TraceError",
-    "Usage",
-    "apr_protocol",
-    "open_device",
-]
-
-
-def __getattr__(name: str) -> object:
-    """Imports a public name's module: PyTorch, which some of them need, takes seconds."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'runtime' has no attribute {name!r}")
-    value: object = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__)

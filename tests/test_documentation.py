@@ -56,7 +56,7 @@ def test_documents_have_programs_and_names() -> None:
     [
         ("runtime", "APR BoundProtocol Child ChildStatus Engine Opened ReasoningThread Statistics Stream TagProtocol"),
         ("runtime.link", "Device RunStarted Spawned Joined ThreadEnded Sampled Watcher"),
-        ("runtime.model", "Llama Raven RavenConfig Tokenizer load_checkpoint save_checkpoint"),
+        ("runtime.model", "RavenConfig Tokenizer load_checkpoint save_checkpoint"),
         ("traces", "RunStarted Spawned Joined ThreadEnded diff read show thread_tree verify walk_threads"),
         ("policies.training", "CalibrationSet threads_in train train_grpo"),
     ],

@@ -46,3 +46,12 @@ def test_what_a_package_exports_is_there_whatever_was_imported_before(name: str)
     assert all(hasattr(package, exported) for exported in package.__all__)
     # A module that is imported takes its name in the package.
     assert not {module.name for module in iter_modules(package.__path__)} & set(package.__all__)
+
+
+@pytest.mark.parametrize("name", ["runtime", "runtime.console", "runtime.link", "runtime.model", "traces"])
+def test_names_that_are_loaded_late_are_what_they_say(name: str) -> None:
+    package = import_module(name)
+    assert dir(package) == package.__all__ == sorted(package.__all__)
+    assert "import_module" not in package.__all__
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nothing'"):
+        _ = package.nothing

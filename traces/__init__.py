@@ -5,132 +5,52 @@ Names are loaded when they are first used: what reads a trace does without what 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from runtime.lazy_exports import lazy_exports
+
 if TYPE_CHECKING:
-    from runtime.link import (
-        FORMAT,
-        AnyEvent,
-        Computed,
-        Event,
-        Evicted,
-        GenerateFinished,
-        GenerateStarted,
-        Header,
-        Joined,
-        Received,
-        RunStarted,
-        Sampled,
-        Spawned,
-        ThreadClosed,
-        ThreadEnded,
-        ThreadFailed,
-        ThreadOpened,
-        TickDone,
-        Trace,
-    )
-    from traces.causal_chain import critical_path
-    from traces.comparison import ThreadDifference, diff
-    from traces.context import ThreadContext, context_of, contexts_of
-    from traces.playback import Playback
-    from traces.printing import load_decode, show
-    from traces.reader import TraceReader, read
-    from traces.totals import TraceTotals, imbalances, totals_of
-    from traces.tree import ThreadRecord, path_name, thread_tree, walk_threads
-    from traces.verification import Divergence, Verification, verify
-    from traces.viewer_format import export
-    from traces.writer import TraceWriter
+    from runtime.link import FORMAT as FORMAT
+    from runtime.link import AnyEvent as AnyEvent
+    from runtime.link import Computed as Computed
+    from runtime.link import Event as Event
+    from runtime.link import Evicted as Evicted
+    from runtime.link import GenerateFinished as GenerateFinished
+    from runtime.link import GenerateStarted as GenerateStarted
+    from runtime.link import Header as Header
+    from runtime.link import Joined as Joined
+    from runtime.link import Received as Received
+    from runtime.link import RunStarted as RunStarted
+    from runtime.link import Sampled as Sampled
+    from runtime.link import Spawned as Spawned
+    from runtime.link import ThreadClosed as ThreadClosed
+    from runtime.link import ThreadEnded as ThreadEnded
+    from runtime.link import ThreadFailed as ThreadFailed
+    from runtime.link import ThreadOpened as ThreadOpened
+    from runtime.link import TickDone as TickDone
+    from runtime.link import Trace as Trace
+    from traces.causal_chain import critical_path as critical_path
+    from traces.comparison import ThreadDifference as ThreadDifference
+    from traces.comparison import diff as diff
+    from traces.context import ThreadContext as ThreadContext
+    from traces.context import context_of as context_of
+    from traces.context import contexts_of as contexts_of
+    from traces.playback import Playback as Playback
+    from traces.printing import load_decode as load_decode
+    from traces.printing import show as show
+    from traces.reader import TraceReader as TraceReader
+    from traces.reader import read as read
+    from traces.totals import TraceTotals as TraceTotals
+    from traces.totals import imbalances as imbalances
+    from traces.totals import totals_of as totals_of
+    from traces.tree import ThreadRecord as ThreadRecord
+    from traces.tree import path_name as path_name
+    from traces.tree import thread_tree as thread_tree
+    from traces.tree import walk_threads as walk_threads
+    from traces.verification import Divergence as Divergence
+    from traces.verification import Verification as Verification
+    from traces.verification import verify as verify
+    from traces.viewer_format import export as export
+    from traces.writer import TraceWriter as TraceWriter
 
-_HOMES = {
-    "runtime.link": (
-        "FORMAT",
-        "AnyEvent",
-        "Computed",
-        "Event",
-        "Evicted",
-        "GenerateFinished",
-        "GenerateStarted",
-        "Header",
-        "Joined",
-        "Received",
-        "RunStarted",
-        "Sampled",
-        "Spawned",
-        "ThreadClosed",
-        "ThreadEnded",
-        "ThreadFailed",
-        "ThreadOpened",
-        "TickDone",
-        "Trace",
-    ),
-    "traces.causal_chain": ("critical_path",),
-    "traces.comparison": ("ThreadDifference", "diff"),
-    "traces.context": ("ThreadContext", "context_of", "contexts_of"),
-    "traces.playback": ("Playback",),
-    "traces.printing": ("load_decode", "show"),
-    "traces.reader": ("TraceReader", "read"),
-    "traces.totals": ("TraceTotals", "imbalances", "totals_of"),
-    "traces.tree": ("ThreadRecord", "path_name", "thread_tree", "walk_threads"),
-    "traces.verification": ("Divergence", "Verification", "verify"),
-    "traces.viewer_format": ("export",),
-    "traces.writer": ("TraceWriter",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "FORMAT",
-    "AnyEvent",
-    "Computed",
-    "Divergence",
-    "Event",
-    "Evicted",
-    "GenerateFinished",
-    "GenerateStarted",
-    "Header",
-    "Joined",
-    "Playback",
-    "Received",
-    "RunStarted",
-    "Sampled",
-    "Spawned",
-    "ThreadClosed",
-    "ThreadContext",
-    "ThreadDifference",
-    "ThreadEnded",
-    "ThreadFailed",
-    "ThreadOpened",
-    "ThreadRecord",
-    "TickDone",
-    "Trace",
-    "TraceReader",
-    "TraceTotals",
-    "TraceWriter",
-    "Verification",
-    "context_of",
-    "contexts_of",
-    "critical_path",
-    "diff",
-    "export",
-    "imbalances",
-    "load_decode",
-    "path_name",
-    "read",
-    "show",
-    "thread_tree",
-    "totals_of",
-    "verify",
-    "walk_threads",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'traces' has no attribute {name!r}")
-    value: object = getattr(import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from runtime.lazy_exports import lazy_exports
+
 if TYPE_CHECKING:
-    from runtime.console.command_line import (
-        FAILED,
-        Printer,
-        input_directory,
-        input_file,
-        number,
-        output_directory,
-        output_file,
-        status_of,
-        whole,
-    )
-    from runtime.console.escaping import escaped_json, visible
-    from runtime.console.logs import logger
+    from runtime.console.command_line import FAILED as FAILED
+    from runtime.console.command_line import Printer as Printer
+    from runtime.console.command_line import input_directory as input_directory
+    from runtime.console.command_line import input_file as input_file
+    from runtime.console.command_line import number as number
+    from runtime.console.command_line import output_directory as output_directory
+    from runtime.console.command_line import output_file as output_file
+    from runtime.console.command_line import status_of as status_of
+    from runtime.console.command_line import whole as whole
+    from runtime.console.escaping import escaped_json as escaped_json
+    from runtime.console.escaping import visible as visible
+    from runtime.console.logs import logger as logger
 
-_HOMES = {
-    "command_line": (
-        "FAILED",
-        "Printer",
-        "input_directory",
-        "input_file",
-        "number",
-        "output_directory",
-        "output_file",
-        "status_of",
-        "whole",
-    ),
-    "logs": ("logger",),
-    "escaping": ("escaped_json", "visible"),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "FAILED",
-    "Printer",
-    "escaped_json",
-    "input_directory",
-    "input_file",
-    "logger",
-    "number",
-    "output_directory",
-    "output_file",
-    "status_of",
-    "visible",
-    "whole",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'runtime.console' has no attribute {name!r}")
-    value: object = getattr(import_module(f"runtime.console.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -6,191 +6,63 @@ first used, because commands carry policies and weights.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from runtime.lazy_exports import lazy_exports
+
 if TYPE_CHECKING:
-    from runtime.link.commands import (
-        Answered,
-        CloseThread,
-        Command,
-        Deliver,
-        Device,
-        DeviceFailed,
-        Emitted,
-        Extend,
-        Failed,
-        Finished,
-        FinishReason,
-        FlushRecording,
-        ForeseeingWatcher,
-        Foresight,
-        Generate,
-        Interrupt,
-        LoadWeights,
-        OnTraceError,
-        OpenThread,
-        Record,
-        Report,
-        Request,
-        Signal,
-        Signalled,
-        StartRecording,
-        Statistics,
-        StopRecording,
-        Watcher,
-    )
-    from runtime.link.event_values import check_plain, check_recordable
-    from runtime.link.events import (
-        FORMAT,
-        LARGEST_RECORD,
-        AnyEvent,
-        Computed,
-        Event,
-        Evicted,
-        GenerateFinished,
-        GenerateStarted,
-        Header,
-        Joined,
-        Received,
-        RunStarted,
-        Sampled,
-        Spawned,
-        ThreadClosed,
-        ThreadEnded,
-        ThreadFailed,
-        ThreadOpened,
-        ThreadPath,
-        TickDone,
-        Trace,
-        encodable,
-    )
-    from runtime.link.work import Work
+    from runtime.link.commands import Answered as Answered
+    from runtime.link.commands import CloseThread as CloseThread
+    from runtime.link.commands import Command as Command
+    from runtime.link.commands import Deliver as Deliver
+    from runtime.link.commands import Device as Device
+    from runtime.link.commands import DeviceFailed as DeviceFailed
+    from runtime.link.commands import Emitted as Emitted
+    from runtime.link.commands import Extend as Extend
+    from runtime.link.commands import Failed as Failed
+    from runtime.link.commands import Finished as Finished
+    from runtime.link.commands import FinishReason as FinishReason
+    from runtime.link.commands import FlushRecording as FlushRecording
+    from runtime.link.commands import ForeseeingWatcher as ForeseeingWatcher
+    from runtime.link.commands import Foresight as Foresight
+    from runtime.link.commands import Generate as Generate
+    from runtime.link.commands import Interrupt as Interrupt
+    from runtime.link.commands import LoadWeights as LoadWeights
+    from runtime.link.commands import OnTraceError as OnTraceError
+    from runtime.link.commands import OpenThread as OpenThread
+    from runtime.link.commands import Record as Record
+    from runtime.link.commands import Report as Report
+    from runtime.link.commands import Request as Request
+    from runtime.link.commands import Signal as Signal
+    from runtime.link.commands import Signalled as Signalled
+    from runtime.link.commands import StartRecording as StartRecording
+    from runtime.link.commands import Statistics as Statistics
+    from runtime.link.commands import StopRecording as StopRecording
+    from runtime.link.commands import Watcher as Watcher
+    from runtime.link.event_values import check_plain as check_plain
+    from runtime.link.event_values import check_recordable as check_recordable
+    from runtime.link.events import FORMAT as FORMAT
+    from runtime.link.events import LARGEST_RECORD as LARGEST_RECORD
+    from runtime.link.events import AnyEvent as AnyEvent
+    from runtime.link.events import Computed as Computed
+    from runtime.link.events import Event as Event
+    from runtime.link.events import Evicted as Evicted
+    from runtime.link.events import GenerateFinished as GenerateFinished
+    from runtime.link.events import GenerateStarted as GenerateStarted
+    from runtime.link.events import Header as Header
+    from runtime.link.events import Joined as Joined
+    from runtime.link.events import Received as Received
+    from runtime.link.events import RunStarted as RunStarted
+    from runtime.link.events import Sampled as Sampled
+    from runtime.link.events import Spawned as Spawned
+    from runtime.link.events import ThreadClosed as ThreadClosed
+    from runtime.link.events import ThreadEnded as ThreadEnded
+    from runtime.link.events import ThreadFailed as ThreadFailed
+    from runtime.link.events import ThreadOpened as ThreadOpened
+    from runtime.link.events import ThreadPath as ThreadPath
+    from runtime.link.events import TickDone as TickDone
+    from runtime.link.events import Trace as Trace
+    from runtime.link.events import encodable as encodable
+    from runtime.link.work import Work as Work
 
-_HOMES = {
-    "commands": (
-        "Answered",
-        "CloseThread",
-        "Command",
-        "Deliver",
-        "Device",
-        "DeviceFailed",
-        "Emitted",
-        "Extend",
-        "Failed",
-        "Finished",
-        "FinishReason",
-        "FlushRecording",
-        "ForeseeingWatcher",
-        "Foresight",
-        "Generate",
-        "Interrupt",
-        "LoadWeights",
-        "OnTraceError",
-        "OpenThread",
-        "Record",
-        "Report",
-        "Request",
-        "Signal",
-        "Signalled",
-        "StartRecording",
-        "Statistics",
-        "StopRecording",
-        "Watcher",
-    ),
-    "event_values": ("check_plain", "check_recordable"),
-    "events": (
-        "FORMAT",
-        "LARGEST_RECORD",
-        "AnyEvent",
-        "Computed",
-        "Event",
-        "Evicted",
-        "GenerateFinished",
-        "GenerateStarted",
-        "Header",
-        "Joined",
-        "Received",
-        "RunStarted",
-        "Sampled",
-        "Spawned",
-        "ThreadClosed",
-        "ThreadEnded",
-        "ThreadFailed",
-        "ThreadOpened",
-        "ThreadPath",
-        "TickDone",
-        "Trace",
-        "encodable",
-    ),
-    "work": ("Work",),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [
-    "FORMAT",
-    "LARGEST_RECORD",
-    "Answered",
-    "AnyEvent",
-    "CloseThread",
-    "Command",
-    "Computed",
-    "Deliver",
-    "Device",
-    "DeviceFailed",
-    "Emitted",
-    "Event",
-    "Evicted",
-    "Extend",
-    "Failed",
-    "FinishReason",
-    "Finished",
-    "FlushRecording",
-    "ForeseeingWatcher",
-    "Foresight",
-    "Generate",
-    "GenerateFinished",
-    "GenerateStarted",
-    "Header",
-    "Interrupt",
-    "Joined",
-    "LoadWeights",
-    "OnTraceError",
-    "OpenThread",
-    "Received",
-    "Record",
-    "Report",
-    "Request",
-    "RunStarted",
-    "Sampled",
-    "Signal",
-    "Signalled",
-    "Spawned",
-    "StartRecording",
-    "Statistics",
-    "StopRecording",
-    "ThreadClosed",
-    "ThreadEnded",
-    "ThreadFailed",
-    "ThreadOpened",
-    "ThreadPath",
-    "TickDone",
-    "Trace",
-    "Watcher",
-    "Work",
-    "check_plain",
-    "check_recordable",
-    "encodable",
-]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'runtime.link' has no attribute {name!r}")
-    value: object = getattr(import_module(f"runtime.link.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__)
