@@ -194,6 +194,12 @@ class Engine:
         return self._running().statistics
 
     @property
+    def sampling(self) -> Sampling:
+        """How calls sample that say nothing else: what the engine was given, over what is taken of the checkpoint's
+        generation_config.json."""
+        return self._running().sampled_as(self._arguments.sampling or Sampling())
+
+    @property
     def usage(self) -> Usage:
         """Of everything the engine has done."""
         return self._running().account.usage()
@@ -338,9 +344,9 @@ class Engine:
         return ThreadSettings(
             depth=chosen.depth,
             spawn=chosen.spawn,
-            sampling=given.sampling or self._arguments.sampling or Sampling(),
+            sampling=self.sampling if given.sampling is None else self._running().sampled_as(given.sampling),
             priority=given.priority or 0,
-            max_tokens=given.max_tokens,
+            max_tokens=given.max_tokens or self._running().opened.max_tokens,
             chat_template_kwargs=given.chat_template_kwargs or {},
         )
 

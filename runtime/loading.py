@@ -17,11 +17,12 @@ import anyio.to_thread
 import msgspec
 
 from policies import GateExit, Policy, from_builtins, to_builtins
+from runtime.console.logs import logger
 from runtime.errors import CheckpointError, ProtocolError
 from runtime.link.commands import Device, OnTraceError
 from runtime.link.events import FORMAT, Header, Trace, encodable
 from runtime.model.braid_file import parse_braid
-from runtime.model.directories import BRAID
+from runtime.model.directories import BRAID, GENERATION_CONFIG
 from runtime.opened import Opened
 from runtime.protocol import BoundProtocol, TagProtocol
 from runtime.settings import EngineSettings
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from runtime.device.journal import Recorder
     from runtime.device.loop import DeviceLoop
     from runtime.model.checkpoint import Description
+
+_log = logger("runtime.loading")
 
 
 def open_device(
@@ -94,12 +97,21 @@ def _opened(
 ) -> Opened:
     """What a checkpoint brings to a device that runs it, or plays back what it did."""
     own = checkpoint.config.specification
+    generation = checkpoint.generation
+    if generation.ignored:
+        _log.warning(
+            "ways of sampling that the engine has not",
+            file=str(checkpoint.path / GENERATION_CONFIG),
+            ignored=generation.ignored,
+        )
     return Opened(
         device=device,
         tokenizer=checkpoint.tokenizer,
         chat_templates=checkpoint.chat_templates,
         protocol=protocol,
         policy=policy,
+        sampling=generation.sampling,
+        max_tokens=generation.max_tokens,
         stop_tokens=frozenset(checkpoint.stop_tokens),
         max_context=settings.context_of(own.max_context),
         vocab_size=own.vocab_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from msgspec import Meta
@@ -14,6 +14,7 @@ from runtime.link.commands import Device
 from runtime.model.chat_files import ChatTemplates
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol
+from runtime.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,10 @@ class Opened:
     """None: threads that the model drives generate to a stop token."""
     policy: Policy | None = None
     """The checkpoint's own."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """What holds where callers say nothing."""
+    max_tokens: int | None = None
+    """Most tokens of a generate that is given no bound; None is as many as there is context."""
     stop_tokens: frozenset[int] = frozenset()
     max_context: int | None = None
     """Most tokens of a thread's context."""
@@ -47,6 +52,7 @@ class Opened:
     def __post_init__(self) -> None:
         plain = {
             "stop_tokens": frozenset[Annotated[int, Meta(ge=0)]],
+            "max_tokens": Count | None,
             "max_context": Count | None,
             "vocab_size": Count | None,
         }

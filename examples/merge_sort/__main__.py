@@ -42,7 +42,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
 
 async def sort_all(engine: Engine, lists: Sequence[Sequence[int]], at_once: int = 16) -> list[Answer]:
     """Sorts every list, `at_once` trees at a time; answers are in the order of the lists."""
-    return await ask_all(engine, [question_of(numbers) for numbers in lists], Sampling(), at_once)
+    return await ask_all(engine, [question_of(numbers) for numbers in lists], Sampling.plain(0), at_once)
 
 
 async def evaluate(engine: Engine, count: int, shortest: int, longest: int) -> Evaluation:

@@ -239,7 +239,7 @@ async def _step(engine: Engine, learner: Learner, draw: DrawQuestions, directory
         engine,
         questions,
         config.samples,
-        sampling=Sampling(temperature=config.temperature),
+        sampling=Sampling.plain(config.temperature),
         prices=Prices(iterations=config.iteration_price, critical_path=config.path_price),
         trace=traces / f"{learner.step:06}-{rank}.trace",
     )
@@ -271,7 +271,7 @@ def summary(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 async def _evaluate(engine: Engine, questions: Sequence[Question]) -> dict[str, float]:
-    answers = await ask_all(engine, questions, Sampling())
+    answers = await ask_all(engine, questions, Sampling.plain(0))
     scores = [score_of(question, answer) for question, answer in zip(questions, answers, strict=True)]
     return {
         "held_out_score": statistics.fmean(scores),

@@ -31,8 +31,9 @@ from runtime.model.directories import (
 )
 from runtime.model.families.raven import RavenConfig
 from runtime.model.files import replace_file, replacing
+from runtime.model.generation_file import Generation, read_generation
 from runtime.model.parameters import is_derived, published_weights
-from runtime.model.published import holds, is_directory, read_bytes, read_object
+from runtime.model.published import holds, is_directory, read_bytes
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.transformer import Transformer
 from runtime.model.weights import WEIGHTS, find_tensors, is_pickle, refuse_pickle
@@ -52,6 +53,8 @@ class Description:
     ids then."""
     chat_templates: ChatTemplates | None
     """How messages are written; None where the directory has no chat template."""
+    generation: Generation
+    """How its makers sample from it."""
     stop_tokens: tuple[int, ...]
     """Ascending ids that end a text: eos_token_id of generation_config.json, or else of config.json, and for a Raven
     those of `HUGINN_STOPS` inside the vocabulary."""
@@ -65,12 +68,6 @@ class Checkpoint(Description):
 
     model: Transformer
     """In evaluation mode; parameters in the dtype and on the device asked for, a rotary table in float32."""
-
-
-class _Generation(msgspec.Struct):
-    """What counts of either file that may say which tokens end a text."""
-
-    eos_token_id: int | list[int] | None = None
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -129,12 +126,14 @@ def describe(name_or_path: str | Path) -> Description:
             f"{tokenizer.where}: token {token!r} has id {tokenizer.vocab_size - 1}; expected ids below "
             f"{vocab_size}, the vocab_size of {CONFIG}."
         )
+    generation = read_generation(directory, vocab_size)
     return Description(
         path=directory,
         config=config,
         tokenizer=tokenizer,
         chat_templates=read_chat_templates(directory),
-        stop_tokens=_stop_tokens(directory, config),
+        generation=generation,
+        stop_tokens=_stop_tokens(generation, config),
         braid=read_bytes(directory / BRAID) if holds(directory / BRAID) else None,
     )
 
@@ -187,31 +186,10 @@ def fingerprint(model: Transformer) -> str:
     return digest.hexdigest()
 
 
-def _stop_tokens(directory: Path, config: ModelConfig) -> tuple[int, ...]:
-    path, declared = _declared_stops(directory)
-    vocab_size = config.specification.vocab_size
-    for token in declared:
-        if not 0 <= token < vocab_size:
-            raise CheckpointError(
-                f"{path}: eos_token_id has {token}; expected ids from 0 to {vocab_size - 1}, the vocabulary of "
-                f"{directory / CONFIG}."
-            )
+def _stop_tokens(generation: Generation, config: ModelConfig) -> tuple[int, ...]:
     always = HUGINN_STOPS if isinstance(config, RavenConfig) else ()
-    return tuple(sorted({*declared, *(token for token in always if token < vocab_size)}))
-
-
-def _declared_stops(directory: Path) -> tuple[Path, list[int]]:
-    """The file that says which tokens end a text, the first of those that may, and what it says."""
-    for path in (directory / GENERATION_CONFIG, directory / CONFIG):
-        if not holds(path):
-            continue
-        try:
-            eos = msgspec.convert(read_object(path), _Generation).eos_token_id
-        except msgspec.ValidationError as error:
-            raise CheckpointError(f"{path}: {error}.") from error
-        if eos is not None:
-            return path, [eos] if isinstance(eos, int) else eos
-    return directory / CONFIG, []
+    known = (token for token in always if token < config.specification.vocab_size)
+    return tuple(sorted({*generation.stop_tokens, *known}))
 
 
 def _json(content: object) -> bytes:

@@ -211,6 +211,10 @@ class Session:
             return tuple(self.opened.protocol.prompt(prompt, parse_special_tokens=parse_special_tokens))
         return self.encode(prompt, parse_special_tokens=parse_special_tokens)
 
+    def sampled_as(self, given: Sampling) -> Sampling:
+        """What is given, and for the fields that it does not say what the checkpoint says."""
+        return given.over(self.opened.sampling)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids; empty without a tokenizer."""
         return "" if self.opened.tokenizer is None else self.opened.tokenizer.decode(tokens)

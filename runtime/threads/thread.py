@@ -241,7 +241,7 @@ class ReasoningThread:
             max_tokens=given.max_tokens,
             stop_tokens=given.stop_tokens | session.opened.stop_tokens,
             stop_strings=given.stop_strings,
-            sampling=given.sampling,
+            sampling=None if given.sampling is None else session.sampled_as(given.sampling),
             depth=given.depth,
             nowait=given.nowait,
             stream=stream,
@@ -251,6 +251,8 @@ class ReasoningThread:
         """The thread's own, but for what is given."""
         names = ("depth", "sampling", "max_tokens", "priority")
         changes = {name: value for name in names if (value := getattr(given, name)) is not None}
+        if given.sampling is not None:
+            changes["sampling"] = self._context.session.sampled_as(given.sampling)
         return msgspec.structs.replace(self._context.settings, **changes) if changes else self._context.settings
 
     def _start(self, prompt: tuple[int, ...] | Opening, given: ThreadArguments, fork: bool = False) -> Child:
