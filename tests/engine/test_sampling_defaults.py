@@ -35,7 +35,8 @@ def engine_on(checkpoint: Path, **options: Any) -> Engine:
 
 async def said(engine: Engine, **options: Any) -> tuple[int, ...]:
     async with engine.thread([1, 2, 4]) as root:
-        return (await root.generate(12, **options)).tokens
+        generation = await root.generate(12, **options)
+    return generation.tokens
 
 
 async def test_what_the_file_says_is_visible_and_samples(published: Path, tiny_checkpoint: Path) -> None:
