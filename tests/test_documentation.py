@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import runtime
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))]
 PACKAGES = ("runtime", "runtime.link", "runtime.model", "runtime.console", "traces", "policies", "policies.training")
@@ -46,9 +48,28 @@ def test_names_with_their_package_are_there(document: str) -> None:
         assert hasattr(import_module(module), attribute) or import_module(name), name
 
 
+OBJECTS = {
+    "engine": runtime.Engine,
+    "thread": runtime.ReasoningThread,
+    "root": runtime.ReasoningThread,
+    "child": runtime.Child,
+    "usage": runtime.Usage,
+    "generation": runtime.Generation,
+    "answer": runtime.Answer,
+}
+OF_OBJECTS = re.compile(rf"`(?:await |async (?:for|with)[^`]*? )?({'|'.join(OBJECTS)})\.(?!py\b)([a-z_]+)")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_what_objects_are_said_to_have_they_have(document: str) -> None:
+    for name, attribute in OF_OBJECTS.findall((ROOT / document).read_text()):
+        assert hasattr(OBJECTS[name], attribute), f"{name}.{attribute}"
+
+
 def test_documents_have_programs_and_names() -> None:
     assert sum(len(imports_of(document)) for document in DOCUMENTS) > 25
     assert sum(len(NAMED.findall((ROOT / document).read_text())) for document in DOCUMENTS) > 4
+    assert sum(len(OF_OBJECTS.findall((ROOT / document).read_text())) for document in DOCUMENTS) > 20
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,8 @@ class OpenThreads:
             self._fail(sequence, busy(request.thread, "generate"))
             self._generates.refuse(request.thread, busy(request.thread, "generate"))
             return
+        # Also of one that is refused: interrupting it takes nothing away.
+        sequence.generate_start = len(sequence.tokens)
         if not sequence.tokens:
             self._generates.fail(sequence, empty_context(request.thread))
             return
@@ -144,7 +146,6 @@ class OpenThreads:
             self._generates.fail(sequence, error)
             return
         sequence.generate = ActiveGenerate(request, len(sequence.tokens))
-        sequence.generate_start = len(sequence.tokens)
         self._journal.record(
             events.GenerateStarted,
             thread=request.thread,

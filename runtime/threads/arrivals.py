@@ -14,12 +14,14 @@ Finished = TypeVar("Finished")
 class Arrivals(Generic[Finished]):
     """What has finished, in that order."""
 
-    __slots__ = ("_needed", "_new_wakeup", "_wakeup", "is_waiting", "ready")
+    __slots__ = ("_needed", "_new_wakeup", "_wakeup", "is_superseded", "is_waiting", "ready")
 
     def __init__(self, new_wakeup: Callable[[], Wakeup]) -> None:
         self.ready: deque[Finished] = deque()
         """Finished and not yet taken."""
         self.is_waiting = False
+        self.is_superseded = False
+        """Whether some of it arrives elsewhere, and not here any more."""
         self._new_wakeup = new_wakeup
         self._wakeup: Wakeup | None = None
         self._needed = 0

@@ -191,6 +191,8 @@ class Children:
                 raise ThreadStateError(f"Child {child.path} is being joined by another coroutine; join it once.")
         arrivals: Arrivals[ChildTask] = Arrivals(self._context.session.inbox.new_wakeup)
         for child in children:
+            if child.arrivals is not None:
+                child.arrivals.is_superseded = True
             child.arrivals = arrivals
             if child.is_done:
                 arrivals.arrive(child)
@@ -201,7 +203,7 @@ class AsCompleted:
     """Async iterator over the answers of children as they finish. Appends nothing.
 
     A child that failed raises its error in its turn; the iteration may go on after it. Children that were not reached
-    stay unjoined.
+    stay unjoined; where one of them is joined otherwise meanwhile, the iteration ends with `ThreadStateError`.
     """
 
     def __init__(self, children: Children, arrivals: Arrivals[ChildTask], count: int) -> None:
@@ -215,6 +217,10 @@ class AsCompleted:
     async def __anext__(self) -> Answer:
         if not self._left:
             raise StopAsyncIteration
+        if self._arrivals.is_superseded:
+            raise ThreadStateError(
+                "Children of this as_completed were given to another join before they were reached; give each to one."
+            )
         child = await self._arrivals.next()
         self._left -= 1
         self._children.finish(child)

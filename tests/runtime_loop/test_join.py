@@ -175,6 +175,23 @@ async def test_as_completed_gives_answers_as_they_come(engine: Engine) -> None:
         assert good.is_joined
 
 
+async def test_as_completed_ends_where_its_children_are_joined_otherwise(engine: Engine) -> None:
+    async with engine, engine.thread("a") as root:
+        children = [root.spawn("b", program=says(word)) for word in "xyz"]
+        completed = root.as_completed(children)
+        first = await anext(completed)
+        left = [child for child in children if not child.is_joined]
+        assert len(left) == 2
+        assert {answer.text for answer in await root.join(left)} | {first.text} == {"x", "y", "z"}
+        with pytest.raises(ThreadStateError, match="given to another join"):
+            await anext(completed)
+        again = [root.spawn("b", program=says(word)) for word in "xy"]
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await root.join(again)
+        assert {answer.text async for answer in root.as_completed(again)} == {"x", "y"}
+
+
 async def test_fork_inherits_the_context(device: ScriptedDevice, engine: Engine) -> None:
     async with engine, engine.thread("a b") as root:
         await root.generate(2)
