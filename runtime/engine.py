@@ -63,6 +63,7 @@ class Engine:
         """
         self._make_device = make_device
         self._arguments = EngineArguments(**options)
+        self._was_entered = False
         self._session: Session | None = None
 
     @classmethod
@@ -156,8 +157,9 @@ class Engine:
         return cls(lambda: opened, **options)
 
     async def __aenter__(self) -> Self:
-        if self._session is not None:
+        if self._was_entered:
             raise EngineClosed("An engine is entered once. Open another one.")
+        self._was_entered = True
         opened = await open_in_thread(self._make_device)
         given = self._arguments
         self._session = Session(

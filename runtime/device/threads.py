@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from policies import DepthPolicy
+from policies.conversion import Count, converted
 from runtime.backend.interface import Backend
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.bounds import policy_error
@@ -225,7 +226,7 @@ class OpenThreads:
         mean = self._model.mean_recurrence
         try:
             self._speculation.check(depth, depth.deepest(mean))
-            sequence.constant_bound = depth.constant_bound(mean)
+            sequence.constant_bound = converted(depth.constant_bound(mean), Count | None, "constant_bound()")
             sequence.rule = self._prefix_rules.rule_of(depth, sequence.constant_bound)
             sequence.policy = self._backend.register(depth)
         except Exception as cause:

@@ -246,20 +246,20 @@ class Context:
             bounded_by_limit=left is not None and left < wanted,
             metered=metered,
         )
-        self.session.inbox.expect(call)
-        self.session.send(
-            Generate(
-                thread=self.path,
-                max_tokens=wanted if left is None else min(left, wanted),
-                sampling=options.sampling or self.settings.sampling,
-                depth=None if depth == self._depth else depth,
-                stop_tokens=options.stop_tokens,
-                watcher=metered or watcher,
-                max_iterations=max_iterations,
-                stream=options.stream,
-                entropies=options.entropies,
-            )
+        command = Generate(
+            thread=self.path,
+            max_tokens=wanted if left is None else min(left, wanted),
+            sampling=options.sampling or self.settings.sampling,
+            depth=None if depth == self._depth else depth,
+            stop_tokens=options.stop_tokens,
+            watcher=metered or watcher,
+            max_iterations=max_iterations,
+            stream=options.stream,
+            entropies=options.entropies,
         )
+        # What is expected is sent: leaving the engine waits for its answer.
+        self.session.inbox.expect(call)
+        self.session.send(command)
         self._depth = depth
         return call
 

@@ -55,11 +55,15 @@ class Stream:
 
     async def __anext__(self) -> Chunk:
         """The tokens of the next tick that emitted some. Raises what `generate` raises, and `ThreadStateError` where
-        the stream has given way to another call."""
+        the stream has given way to another call, or another task waits for it."""
         if self._gave_way_to:
             raise ThreadStateError(
                 f"The stream of thread {self._context.path} was left when the thread was to {self._gave_way_to}. Do "
                 f"that after the stream's loop, or on a fork."
+            )
+        if self._is_awaited:
+            raise ThreadStateError(
+                f"The stream of thread {self._context.path} is waited for already; let one task take its chunks."
             )
         if self._has_ended:
             raise StopAsyncIteration

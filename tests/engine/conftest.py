@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -10,10 +11,12 @@ from tokenizers import Tokenizer as Inner
 from tokenizers import models, pre_tokenizers
 
 from policies import LatentDiff, Policy, to_builtins
-from runtime import TagProtocol
+from runtime import Engine, TagProtocol
 from runtime.model.checkpoint import save_checkpoint
 from runtime.model.tokenizer import Tokenizer
+from tests.engine.engines import opened
 from tests.engine.tiny import tiny_model
+from traces import read
 
 TAGS = ("<spawn>", "</spawn>", "<join>", "<message>", "</message>", "<win>", "<end>")
 PROTOCOL = TagProtocol(
@@ -41,3 +44,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoints") / "tiny"
     save_checkpoint(directory, tiny_model(3), tokenizer=Tokenizer(inner), braid=msgspec.json.encode(braid))
     return directory
+
+
+@pytest.fixture(params=["traced", "untraced"])
+async def engine(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path, anyio_backend: str
+) -> AsyncIterator[Engine]:
+    path = tmp_path / "run.trace" if request.param == "traced" else None
+    async with opened(tiny_checkpoint, trace=path) as engine:
+        yield engine
+    if path is not None:
+        assert read(path).lost is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,17 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from policies import DepthPolicy, Fixed, LatentDiff, Limits, Policy, SelfConsistency, SpawnDecision, SpawnPolicy
-from policies.depth.base import Role
-from policies.spawn.base import SpawnRequest, TreeView
+from policies import Fixed, LatentDiff, Limits, Policy
 from runtime import Engine, EngineSettings, Sampling
-from runtime.errors import BraidError, CapacityError, PolicyError, PromptError
+from runtime.errors import BraidError, CapacityError, PromptError
 from runtime.threads.thread import ReasoningThread
+from tests.engine.engines import SIZES, opened, works
 from traces import read
 
 pytestmark = pytest.mark.anyio
-
-SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 64, "max_in_flight": 16, "prefill_chunk": 16}
 
 
 async def coroutine_function(*arguments: object) -> None:
@@ -155,27 +152,6 @@ UNNAMED = {"prompt": "text", "message": "text"}
 """Arguments that are told about under another name."""
 
 
-def opened(checkpoint: Path, **settings: Any) -> Engine:
-    return Engine.open(checkpoint, **{**SIZES, **settings})
-
-
-async def works(engine: Engine) -> bool:
-    async with engine.thread([1, 2, 3]) as thread:
-        said = await thread.generate(2, stop=[-1])
-    return len(said.tokens) == 2
-
-
-@pytest.fixture(params=["traced", "untraced"])
-async def engine(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path, anyio_backend: str
-) -> AsyncIterator[Engine]:
-    path = tmp_path / "run.trace" if request.param == "traced" else None
-    async with opened(tiny_checkpoint, trace=path) as engine:
-        yield engine
-    if path is not None:
-        assert read(path).lost is None
-
-
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize(("call", "name"), PARAMETERS, ids=[f"{call.__name__}-{name}" for call, name in PARAMETERS])
 async def test_a_wrong_value_is_its_callers_error(engine: Engine, call: Call, name: str) -> None:
@@ -295,75 +271,6 @@ async def test_memory_that_is_refused_when_the_device_starts_is_told_at_entering
     monkeypatch.setattr("runtime.device.build.build_backend", refuse)
     with pytest.raises(CapacityError, match=r"no room.*EngineSettings\.kv_cache_bytes"):
         await opened(tiny_checkpoint).__aenter__()
-
-
-class HoldsAFunction(DepthPolicy, frozen=True):
-    function: Any = None
-
-
-class Answers(DepthPolicy, frozen=True):
-    answer: Any = None
-
-    def for_thread(self, role: Role, tree_depth: int) -> DepthPolicy:
-        chosen: DepthPolicy = self.answer
-        return chosen
-
-
-class Unwritable(DepthPolicy, frozen=True):
-    """Raises an error that has no text."""
-
-    def for_thread(self, role: Role, tree_depth: int) -> DepthPolicy:
-        class Silent(Exception):
-            def __str__(self) -> str:
-                raise RuntimeError("no text")
-
-        raise Silent
-
-
-@pytest.mark.parametrize("field", [print, torch.zeros(2), 2**70, b"raw", "caf\udce9", {(1, 2): 3}, object()])
-async def test_a_policy_that_cannot_be_recorded_is_refused_while_recording(
-    tiny_checkpoint: Path, tmp_path: Path, field: object, anyio_backend: str
-) -> None:
-    policy = HoldsAFunction(function=field)
-    with pytest.raises(TypeError, match="HoldsAFunction cannot be recorded"):
-        opened(tiny_checkpoint, trace=tmp_path / "never.trace", policy=Policy(depth=policy))
-    async with opened(tiny_checkpoint, trace=tmp_path / "run.trace") as engine, engine.thread([1, 2]) as thread:
-        with pytest.raises(TypeError, match="HoldsAFunction cannot be recorded"):
-            await thread.generate(1, depth=policy)
-        with pytest.raises(TypeError, match="HoldsAFunction cannot be recorded"):
-            async with engine.thread([1], policy=Policy(depth=policy)):
-                pass
-        assert await works(engine)
-    assert read(tmp_path / "run.trace").lost is None
-
-
-@pytest.mark.parametrize("policy", [Answers(answer=None), Answers(answer=Fixed), Unwritable()])
-async def test_a_policy_that_answers_nonsense_ends_its_call(
-    engine: Engine, policy: DepthPolicy, anyio_backend: str
-) -> None:
-    async with engine.thread([1, 2]) as thread:
-        with pytest.raises(PolicyError, match=r"for_thread .*[^.]\.$"):
-            await thread.generate(1, depth=policy)
-        assert await works(engine)
-
-
-class Decides(SpawnPolicy, frozen=True):
-    answer: Any
-
-    def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
-        return SpawnDecision(**self.answer) if isinstance(self.answer, dict) else self.answer
-
-
-@pytest.mark.parametrize("count", [0, -1, None, "2", 2.5])
-def test_how_many_roots_answer_is_checked_where_it_is_said(count: Any) -> None:
-    with pytest.raises(ValueError, match="SelfConsistency: samples"):
-        SelfConsistency(count)
-
-
-@pytest.mark.parametrize("answer", [{"run": "yes"}, {"run": True, "depth": Fixed}, {"run": True, "reason": None}])
-def test_a_decision_is_checked_where_it_is_made(answer: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="SpawnDecision: "):
-        Decides(answer).decide(SpawnRequest((0,), (1,), 0, 0, 0.0), TreeView(1, 1, 0, 0, 0))
 
 
 @pytest.mark.parametrize("error", [OSError("no such file: caf\udce9"), ValueError("x" * 10**5), KeyError("\ud800")])

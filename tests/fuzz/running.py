@@ -16,7 +16,7 @@ import anyio
 import msgspec
 import trio
 
-from runtime import Engine, EngineSettings, Limits, ThreadStateError
+from runtime import Engine, EngineClosed, EngineFailed, EngineSettings, Limits, ThreadStateError
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
 from runtime.link.commands import Statistics
@@ -66,7 +66,7 @@ class Runner:
             outcome.fired = plant is not None and plant.has_fired
         outcome.findings += books.findings
         outcome.findings += life.left_over(open_before)
-        has_failed = bool(books.failed) or (outcome.fired and not books.hit and ends_early(setup))
+        has_failed = bool(books.failed)
         if not has_failed:
             outcome.findings += life.imbalances()
         outcome.findings += _fault_findings(setup, plant, books)
@@ -133,6 +133,16 @@ class _Life:
         self._tasks_left = sorted(_tasks() - tasks)
         if self.engine is not None:
             self.usage, self.statistics = self.engine.usage, self.engine.statistics
+            self._hear_of_failure(self.engine)
+
+    def _hear_of_failure(self, engine: Engine) -> None:
+        """What the device failed of when nobody was waiting for it any more."""
+        try:
+            engine.thread((1,))
+        except EngineFailed as error:
+            self._books.judge(error)
+        except EngineClosed:
+            pass
 
     async def _run(self) -> None:
         setup = self._program.setup
@@ -230,17 +240,13 @@ def _open(setup: p.Setup, trace: Path | None, observe: Any) -> Engine:
     )
 
 
-def ends_early(setup: p.Setup) -> bool:
-    """Whether the engine may be gone before its threads have heard of everything."""
-    return setup.leaves_after is not None or setup.cancelled_after is not None
-
-
 def _fault_findings(setup: p.Setup, plant: Planted | None, books: Books) -> list[str]:
     if plant is None or setup.fault is None or books.failed or books.hit or not plant.has_fired:
         return []
     if setup.fault.kind == "out of memory" and setup.fault.place in ("tick", "prelude", "core", "coda"):
         return []  # Retried with fewer tokens, which is as if there had been none.
-    return [] if ends_early(setup) else [f"nobody heard of the fault {setup.fault}"]
+    ends_early = setup.leaves_after is not None or setup.cancelled_after is not None
+    return [] if ends_early else [f"nobody heard of the fault {setup.fault}"]
 
 
 def _trace_findings(trace: Trace, usage: Usage, has_failed: bool, is_whole: bool) -> list[str]:

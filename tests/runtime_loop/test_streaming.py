@@ -206,3 +206,16 @@ async def test_a_stream_that_is_awaited_keeps_its_thread() -> None:
             with pytest.raises(ThreadStateError, match="aclose"):
                 root.append("b")
             device.step()
+
+
+async def test_one_task_takes_the_chunks_of_a_stream() -> None:
+    device = SteppedDevice(counting)
+    async with engine_on(device) as engine, engine.thread("a") as root:
+        stream = root.stream(1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(anext, stream)
+            await turn()
+            with pytest.raises(ThreadStateError, match="waited for already"):
+                await anext(stream)
+            device.step()
+        assert root.tokens == (*ids("a"), 0)

@@ -280,6 +280,16 @@ async def test_closing_the_engine_ends_what_runs() -> None:
             pass
 
 
+async def test_two_tasks_cannot_enter_an_engine() -> None:
+    engine = engine_over(ScriptedDevice(counting))
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.__aenter__)
+        await anyio.lowlevel.checkpoint()
+        with pytest.raises(EngineClosed, match="entered once"):
+            await engine.__aenter__()
+    await engine.__aexit__(None, None, None)
+
+
 async def test_an_engine_that_is_not_open_says_so() -> None:
     engine = engine_over(ScriptedDevice(counting))
     with pytest.raises(EngineClosed, match="not open yet"):
