@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from runtime import Engine, EngineClosed, EngineFailed, EngineSettings, Limits, ThreadStateError
-from runtime.device.build import build_loop
+from runtime.device.build import build_loop, load_native_code
 from runtime.device.loop import ModelDevice
 from runtime.link.commands import Statistics
 from runtime.results import Usage
@@ -26,7 +26,7 @@ from tests.fuzz.alone import Roomy
 from tests.fuzz.faults import Planted, planted
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.interpreting import Books, Interpreter
-from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MOST, checkpoint_of, model_of, policy_of
+from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MODELS, MOST, checkpoint_of, model_of, policy_of
 from tests.fuzz.watchdog import watched
 from traces import Trace, read
 from traces.totals import imbalances, totals_of
@@ -53,6 +53,9 @@ class Runner:
     def __init__(self) -> None:
         self._roomy = Roomy()
         self._home = tempfile.TemporaryDirectory(prefix="braid-fuzz-traces-")
+        for model in MODELS:
+            # Compiling takes longer than a program may, where others compute too.
+            load_native_code(model_of(model), EngineSettings())
 
     def run(self, program: p.Program, how_to_repeat: str) -> Outcome:
         """Ends the process, saying `how_to_repeat` the program, where it hangs."""

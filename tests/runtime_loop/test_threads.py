@@ -281,13 +281,22 @@ async def test_closing_the_engine_ends_what_runs() -> None:
 
 
 async def test_two_tasks_cannot_enter_an_engine() -> None:
-    engine = engine_over(ScriptedDevice(counting))
-    async with anyio.create_task_group() as group:
-        group.start_soon(engine.__aenter__)
-        await anyio.lowlevel.checkpoint()
-        with pytest.raises(EngineClosed, match="entered once"):
+    engine = engine_on(ScriptedDevice(counting))
+    outcomes: list[str] = []
+
+    async def enter() -> None:
+        try:
             await engine.__aenter__()
+        except EngineClosed as error:
+            outcomes.append(str(error))
+        else:
+            outcomes.append("entered")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(enter)
+        group.start_soon(enter)
     await engine.__aexit__(None, None, None)
+    assert sorted(outcomes) == ["An engine is entered once. Open another one.", "entered"]
 
 
 async def test_an_engine_that_is_not_open_says_so() -> None:
