@@ -265,8 +265,8 @@ class Engine:
         a user's comes what the assistant begins with. `chat_template_kwargs` are what the template finds beside
         messages, here and in its children: `tools`, `enable_thinking`, ... Special tokens that texts spell out are
         parsed with `parse_special_tokens` alone. `max_tokens` bounds each generate that is given no bound, in this
-        thread and in its children. Raises `PromptError` for a prompt that cannot be encoded, and entering it for
-        messages.
+        thread and in its children. Raises `PromptError` for a prompt that cannot be encoded or does not fit into the
+        model's context; for messages, entering it does.
         """
         given = ThreadArguments(
             limits=limits,

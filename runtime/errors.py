@@ -106,6 +106,13 @@ def context_full(thread: tuple[int, ...], length: int, most: int) -> PromptError
     )
 
 
+def prompt_too_long(length: int, most: int) -> PromptError:
+    """A thread cannot begin with `length` tokens, where the model's context holds `most`."""
+    return PromptError(
+        f"The prompt has {length} tokens; the model's context holds {most}. Shorten it, or give children parts of it."
+    )
+
+
 def no_token(what: str, ids: int) -> PromptError:
     """Something is none of the ids from 0, of which there are `ids`."""
     return PromptError(f"{what}: not a token id, of which there are 0 to {ids - 1}.")

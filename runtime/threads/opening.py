@@ -9,7 +9,7 @@ import msgspec
 
 from policies.conversion import shown
 from runtime.chat import Message, is_assistants
-from runtime.errors import PromptError
+from runtime.errors import PromptError, prompt_too_long
 from runtime.threads.arguments import is_chat, messages_of
 from runtime.threads.context import Context
 from runtime.threads.session import Session, ThreadSettings
@@ -28,10 +28,11 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 def opening_of(
     session: Session, prompt: str | Sequence[int], messages: Sequence[Message] | None, parse_special_tokens: bool
 ) -> tuple[int, ...] | Opening:
-    """What a root begins with. Raises `PromptError` for what cannot be encoded, `ValueError` where both are given."""
+    """What a root begins with. Raises `PromptError` for what cannot be encoded or does not fit into the model's
+    context, `ValueError` where both are given."""
     session.check()
     if messages is None:
-        return session.encode_prompt(prompt, parse_special_tokens=parse_special_tokens)
+        return _fitting(session, session.encode_prompt(prompt, parse_special_tokens=parse_special_tokens))
     if len(prompt):
         raise ValueError(f"prompt is {shown(prompt)} and messages is {shown(messages)}; give one of them.")
     return Opening(messages=messages_of(messages), parse_special_tokens=parse_special_tokens)
@@ -66,6 +67,7 @@ async def to_be_answered(
             parse_special_tokens=opening.parse_special_tokens,
             asks=True,
         )
+        opening = _fitting(session, opening)
     if not opening:
         raise PromptError("The prompt is empty; give at least one token.")
     return opening
@@ -81,7 +83,7 @@ async def render_opening(context: Context, opening: Opening) -> tuple[int, ...]:
         context.settings.chat_template_kwargs,
         parse_special_tokens=opening.parse_special_tokens,
     )
-    return tokens
+    return _fitting(context.session, tokens)
 
 
 async def append_messages(context: Context, opening: Opening) -> None:
@@ -111,3 +113,11 @@ async def append_messages(context: Context, opening: Opening) -> None:
         context.is_busy = False
     context.extend(tokens)
     context.conversation = after
+
+
+def _fitting(session: Session, prompt: tuple[int, ...]) -> tuple[int, ...]:
+    """Raises `PromptError` for a prompt that is longer than the model's context."""
+    most = session.opened.max_context
+    if most is not None and len(prompt) > most:
+        raise prompt_too_long(len(prompt), most)
+    return prompt

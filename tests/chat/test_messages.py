@@ -304,3 +304,22 @@ async def test_a_date_is_that_of_the_conversations_beginning(monkeypatch: pytest
         await root.generate()
         await root.append(user("why?"))
         assert root.text.count("Today is 1970") == 1
+
+
+async def test_messages_that_do_not_fit_are_refused_before_anything_is_computed() -> None:
+    tokenizer, templates, _ = pair("chatml", "byte_level")
+    size = len(expected("chatml", [user("hi")], True))
+    opened: dict[str, Any] = {"tokenizer": tokenizer, "chat_templates": templates}
+    async with over(saying(1), max_context=size - 1, **opened) as engine:
+        with pytest.raises(PromptError, match=rf"^The prompt has {size} tokens; the model's context holds {size - 1}"):
+            await engine.run(messages=[user("hi")])
+        with pytest.raises(PromptError, match=rf"^The prompt has {size} tokens"):
+            async with engine.thread(messages=[user("hi")]):
+                pass
+        assert engine.usage.threads == 0
+    async with over(saying(1), max_context=size + 3, **opened) as engine, engine.thread(messages=[user("hi")]) as root:
+        await root.generate(1)
+        before = root.tokens
+        with pytest.raises(PromptError, match=rf"would have \d+ tokens; the model's context holds {size + 3}"):
+            await root.append(user("hi"))
+        assert root.tokens == before
