@@ -174,6 +174,12 @@ CASES: dict[str, list[Case]] = {
     ],
     "examples.self_consistency": [(["something"], "something")],
     "examples.streaming": [(["something"], "something")],
+    "examples.summary": [
+        ([], "file"),
+        (["{missing}"], "missing"),
+        (["{empty}"], "expected a title"),
+        (["{problems}", "--model", "{missing}"], "expected a title"),
+    ],
     "policies.training.plot": [
         ([], "directory"),
         (["{missing}"], "missing"),
@@ -246,7 +252,7 @@ def test_what_makes_no_sense_is_told(
     def refuse(*_: object) -> None:
         raise AssertionError("something was loaded")
 
-    monkeypatch.setattr(checkpoint, "_load_model", refuse)
+    monkeypatch.setattr(checkpoint, "assemble", refuse)
     monkeypatch.setattr("sys.argv", [command, *(argument.format_map(files) for argument in arguments)])
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115 - closed with the test's process
     with pytest.raises(SystemExit) as ended:

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from examples import custom_policy, record_replay, search, self_consistency, streaming
+from examples import custom_policy, record_replay, search, self_consistency, streaming, summary
 from examples.countdown.problems import Problem
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -43,6 +43,18 @@ def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
 def test_record_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     anyio.run(record_replay.main, tmp_path / "run.trace")
     assert "equal: True" in capsys.readouterr().out
+
+
+def test_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a real model, with two short paragraphs of the text that comes with it."""
+    title, first, second = (EXAMPLES / "beehive.txt").read_text().split("\n\n")[:3]
+    sentences = [paragraph.split(". ")[0] + "." for paragraph in (first, second)]
+    (tmp_path / "short.txt").write_text("\n\n".join([title, *sentences]))
+    anyio.run(summary.main, tmp_path / "short.txt", None)
+    printed = capsys.readouterr().out
+    assert printed.count("In winter the bees do not sleep") == 1
+    assert "└── 0.1  In spring the workers" in printed
+    assert "3 threads" in printed
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))

@@ -16,7 +16,8 @@ from runtime.errors import CheckpointError, PromptError
 from runtime.model.directories import CHAT_TEMPLATE, CHAT_TEMPLATES, TOKENIZER_CONFIG
 from runtime.model.published import holds, is_directory, read_bytes, read_object, shown
 
-_DEFAULT, _TOOL_USE = "default", "tool_use"
+DEFAULT, _TOOL_USE = "default", "tool_use"
+"""Names of templates."""
 
 
 class ChatTemplate(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,14 +38,14 @@ class ChatTemplates(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises `PromptError` where there are others alone.
         """
-        names = [_TOOL_USE, _DEFAULT] if tools else [_DEFAULT]
+        names = [_TOOL_USE, DEFAULT] if tools else [DEFAULT]
         for name in names:
             if name in self.by_name:
                 return self.by_name[name]
         first = next(iter(self.by_name.values()))
         raise PromptError(
             f"{first.where}: none of the chat templates {', '.join(sorted(self.by_name))} is the default; call one of "
-            f"them {_DEFAULT!r}."
+            f"them {DEFAULT!r}."
         )
 
 
@@ -55,7 +56,7 @@ def read_chat_templates(directory: Path) -> ChatTemplates | None:
     of another shape.
     """
     found: dict[str, ChatTemplate] = {}
-    files = {_DEFAULT: directory / CHAT_TEMPLATE} if holds(directory / CHAT_TEMPLATE) else {}
+    files = {DEFAULT: directory / CHAT_TEMPLATE} if holds(directory / CHAT_TEMPLATE) else {}
     if is_directory(directory / CHAT_TEMPLATES):
         files |= {path.stem: path for path in sorted((directory / CHAT_TEMPLATES).glob("*.jinja"))}
     for name, path in files.items():
@@ -85,7 +86,7 @@ def _declared(path: Path) -> dict[str, ChatTemplate]:
             f"template."
         ) from error
     if isinstance(templates, str):
-        return {_DEFAULT: ChatTemplate(source=templates, where=f"{path}, chat_template")}
+        return {DEFAULT: ChatTemplate(source=templates, where=f"{path}, chat_template")}
     return {
         named.name: ChatTemplate(source=named.template, where=f"{path}, chat_template {named.name!r}")
         for named in templates

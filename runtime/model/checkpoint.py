@@ -1,13 +1,14 @@
-"""Checkpoint directories in the published format: finding, loading, saving and telling them apart.
+"""Checkpoints as they are published: finding, loading, saving and telling them apart.
 
 A directory holds config.json and model.safetensors (or shards with an index), and may hold generation_config.json,
-tokenizer.json and braid.json.
+tokenizer.json and braid.json; a GGUF file holds what it has of these in itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.errors import CheckpointError
-from runtime.model.architecture import read_config
+from runtime.model.architecture import parse_config, read_config
 from runtime.model.assembly import DTYPES, assemble
 from runtime.model.chat_files import ChatTemplates, read_chat_templates
 from runtime.model.configuration import ModelConfig
@@ -31,12 +32,14 @@ from runtime.model.directories import (
 )
 from runtime.model.families.raven import RavenConfig
 from runtime.model.files import replace_file, replacing
-from runtime.model.generation_file import Generation, read_generation
+from runtime.model.generation_file import Generation, inside_vocabulary, read_generation
+from runtime.model.gguf_file import GgufFile, open_gguf
+from runtime.model.gguf_header import is_gguf
 from runtime.model.parameters import is_derived, published_weights
 from runtime.model.published import holds, is_directory, read_bytes
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.transformer import Transformer
-from runtime.model.weights import WEIGHTS, find_tensors, is_pickle, refuse_pickle
+from runtime.model.weights import WEIGHTS, StoredWeights, find_tensors, find_weights, is_pickle, refuse_pickle
 
 HUGINN_STOPS = (65504, 65505, 65508)
 """begin_text, end_text and end_turn: Huginn's reference stops at them whatever generation_config.json says."""
@@ -44,7 +47,7 @@ HUGINN_STOPS = (65504, 65505, 65508)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Description:
-    """What a checkpoint directory holds beside its weights."""
+    """What a checkpoint directory, or a GGUF file, holds beside its weights."""
 
     path: Path
     config: ModelConfig
@@ -64,17 +67,17 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint(Description):
-    """What a checkpoint directory holds."""
+    """What a checkpoint holds."""
 
     model: Transformer
     """In evaluation mode; parameters in the dtype and on the device asked for, a rotary table in float32."""
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The directory of a checkpoint: a shipped one by its name, any other by its path.
+    """The directory or GGUF file of a checkpoint: a shipped one by its name, any other by its path.
 
     A string that is a shipped name means that checkpoint; write "./name" for a directory of the same name. A `Path`
-    means a directory first. Raises `CheckpointError` if it is neither.
+    means what is at that path first. Raises `CheckpointError` if it is none of them.
     """
     if isinstance(name_or_path, str) and name_or_path in shipped_checkpoints():
         return shipped_directory() / name_or_path
@@ -86,21 +89,25 @@ def resolve(name_or_path: str | Path) -> Path:
         return path
     if isinstance(name_or_path, Path) and str(path) in shipped_checkpoints():
         return shipped_directory() / path
+    if is_gguf(path):
+        return path
     if holds(path):
         if is_pickle(path):
             raise CheckpointError(refuse_pickle(path))
-        raise CheckpointError(f"{path}: is a file; expected a checkpoint directory, with {CONFIG} and {WEIGHTS} in it.")
+        raise CheckpointError(
+            f"{path}: is a file; expected a checkpoint directory, with {CONFIG} and {WEIGHTS} in it, or a GGUF file."
+        )
     raise CheckpointError(
         f"{name_or_path}: neither a directory nor a shipped checkpoint (shipped: "
         f"{', '.join(shipped_checkpoints()) or 'none'}). Nothing is downloaded: expected a directory with {CONFIG} "
-        f"and {WEIGHTS}."
+        f"and {WEIGHTS}, or a GGUF file."
     )
 
 
 def load_checkpoint(
     name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Checkpoint:
-    """Loads a checkpoint by shipped name or directory, with weights converted to `dtype` on `device`.
+    """Loads a checkpoint by shipped name, directory or GGUF file, with weights converted to `dtype` on `device`.
 
     A Raven's rotary table stays float32 and is computed where the file has none. Raises `CheckpointError`, naming the
     file, the key and what was expected, for anything that is not a complete checkpoint of a supported architecture,
@@ -108,34 +115,14 @@ def load_checkpoint(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype}; supported are {', '.join(map(str, DTYPES))}.")
-    description = describe(name_or_path)
-    model = assemble(description.path, description.config, find_tensors(description.path), dtype, torch.device(device))
+    description, find = _described(resolve(name_or_path))
+    model = assemble(description.config, find(), dtype, torch.device(device))
     return Checkpoint(**vars(description), model=model)
 
 
 def describe(name_or_path: str | Path) -> Description:
     """Everything of a checkpoint but its weights, which are not looked at. Raises `CheckpointError`."""
-    directory = resolve(name_or_path)
-    config = read_config(directory / CONFIG, lambda: find_tensors(directory))
-    vocab_size = config.specification.vocab_size
-    file = tokenizer_file(directory)
-    tokenizer = None if file is None else Tokenizer.from_file(file)
-    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-        token = tokenizer.id_to_token(tokenizer.vocab_size - 1)
-        raise CheckpointError(
-            f"{tokenizer.where}: token {token!r} has id {tokenizer.vocab_size - 1}; expected ids below "
-            f"{vocab_size}, the vocab_size of {CONFIG}."
-        )
-    generation = read_generation(directory, vocab_size)
-    return Description(
-        path=directory,
-        config=config,
-        tokenizer=tokenizer,
-        chat_templates=read_chat_templates(directory),
-        generation=generation,
-        stop_tokens=_stop_tokens(generation, config),
-        braid=read_bytes(directory / BRAID) if holds(directory / BRAID) else None,
-    )
+    return _described(resolve(name_or_path))[0]
 
 
 def save_checkpoint(
@@ -184,6 +171,59 @@ def fingerprint(model: Transformer) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _described(path: Path) -> tuple[Description, Callable[[], StoredWeights]]:
+    """What a directory or a GGUF file holds beside its weights, and how these are found."""
+    if is_directory(path):
+        return _description_in(path), partial(find_weights, path)
+    file = open_gguf(path)
+    description = _description_of(file)
+    names = [*(tensor.name for tensor in description.config.published_tensors()), description.config.head_name]
+    return description, partial(file.weights, names)
+
+
+def _description_in(directory: Path) -> Description:
+    config = read_config(directory / CONFIG, lambda: find_tensors(directory))
+    file = tokenizer_file(directory)
+    generation = read_generation(directory, config.specification.vocab_size)
+    return Description(
+        path=directory,
+        config=config,
+        tokenizer=None if file is None else _fitting(Tokenizer.from_file(file), config, CONFIG),
+        chat_templates=read_chat_templates(directory),
+        generation=generation,
+        stop_tokens=_stop_tokens(generation, config),
+        braid=read_bytes(directory / BRAID) if holds(directory / BRAID) else None,
+    )
+
+
+def _description_of(file: GgufFile) -> Description:
+    path = file.header.path
+    config = parse_config(path, file.config)
+    stops = inside_vocabulary(path, file.stop_tokens, config.specification.vocab_size, path)
+    generation = Generation(stop_tokens=stops)
+    return Description(
+        path=path,
+        config=config,
+        tokenizer=None if file.tokenizer is None else _fitting(Tokenizer.of(file.tokenizer), config, path.name),
+        chat_templates=file.chat_templates,
+        generation=generation,
+        stop_tokens=_stop_tokens(generation, config),
+        braid=None,
+    )
+
+
+def _fitting(tokenizer: Tokenizer, config: ModelConfig, file: str) -> Tokenizer:
+    """The tokenizer. Raises `CheckpointError` for one with ids that the model described by `file` does not have."""
+    vocab_size = config.specification.vocab_size
+    if tokenizer.vocab_size > vocab_size:
+        token = tokenizer.id_to_token(tokenizer.vocab_size - 1)
+        raise CheckpointError(
+            f"{tokenizer.where}: token {token!r} has id {tokenizer.vocab_size - 1}; expected ids below {vocab_size}, "
+            f"the vocab_size of {file}."
+        )
+    return tokenizer
 
 
 def _stop_tokens(generation: Generation, config: ModelConfig) -> tuple[int, ...]:

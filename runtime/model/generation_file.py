@@ -108,13 +108,20 @@ def _stop_tokens(directory: Path, raw: Mapping[str, Any], vocab_size: int) -> tu
     if declared is None:
         path = directory / CONFIG
         declared = _declared(path, read_object(path))
-    for token in declared or ():
+    return inside_vocabulary(path, declared or (), vocab_size, directory / CONFIG)
+
+
+def inside_vocabulary(path: Path, declared: Collection[int], vocab_size: int, sizes: Path) -> tuple[int, ...]:
+    """The stop tokens that the file at `path` declares; the file `sizes` has the size of the vocabulary.
+
+    Raises `CheckpointError` for one that is none of its tokens.
+    """
+    for token in declared:
         if not 0 <= token < vocab_size:
             raise CheckpointError(
-                f"{path}: eos_token_id has {token}; expected ids from 0 to {vocab_size - 1}, the vocabulary of "
-                f"{directory / CONFIG}."
+                f"{path}: eos_token_id has {token}; expected ids from 0 to {vocab_size - 1}, the vocabulary of {sizes}."
             )
-    return tuple(declared or ())
+    return tuple(declared)
 
 
 def _declared(path: Path, raw: Mapping[str, Any]) -> Collection[int] | None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoConfig
@@ -65,7 +66,8 @@ def config_object(header: GgufHeader) -> dict[str, Any]:
     if scaling := _scaling(header, f"{architecture}.rope.scaling.", values):
         values["rope_scaling"] = scaling
     try:
-        return dict(AutoConfig.for_model(_NAMES.get(architecture, architecture), **values).to_dict())
+        config = AutoConfig.for_model(_NAMES.get(architecture, architecture), **values)
+        return msgspec.json.decode(config.to_json_string(), type=dict[str, Any])
     except Exception as error:
         # Its configuration classes raise what they like for what they cannot take.
         raise CheckpointError(f"{header.path}: no configuration of transformers ({shown(str(error))}).") from error

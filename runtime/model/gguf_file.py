@@ -5,18 +5,17 @@ What libraries are needed for is imported when a file is opened: it takes second
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from runtime.errors import CheckpointError
+from runtime.model.chat_files import ChatTemplates
 from runtime.model.gguf_header import GgufHeader, read_header
+from runtime.model.weights import StoredWeights
 
 if TYPE_CHECKING:
-    from runtime.model.gguf_tensors import GgufTensor
     from runtime.model.tokenizer_files import ReadTokenizer
 
 
@@ -30,23 +29,22 @@ class GgufFile:
     tokenizer: ReadTokenizer | None
     stop_tokens: tuple[int, ...]
     """Ids that end a text, a turn or a message."""
-    chat_templates: dict[str, str]
-    """Jinja sources by name; one that has no name is "default"."""
+    chat_templates: ChatTemplates | None
 
-    def find_tensors(self, names: Iterable[str]) -> dict[str, GgufTensor]:
-        """Its tensors by transformers' names, of which `names` are those that the model has.
+    def weights(self, names: Iterable[str]) -> StoredWeights:
+        """Its tensors by transformers' names, of which `names` are the model's; read as float32.
 
-        What is there besides keeps the file's own name.
+        What is there besides keeps the file's own name, so that it can be refused as what it is.
         """
-        from runtime.model import gguf_tensors
+        from runtime.model.gguf_tensors import find_tensors, read_tensors
 
-        return gguf_tensors.find_tensors(self.header, names)
-
-    def read_tensors(self, stored: Mapping[str, GgufTensor]) -> Iterator[tuple[str, Tensor]]:
-        """Reads tensors one after the other, as float32 on the CPU. Raises `CheckpointError` as opening does."""
-        from runtime.model import gguf_tensors
-
-        return gguf_tensors.read_tensors(self.header, self.config, stored)
+        found, header = find_tensors(self.header, names), self.header
+        return StoredWeights(
+            tensors=found,
+            config=header.path,
+            file=header.path,
+            read=lambda read: read_tensors(header, self.config, {name: found[name] for name in read}),
+        )
 
 
 def open_gguf(path: Path) -> GgufFile:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER_MAPPING, convert_gguf_tokenizer
 
 from runtime.errors import CheckpointError
+from runtime.model.chat_files import DEFAULT, ChatTemplate, ChatTemplates
 from runtime.model.gguf_header import GgufHeader
 from runtime.model.gguf_tensors import architecture_of
 from runtime.model.published import shown
@@ -47,13 +48,14 @@ def read_tokenizer(header: GgufHeader) -> ReadTokenizer | None:
     return of_transformers(read, str(header.path))
 
 
-def chat_templates(header: GgufHeader) -> dict[str, str]:
-    """Sources of the file's chat templates by name; the one without a name is "default"."""
+def chat_templates(header: GgufHeader) -> ChatTemplates | None:
+    """The file's chat templates; None where it has none. Raises `CheckpointError` for one that is no text."""
     found = {}
     for key in header.metadata:
-        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
-            found[key.removeprefix(_TEMPLATE).removeprefix(".") or "default"] = header.text(key) or ""
-    return found
+        if (key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")) and (source := header.text(key)) is not None:
+            name = key.removeprefix(_TEMPLATE).removeprefix(".") or DEFAULT
+            found[name] = ChatTemplate(source=source, where=f"{header.path}, {key}")
+    return ChatTemplates(by_name=found) if found else None
 
 
 def _settings(header: GgufHeader, given: dict[str, Any]) -> dict[str, Any]:

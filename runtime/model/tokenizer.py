@@ -13,7 +13,7 @@ from runtime.errors import CheckpointError, PromptError
 from runtime.model.marking import Marked, Marking, any_of
 from runtime.model.settling import settling_of
 from runtime.model.spacing import Continuation
-from runtime.model.tokenizer_files import is_of_library, read_tokenizer
+from runtime.model.tokenizer_files import ReadTokenizer, is_of_library, read_tokenizer
 
 _MOST_NAMED = 8
 
@@ -85,7 +85,11 @@ class Tokenizer:
 
         Raises `CheckpointError`, naming the file, if it is missing or cannot be read so.
         """
-        read = read_tokenizer(path)
+        return cls.of(read_tokenizer(path))
+
+    @classmethod
+    def of(cls, read: ReadTokenizer) -> Tokenizer:
+        """The tokenizer that was read. Raises `CheckpointError`, naming its files, for one that is not for prompts."""
         try:
             return cls(*read)
         except BaseException as error:

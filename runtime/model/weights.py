@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runtime.errors import CheckpointError
+from runtime.model.directories import CONFIG
 from runtime.model.published import holds, read_object, shown
 
 WEIGHTS = "model.safetensors"
@@ -27,6 +29,19 @@ class StoredTensor(msgspec.Struct, frozen=True):
 
     file: Path
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredWeights:
+    """The tensors of a checkpoint, by name: found, and not read yet."""
+
+    tensors: Mapping[str, StoredTensor]
+    config: Path
+    """What says of which model they are, for errors."""
+    file: Path
+    """What has them, or says which file has which."""
+    read: Callable[[Iterable[str]], Iterator[tuple[str, Tensor]]]
+    """Reads those of some names one after the other, on the CPU. Raises `CheckpointError` for what cannot be read."""
 
 
 class _Index(msgspec.Struct):
@@ -46,15 +61,22 @@ def find_tensors(directory: Path) -> dict[str, StoredTensor]:
     raise CheckpointError(_no_weights(directory))
 
 
-def read_tensors(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
-    """Reads the tensors one after the other, as stored and on the CPU; each is a view of its mapped file.
+def find_weights(directory: Path) -> StoredWeights:
+    """The same, with how they are read: as stored, each a view of its mapped file. Raises like `find_tensors`."""
+    tensors = find_tensors(directory)
+    return StoredWeights(
+        tensors=tensors,
+        config=directory / CONFIG,
+        file=directory / (WEIGHTS if holds(directory / WEIGHTS) else INDEX),
+        read=lambda names: _read(tensors, frozenset(names)),
+    )
 
-    Raises `CheckpointError` if a file can no longer be read.
-    """
+
+def _read(stored: Mapping[str, StoredTensor], names: Collection[str]) -> Iterator[tuple[str, Tensor]]:
     for path in dict.fromkeys(tensor.file for tensor in stored.values()):
         with _opened(path) as file:
             for name, tensor in stored.items():
-                if tensor.file == path:
+                if tensor.file == path and name in names:
                     yield name, file.get_tensor(name)
 
 

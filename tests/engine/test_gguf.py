@@ -1,0 +1,175 @@
+"""GGUF files through the whole engine: tokens, texts and logits are those of transformers' `from_pretrained`."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Encoding
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from runtime import CheckpointError, Engine
+from runtime.model.checkpoint import describe, fingerprint, load_checkpoint, save_checkpoint
+from tests.damage import bounded, damaged_bytes
+from tests.ggufs import write_gguf
+from tests.llamas import make_llama
+from tests.vocabularies import LINES, byte_level
+
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with grouped queries, a vocabulary and a chat template; its matrices are written as Q8_0."""
+    sizes = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2}
+    return write_gguf(
+        tmp_path_factory.mktemp("gguf") / "model.gguf",
+        make_llama(max_position_embeddings=128, **sizes),
+        encoding=Encoding.Q8_0,
+        tokenizer=byte_level(),
+        metadata={
+            "tokenizer.ggml.add_bos_token": True,
+            "tokenizer.chat_template": "{% for message in messages %}<s>{{ message.content }}</s>{% endfor %}",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
+    )
+
+
+def prompts() -> list[list[int]]:
+    chance = random.Random(5)
+    return [[chance.randrange(2, 290) for _ in range(length)] for length in (1, 8, 21, 60)]
+
+
+def generated(model: Any, prompt: list[int]) -> list[int]:
+    ids = torch.tensor([prompt])
+    return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)[0].tolist()
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_tokens_are_those_of_transformers(path: Path, reference: Any, backend: Literal["torch", "native"]) -> None:
+    """Of prompts that are token ids and of texts, which begin with the token that the file puts first."""
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    begun: list[Any] = [*prompts(), *LINES]
+    expected = [generated(reference, tokenizer.encode(each) if isinstance(each, str) else each) for each in begun]
+    found: dict[int, list[int]] = {}
+
+    async def say(engine: Engine, number: int) -> None:
+        async with engine.thread(begun[number]) as thread:
+            await thread.generate(max_tokens=NEW)
+            found[number] = list(thread.tokens)
+
+    async def run() -> None:
+        async with Engine.open(path, backend=backend) as engine, anyio.create_task_group() as group:
+            for number in range(len(begun)):
+                group.start_soon(say, engine, number)
+
+    anyio.run(run)
+    assert [found[number] for number in range(len(begun))] == expected
+
+
+@torch.no_grad()
+def test_logits_are_those_of_transformers(path: Path, reference: Any) -> None:
+    model = load_checkpoint(path).model
+    tokens = torch.tensor([prompts()[-1]])
+    rotation = model.rotation(torch.arange(tokens.shape[-1]))
+    embedded = model.prelude(tokens, rotation, model.attend_causally)
+    state = model.iterate(torch.zeros_like(embedded), embedded, rotation, model.attend_causally)
+    logits = model.coda(state, rotation, model.attend_causally)
+    torch.testing.assert_close(logits, reference(tokens).logits, atol=2e-4, rtol=2e-4)
+
+
+def test_a_file_saved_as_a_directory_is_the_same_checkpoint(path: Path, tmp_path: Path) -> None:
+    loaded = load_checkpoint(path)
+    save_checkpoint(tmp_path / "model", loaded.model, tokenizer=loaded.tokenizer, eos=loaded.stop_tokens)
+    again = load_checkpoint(tmp_path / "model")
+    assert fingerprint(again.model) == fingerprint(loaded.model)
+    assert again.stop_tokens == loaded.stop_tokens
+    assert again.tokenizer is not None
+    assert loaded.tokenizer is not None
+    assert again.tokenizer.encode(LINES[0]) == loaded.tokenizer.encode(LINES[0])
+
+
+def test_weights_are_converted_to_the_dtype_asked_for(path: Path) -> None:
+    wide, narrow = load_checkpoint(path).model, load_checkpoint(path, dtype=torch.bfloat16).model
+    for name, parameter in narrow.named_parameters():
+        assert torch.equal(parameter, wide.get_parameter(name).bfloat16())
+
+
+def test_a_file_without_its_ending_is_known_by_its_content(path: Path, tmp_path: Path) -> None:
+    shutil.copyfile(path, tmp_path / "sha256-0")
+    assert describe(tmp_path / "sha256-0").config.specification == describe(path).config.specification
+
+
+@pytest.mark.parametrize(
+    ("tensors", "part"),
+    [
+        ({"blk.0.attn_q.bias": torch.zeros(64).numpy()}, "unexpected tensor blk.0.attn_q.bias"),
+        ({"blk.2.attn_q.weight": torch.zeros(64, 64).numpy()}, "unexpected tensor blk.2.attn_q.weight"),
+    ],
+)
+def test_tensors_of_another_model_are_refused(tmp_path: Path, tensors: Any, part: str) -> None:
+    path = write_gguf(tmp_path / "model.gguf", make_llama(), tensors=tensors)
+    with pytest.raises(CheckpointError, match=part):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "part"),
+    [
+        ("llama.block_count", 1, "unexpected tensor blk.1"),
+        ("llama.block_count", 2**31, "llama.block_count"),
+        ("llama.block_count", 3, "no tensor model.layers.2"),
+        ("llama.embedding_length", 2**31 - 8, "too large"),
+        ("llama.feed_forward_length", 2**32 - 1, "intermediate_size"),
+        ("llama.attention.head_count", 0, "no configuration"),
+        ("llama.attention.head_count_kv", 3, "num_key_value_heads"),
+        ("llama.context_length", 2**31 - 1, "table of rotations"),
+        ("llama.vocab_size", 41, "has shape [40, 32]; expected [41, 32]"),
+        ("tokenizer.ggml.eos_token_id", 40, "eos_token_id has 40"),
+    ],
+)
+def test_metadata_of_another_model_is_refused(tmp_path: Path, key: str, value: int, part: str) -> None:
+    path = write_gguf(tmp_path / "model.gguf", make_llama(num_key_value_heads=2), metadata={key: value})
+    with bounded(seconds=20, size=2**30), pytest.raises(CheckpointError) as raised:
+        load_checkpoint(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert part in str(raised.value)
+
+
+def test_damaged_files_load_or_are_named(path: Path, tmp_path: Path) -> None:
+    content, damaged = path.read_bytes(), tmp_path / "model.gguf"
+    header = content.index(b"token_embd")
+    for seed in range(120):
+        chance = random.Random(seed)
+        # Most of a file is weights, whose damage nobody can see.
+        damaged.write_bytes(damaged_bytes(content[:header], chance) + content[header:])
+        with bounded(seconds=20, size=2**30):
+            try:
+                load_checkpoint(damaged)
+            except CheckpointError as error:
+                assert str(damaged) in str(error)  # noqa: PT017
+
+
+def test_what_is_missing_is_told_with_what_to_install(path: Path) -> None:
+    program = f"""
+import sys
+sys.modules["gguf"] = None
+from runtime.model import describe
+describe({str(path)!r})
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stderr
+    assert f"{path}: GGUF files are read with gguf" in told
+    assert "pip install 'braid-runtime[gguf]'" in told
