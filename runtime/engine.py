@@ -75,6 +75,7 @@ class Engine:
         trace: str | Path | None = None,
         overwrite: bool = False,
         on_trace_error: OnTraceError = "drop",
+        drafts: str | Path | None = None,
         seed: int = 0,
         limits: Limits | None = None,
         sampling: Sampling | None = None,
@@ -88,7 +89,10 @@ class Engine:
         be written on, `on_trace_error` says what ends: "drop" the recording, with a warning, "stop" the engine, once
         running generates are done; answers are delivered either way. `observer`, a plain function, gets the events of
         trees (`RunStarted`, `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with `time` 0; what
-        it raises is logged. `settings` are fields of `EngineSettings`: dtype, device, max_in_flight, ...
+        it raises is logged. `drafts` is a checkpoint of the same vocabulary, usually a much smaller one, that guesses
+        what threads say next, under `Speculative(drafts="model")`, which then is the policy where the model's own would
+        give every token the same depth; what is said is the same, token by token. `settings` are fields of
+        `EngineSettings`: dtype, device, max_in_flight, ...
 
         Raises `ValueError`, naming the argument, for one that does not fit. Entering raises `CheckpointError`;
         `CapacityError`, naming the setting, for memory or threads that cannot be had; and `TraceError` where the trace
@@ -117,6 +121,7 @@ class Engine:
             seed=given.seed,
             overwrite=converted(overwrite, bool, "overwrite"),
             on_trace_error=converted(on_trace_error, OnTraceError, "on_trace_error"),
+            drafts=None if drafts is None else checkpoint_of(drafts),
         )
         return cls(opening, **options)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import anyio.to_thread
 import msgspec
 
-from policies import GateExit, Policy, from_builtins, to_builtins
+from policies import Fixed, GateExit, Policy, Speculative, from_builtins, to_builtins
 from runtime.console.logs import logger
 from runtime.errors import CheckpointError, ProtocolError
 from runtime.link.commands import Device, OnTraceError
@@ -44,6 +44,7 @@ def open_device(
     seed: int,
     overwrite: bool = False,
     on_trace_error: OnTraceError = "drop",
+    drafts: str | Path | None = None,
 ) -> Opened:
     """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
     first time on a machine, native code is compiled, for about a quarter of a minute.
@@ -63,10 +64,16 @@ def open_device(
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
     loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
     protocol, own_policy = read_braid(loaded)
+    smaller = None
+    if drafts is not None:
+        smaller = load_checkpoint(drafts, dtype=dtype, device=device)
+        check_same_vocabulary(loaded, smaller)
+        own_policy = drafted(own_policy or Policy())
     default = policy or own_policy or Policy()
     # What cannot be had is known before native code is compiled and a trace is begun.
     cache_shape(loaded.model, settings, most_iterations(loaded.model, settings, default.depth))
     load_native_code(loaded.model, settings)
+    drafting = None if smaller is None else smaller.model
 
     def open_trace(path: Path, overwrite: bool) -> Recorder:
         header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed)
@@ -74,7 +81,13 @@ def open_device(
 
     def open_loop() -> DeviceLoop:
         return build_loop(
-            loaded.model, settings, default.depth, writer, open_trace=open_trace, on_trace_error=on_trace_error
+            loaded.model,
+            settings,
+            default.depth,
+            writer,
+            open_trace=open_trace,
+            on_trace_error=on_trace_error,
+            drafts=drafting,
         )
 
     running = ModelDevice(open_loop, torch_threads(loaded.model, settings))
@@ -86,6 +99,34 @@ def open_device(
         ready=running.wait_until_open,
         close=None if writer is None else writer.abandon,
     )
+
+
+def check_same_vocabulary(checkpoint: Description, drafts: Description) -> None:
+    """Raises `CheckpointError`, naming both, where a draft model's tokens are not those of the model it guesses for."""
+    ours, theirs = (each.config.specification.vocab_size for each in (checkpoint, drafts))
+    if ours != theirs:
+        raise CheckpointError(
+            f"{drafts.path}: has {theirs} tokens, and {checkpoint.path} has {ours}; a draft model needs the same "
+            "vocabulary."
+        )
+    if checkpoint.tokenizer is None or drafts.tokenizer is None:
+        return
+    count = max(checkpoint.tokenizer.vocab_size, drafts.tokenizer.vocab_size)
+    for token in range(count):
+        own, other = checkpoint.tokenizer.id_to_token(token), drafts.tokenizer.id_to_token(token)
+        if own != other:
+            raise CheckpointError(
+                f"{drafts.path}: token {token} is {other!r}, and in {checkpoint.path} it is {own!r}; a draft model "
+                "needs the same vocabulary."
+            )
+
+
+def drafted(policy: Policy) -> Policy:
+    """A policy whose tokens another model guesses, where they all get the same depth."""
+    if type(policy.depth) is not Fixed:
+        return policy
+    depth = Speculative(max_iterations=policy.depth.max_iterations, drafts="model")
+    return msgspec.structs.replace(policy, depth=depth)
 
 
 def _opened(

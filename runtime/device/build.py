@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
-from policies import DepthPolicy
+from policies import DepthPolicy, Fixed
 from policies.conversion import Count, converted
 from runtime.backend.attention import PagedAttention
 from runtime.backend.interface import Backend, CacheShape, TickResult
@@ -24,6 +24,8 @@ from runtime.backend.torch.cuda_graphs import CudaCapture, GraphedBackend, batch
 from runtime.backend.torch.triton_attention import has_kernel, triton_attention
 from runtime.console.logs import logger
 from runtime.device.capacity import check_memory
+from runtime.device.draft_model import DraftModel
+from runtime.device.drafter import Drafter
 from runtime.device.generates import Generates
 from runtime.device.grouping import Grouping
 from runtime.device.in_flight import InFlight
@@ -104,8 +106,11 @@ def build_loop(
     open_trace: OpenTrace | None = None,
     on_trace_error: OnTraceError = "drop",
     scheduler: type[Scheduler] = Scheduler,
+    drafts: Transformer | None = None,
 ) -> DeviceLoop:
     """A device loop on the model's device. `policy` is the engine's default depth policy.
+
+    `drafts` is a model of the same vocabulary that guesses for threads under `Speculative(drafts="model")`.
 
     `recorder` gets trace events from the beginning and is closed with the loop; `on_trace_error` says what ends with
     it if it fails. `open_trace` opens the traces that are asked for later. `observe` sees every tick's
@@ -130,7 +135,17 @@ def build_loop(
         most_iterations=most,
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
-    return wire(backend, limits, settings.prefill_chunk, recorder, observe, open_trace, on_trace_error, scheduler)
+    drafter = None if drafts is None else build_drafter(drafts, settings)
+    chunk = settings.prefill_chunk
+    return wire(backend, limits, chunk, recorder, observe, open_trace, on_trace_error, scheduler, drafter)
+
+
+def build_drafter(model: Transformer, settings: EngineSettings) -> Drafter:
+    """What guesses with a model, under the settings of the engine that it guesses for."""
+    own = msgspec.structs.replace(
+        settings, max_context=None, most_iterations=None, iteration_slots=None, cuda_graphs=False
+    )
+    return DraftModel(build_loop(model, own, Fixed()), model.specification.max_context)
 
 
 def wire(
@@ -142,13 +157,16 @@ def wire(
     open_trace: OpenTrace | None = None,
     on_trace_error: OnTraceError = "drop",
     scheduler: type[Scheduler] = Scheduler,
+    drafter: Drafter | None = None,
 ) -> DeviceLoop:
     """A device loop over a backend: makes the scheduler's parts, each once. The arguments are `build_loop`'s."""
     cache = backend.cache
     grouping = Grouping(chunk, matters=cache.slots < model.most_iterations)
     journal, queues, in_flight = Journal(recorder), Queues(), InFlight(cache.lanes)
     memory = ThreadMemory(cache, backend.page_table, grouping, reuse=model.shares_prefixes)
-    speculation = Speculation(journal, memory, in_flight, max_context=model.max_context, slots=cache.slots)
+    speculation = Speculation(
+        journal, memory, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter
+    )
     generates = Generates(journal, queues, memory, in_flight, speculation, backend.run_of)
     threads = OpenThreads(model, journal, queues, memory, speculation, generates, backend)
     recordings = Recordings(journal, open_trace, on_trace_error)

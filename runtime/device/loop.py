@@ -124,6 +124,7 @@ class DeviceLoop:
         try:
             self._recordings.close(is_whole=is_whole)
         finally:
+            self.scheduler.close()
             self.backend.close()
 
     def step(self) -> None:
@@ -141,10 +142,9 @@ class DeviceLoop:
             except torch.OutOfMemoryError:
                 if not groups:
                     raise
-                kept = len(groups) // 2
-                _log.warning("tick_out_of_memory", entering=len(groups), retried_with=kept)
-                self.scheduler.retract(groups[kept:])
-                groups = groups[:kept]
+                kept = self.scheduler.retract(groups)
+                _log.warning("tick_out_of_memory", entering=len(groups), retried_with=len(kept))
+                groups = kept
         seconds = time.perf_counter() - started
         if not stepwise:
             self._most_ticks = max(1, min(MOST_TICKS, int(PATIENCE * result.ticks / seconds)))

@@ -105,6 +105,7 @@ class Scheduler:
                 except Exception as cause:
                     self._generates.fail_unforeseen(flight.sequence, cause)
         if self._queues.first(self.memory.has_free_row) is None:
+            entering += self._speculation.guess(entering)
             entering += self._speculation.choose()
         return entering
 
@@ -122,14 +123,25 @@ class Scheduler:
             most_ticks=most_ticks,
         )
 
-    def retract(self, flights: list[Flight]) -> None:
-        """Takes flights out of a tick that was not executed; they are to enter again."""
-        for flight in flights:
+    def retract(self, entering: list[Flight]) -> list[Flight]:
+        """Takes flights out of a tick that did not fit; they are to enter again. Returns those that stay in it.
+
+        Guesses of another model go first and are not made again; of the rest, half.
+        """
+        followed = {id(flight.sequence): flight.sequence for flight in entering if self._speculation.is_guess(flight)}
+        if followed:
+            kept = [flight for flight in entering if not self._speculation.is_guess(flight)]
+            for sequence in followed.values():
+                self._speculation.withdraw(sequence)
+            return kept
+        kept, left = entering[: len(entering) // 2], entering[len(entering) // 2 :]
+        for flight in left:
             if flight.guessed:
                 self._speculation.take_back(flight)
             else:
                 self._generates.land(flight)
                 self._queues.make_ready(flight.sequence)
+        return kept
 
     def _choose(self) -> list[Flight]:
         """The next flight of each thread in order, until lanes, rows or pages run out."""
@@ -166,7 +178,7 @@ class Scheduler:
         """Settles how deep a flight goes, and how far its thread goes on by itself."""
         flight.bounds, flight.entered_tick = bounds, self._journal.ticks
         flight.draft = self._speculation.draft_of(flight)
-        if not (flight.draft or self.is_stepwise):
+        if not (flight.draft or self.is_stepwise or self._speculation.wants_guesses(flight)):
             flight.run, flight.halts = run_ahead_of(flight, self._model.max_context, self.memory)
 
     def _reuse_prefix(self, sequence: Sequence) -> None:
@@ -250,13 +262,20 @@ class Scheduler:
         rows = zip(
             result.lane.tolist(), result.depth.tolist(), result.token.tolist(), result.logprob.tolist(), strict=True
         )
-        for index, (lane, depth, token, logprob) in enumerate(rows):
+        left = {row[0]: (index, row) for index, row in enumerate(rows)}
+        for lane in left:
             leaving = self.in_flight.in_lane(lane)
-            if leaving is not None:
+            while leaving is not None:
+                index, (_, depth, token, logprob) = left[lane]
                 try:
                     self._arrive(leaving, result, index, depth, token, logprob)
                 except Exception as cause:
                     self._generates.fail_unforeseen(leaving, cause)
+                # A guess that was right has left in the same tick.
+                flight = leaving.flight
+                if flight is None or flight.last_lane not in left:
+                    break
+                lane = flight.last_lane
         for lane, token in zip(result.drafting.tolist(), result.drafted.tolist(), strict=True):
             self._speculation.take_draft(lane, token)
 
@@ -345,6 +364,10 @@ class Scheduler:
             self._journal.reports.append(Signalled(sequence.path, signal, entropy))
             stops |= signal.stops
         return stops
+
+    def close(self) -> None:
+        """No tick follows."""
+        self._speculation.close()
 
     # ---- for looking in ---------------------------------------------------------------------------------------------
 

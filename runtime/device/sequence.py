@@ -97,7 +97,7 @@ class Flight:
     def iterations(self, tick: int) -> int:
         """Token-iterations done before `tick`."""
         age = tick - self.entered_tick
-        if len(self.bounds) == 1:
+        if len(self.bounds) == 1 and not self.guessed:
             # A token alone never rests, and the next follows at once where its lane goes on by itself.
             return age
         return sum([min(age, bound) for bound in self.bounds])

@@ -10,6 +10,13 @@ A draft's iterations are the first ones of its whole computation, so nothing is 
 reads what iteration i of those before it has written, whether they have left or are just ahead. Random numbers depend
 on thread and position alone, so a draft is drawn with those of the token that it guesses, and tokens are bit by bit
 those of `Fixed(most)`.
+
+Guesses of another model are there before anything is computed. They enter in the same tick as the token that they
+follow, go through the same iterations, and leave with it:
+
+    position p    ==========V
+    position p+1  ==========V
+    position p+2  ==========V
 """
 
 from __future__ import annotations
@@ -18,17 +25,22 @@ from collections.abc import Iterable
 from operator import attrgetter
 
 from policies import Bounding, DepthPolicy, Speculative
+from runtime.console.logs import logger
 from runtime.device.active_generate import ActiveGenerate
+from runtime.device.drafter import Drafter, DraftRequest
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
 from runtime.device.memory import ThreadMemory
 from runtime.device.sequence import Chain, Flight, Sequence
 from runtime.link.commands import ThreadPath
 
+_log = logger("runtime.device")
+
 REMEMBERED = 8
 """About as many of the last drafts count for how often they are right."""
 LIKELY = 1 / 3
 """Least chance that a token further ahead than one must have to be drafted by adaptive policies."""
+
 
 _by_order = attrgetter("order")
 
@@ -37,13 +49,21 @@ class Speculation:
     """The drafts of all threads. A thread's chain hangs on its flight: whoever ends the one drops the other."""
 
     def __init__(
-        self, journal: Journal, memory: ThreadMemory, in_flight: InFlight, *, max_context: int, slots: int
+        self,
+        journal: Journal,
+        memory: ThreadMemory,
+        in_flight: InFlight,
+        *,
+        max_context: int,
+        slots: int,
+        drafter: Drafter | None = None,
     ) -> None:
         self._journal = journal
         self._memory = memory
         self._in_flight = in_flight
         self._max_context = max_context
         self._slots = slots
+        self._drafter = drafter
         self._by_lane: dict[int, Sequence] = {}
         """By lanes of drafted tokens in flight."""
         self._pending: dict[ThreadPath, Sequence] = {}
@@ -55,7 +75,7 @@ class Speculation:
             raise ValueError("bounds that change are not for Speculative; bound Fixed, or a policy that tests.")
         if not isinstance(policy, Speculative):
             return
-        if policy.draft_iterations >= most:
+        if policy.drafts == "self" and policy.draft_iterations >= most:
             raise ValueError(
                 f"draft_iterations ({policy.draft_iterations}) must be less than the {most} iterations that its "
                 "tokens get."
@@ -69,7 +89,12 @@ class Speculation:
     def draft_of(self, flight: Flight) -> int:
         """Iterations after which a flight drafts a successor; 0 unless it is a sampled token that nothing follows."""
         sequence, generate, policy = flight.sequence, flight.generate, flight.sequence.depth
-        if not isinstance(policy, Speculative) or flight.bounds != [sequence.constant_bound] or not flight.samples:
+        if (
+            not isinstance(policy, Speculative)
+            or policy.drafts != "self"
+            or flight.bounds != [sequence.constant_bound]
+            or not flight.samples
+        ):
             return 0
         # An iteration limit is not spent on what may be thrown away: a generate would end sooner.
         if generate.request.max_iterations is not None or flight.start >= self._last_computed(sequence, generate):
@@ -94,6 +119,71 @@ class Speculation:
             if flight is not None:
                 chosen.append(flight)
         return chosen
+
+    def wants_guesses(self, flight: Flight) -> int:
+        """How many tokens another model is to guess behind a flight that enters; 0 for none."""
+        sequence, generate, policy = flight.sequence, flight.generate, flight.sequence.depth
+        if self._drafter is None or not isinstance(policy, Speculative) or policy.drafts != "model":
+            return 0
+        if flight.known or not flight.samples or set(flight.bounds) != {sequence.constant_bound}:
+            return 0
+        # An iteration limit is not spent on what may be thrown away: a generate would end sooner.
+        if generate.request.max_iterations is not None:
+            return 0
+        left = self._last_computed(sequence, generate) - (flight.end - 1)
+        return max(0, min(reach(policy, sequence.acceptance), left))
+
+    def guess(self, entering: list[Flight]) -> list[Flight]:
+        """What another model guesses behind flights that enter, to enter with them. To be asked while no thread waits
+        for room."""
+        wanted = [(flight, count) for flight in entering if (count := self.wants_guesses(flight))]
+        if self._drafter is None or not wanted:
+            return []
+        requests = [
+            DraftRequest(
+                path=flight.sequence.path,
+                seed=flight.sequence.seed,
+                tokens=flight.sequence.tokens,
+                count=count,
+                sampling=flight.generate.request.sampling,
+            )
+            for flight, count in wanted
+        ]
+        try:
+            guesses = self._drafter.draft(requests)
+        except Exception as cause:
+            # Tokens are the same without guesses.
+            _log.warning("draft_model_failed", error=repr(cause))
+            self._drafter = None
+            return []
+        return [
+            guess
+            for (flight, _), tokens in zip(wanted, guesses, strict=True)
+            for guess in self._line_up(flight, tokens)
+        ]
+
+    def is_guess(self, flight: Flight) -> bool:
+        """Whether another model guessed a flight's token, with which it entered."""
+        policy = flight.sequence.depth
+        return bool(flight.guessed) and isinstance(policy, Speculative) and policy.drafts == "model"
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Takes a thread's guesses out of a tick that was not executed."""
+        assert sequence.chain is not None
+        for flight in sequence.chain.flights:
+            del self._by_lane[flight.last_lane]
+            self._in_flight.free.extend(flight.lanes)
+        sequence.chain = None
+
+    def forget(self, path: ThreadPath) -> None:
+        """A thread was closed."""
+        if self._drafter is not None:
+            self._drafter.forget(path)
+
+    def close(self) -> None:
+        """No tick follows."""
+        if self._drafter is not None:
+            self._drafter.close()
 
     def take_back(self, flight: Flight) -> None:
         """Takes a drafted token out of a tick that was not executed."""
@@ -153,6 +243,27 @@ class Speculation:
         return list(found)
 
     # ---- small parts ------------------------------------------------------------------------------------------------
+
+    def _line_up(self, ahead: Flight, tokens: tuple[int, ...]) -> list[Flight]:
+        """Puts guesses into flight behind a flight, up to one that would end the generate, as far as there is room."""
+        sequence, generate, chain = ahead.sequence, ahead.generate, Chain([], [])
+        for token in tokens:
+            position = ahead.end + len(chain.flights)
+            if token in generate.request.stop_tokens or not self._has_page(sequence, position):
+                break
+            lanes = self._in_flight.take_lanes(1)
+            if lanes is None:
+                break
+            chain.tokens.append(token)
+            flight = Flight(sequence, position, position + 1, False, lanes, guessed=tuple(chain.tokens))
+            flight.bounds, flight.entered_tick = ahead.bounds[-1:], ahead.entered_tick
+            chain.flights.append(flight)
+            self._by_lane[flight.last_lane] = sequence
+        if chain.flights:
+            sequence.chain = chain
+            self._journal.drafted += len(chain.flights)
+            generate.drafted += len(chain.flights)
+        return chain.flights
 
     def _next(self, sequence: Sequence) -> Flight | None:
         """Puts a thread's next drafted token into flight, if it may look so far and there is room."""

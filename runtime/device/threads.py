@@ -195,6 +195,7 @@ class OpenThreads:
         self._queues.leave(sequence)
         self._memory.clear(sequence)
         self._forget_policy(sequence)
+        self._speculation.forget(command.thread)
         self._journal.record(events.ThreadClosed, thread=command.thread)
 
     def fail_unforeseen(self, path: ThreadPath, cause: Exception) -> None:

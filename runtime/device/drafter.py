@@ -1,0 +1,40 @@
+"""Another model that guesses what threads say next: what it is asked, and what it answers."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence as SequenceOf
+from typing import Protocol
+
+from msgspec import Struct
+
+from runtime.link.commands import ThreadPath
+from runtime.sampling import Sampling
+
+
+class DraftRequest(Struct, frozen=True, kw_only=True):
+    """A thread that wants its next tokens guessed."""
+
+    path: ThreadPath
+    seed: int
+    tokens: array[int]
+    """Its context."""
+    count: int
+    """Tokens wanted, at least 1."""
+    sampling: Sampling
+
+
+class Drafter(Protocol):
+    """Another model that guesses tokens, on the device thread."""
+
+    def draft(self, requests: SequenceOf[DraftRequest]) -> list[tuple[int, ...]]:
+        """Guesses for each thread, in order; fewer than wanted, or none, where it can do no more."""
+        ...
+
+    def forget(self, path: ThreadPath) -> None:
+        """A thread was closed."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        ...
