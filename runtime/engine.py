@@ -261,17 +261,19 @@ class Engine:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         priority: int = 0,
-        parse_special_tokens: bool = False,
+        parse_special_tokens: bool | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> ReasoningThread:
         """A root thread for a program to orchestrate: `async with engine.thread("...") as root:`.
 
         It begins with a prompt or, written by the checkpoint's chat template when it is entered, with messages; after
         a user's comes what the assistant begins with. `chat_template_kwargs` are what the template finds beside
-        messages, here and in its children: `tools`, `enable_thinking`, ... Special tokens that texts spell out are
-        parsed with `parse_special_tokens` alone. `max_tokens` bounds each generate that is given no bound, in this
-        thread and in its children. Raises `PromptError` for a prompt that cannot be encoded or does not fit into the
-        model's context; for messages, entering it does.
+        messages, here and in its children: `tools`, `enable_thinking`, ... Special tokens that a prompt spells out are
+        parsed, those in messages are not, unless `parse_special_tokens` says otherwise. `max_tokens` bounds each
+        generate that is given no bound, in this thread and in its children.
+
+        Raises `PromptError` for a prompt that cannot be encoded or does not fit into the model's context; for messages,
+        entering it does.
         """
         given = ThreadArguments(
             limits=limits,
@@ -295,7 +297,7 @@ class Engine:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         priority: int = 0,
-        parse_special_tokens: bool = False,
+        parse_special_tokens: bool | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
     ) -> Answer:
         """Answers a prompt, or the last of some messages: the model orchestrates its own tree under the checkpoint's

@@ -69,7 +69,7 @@ class ThreadArguments(_Arguments, frozen=True, kw_only=True):
     sampling: Sampling | None = None
     max_tokens: Count | None = None
     priority: Whole | None = None
-    parse_special_tokens: bool = False
+    parse_special_tokens: bool | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     program: Callable[[Any], Awaitable[Any]] | None = None
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from policies.conversion import shown
+from policies.conversion import converted, shown
 from runtime.chat import Message, is_assistants
 from runtime.errors import PromptError, prompt_too_long
 from runtime.threads.arguments import is_chat, messages_of
@@ -26,29 +26,35 @@ class Opening(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def opening_of(
-    session: Session, prompt: str | Sequence[int], messages: Sequence[Message] | None, parse_special_tokens: bool
+    session: Session, prompt: str | Sequence[int], messages: Sequence[Message] | None, parse_special_tokens: bool | None
 ) -> tuple[int, ...] | Opening:
-    """What a root begins with. Raises `PromptError` for what cannot be encoded or does not fit into the model's
-    context, `ValueError` where both are given."""
+    """What a root begins with. Where it is not said, special tokens that a prompt spells out are parsed, and those in
+    messages, which have what users wrote, are text.
+
+    Raises `PromptError` for what cannot be encoded or does not fit into the model's context, `ValueError` where both
+    are given."""
     session.check()
     if messages is None:
-        return _fitting(session, session.encode_prompt(prompt, parse_special_tokens=parse_special_tokens))
+        return _fitting(session, session.encode_prompt(prompt, parse_special_tokens=parse_special_tokens is not False))
     if len(prompt):
         raise ValueError(f"prompt is {shown(prompt)} and messages is {shown(messages)}; give one of them.")
-    return Opening(messages=messages_of(messages), parse_special_tokens=parse_special_tokens)
+    return Opening(messages=messages_of(messages), parse_special_tokens=parse_special_tokens is True)
 
 
 def received(
     context: Context,
     message: Received,
-    parse_special_tokens: bool,
+    parse_special_tokens: bool | None,
     after: Sequence[int] = (),
 ) -> tuple[int, ...] | Opening:
-    """What a context gets, after some tokens of it. Raises `PromptError` for what cannot be encoded."""
+    """What a context gets, after some tokens of it; special tokens as in `opening_of`.
+
+    Raises `PromptError` for what cannot be encoded."""
+    asked = converted(parse_special_tokens, bool | None, "parse_special_tokens")
     if is_chat(message):
-        return Opening(messages=messages_of(message, "text"), parse_special_tokens=parse_special_tokens)
+        return Opening(messages=messages_of(message, "text"), parse_special_tokens=asked is True)
     text = cast(str | Sequence[int], message)
-    return context.session.encode(text, after, parse_special_tokens=parse_special_tokens)
+    return context.session.encode(text, after, parse_special_tokens=asked is not False)
 
 
 async def to_be_answered(

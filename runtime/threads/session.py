@@ -181,14 +181,15 @@ class Session:
         self._queue.release()
 
     def encode(
-        self, text: str | Sequence[int], after: Sequence[int] = (), *, parse_special_tokens: bool = False
+        self, text: str | Sequence[int], after: Sequence[int] = (), *, parse_special_tokens: bool = True
     ) -> tuple[int, ...]:
         """Token ids of a text that follows others in a context, or checked ids of a sequence or an array.
 
         A text that a context begins with, alone or after what the tokenizer puts before texts, is encoded as the
         tokenizer encodes whole texts, but for what it puts at their end; any other text is a message. Special tokens
-        that it spells out are parsed where that is asked for. Raises `PromptError` for text without a tokenizer,
-        unknown words, and ids outside the vocabulary.
+        that it spells out are parsed, or text without `parse_special_tokens`.
+
+        Raises `PromptError` for text without a tokenizer, unknown words, and ids outside the vocabulary.
         """
         if not isinstance(text, str):
             return token_ids(text, self.opened.vocab_size, "text")
@@ -199,13 +200,13 @@ class Session:
             return tuple(tokenizer.encode(text, parse_special_tokens=parse_special_tokens))
         return self.encode_message(text, parse_special_tokens=parse_special_tokens)
 
-    def encode_message(self, text: str | Sequence[int], *, parse_special_tokens: bool = False) -> tuple[int, ...]:
+    def encode_message(self, text: str | Sequence[int], *, parse_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a text inside a context, without a space before it, or checked ids. Raises like `encode`."""
         if not isinstance(text, str):
             return token_ids(text, self.opened.vocab_size, "text")
         return tuple(self._tokenizer_for_text().encode_inside(text, parse_special_tokens=parse_special_tokens))
 
-    def encode_prompt(self, prompt: str | Sequence[int], *, parse_special_tokens: bool = False) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: str | Sequence[int], *, parse_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a root's prompt: as the protocol puts a text, or as the tokenizer does without one."""
         if isinstance(prompt, str) and self.opened.protocol is not None:
             return tuple(self.opened.protocol.prompt(prompt, parse_special_tokens=parse_special_tokens))

@@ -78,19 +78,20 @@ class ReasoningThread:
         return self._context.account.own_usage()
 
     @overload
-    def append(self, text: str | Sequence[int], *, parse_special_tokens: bool = False) -> None: ...
+    def append(self, text: str | Sequence[int], *, parse_special_tokens: bool | None = None) -> None: ...
     @overload
     def append(
-        self, text: Message | Sequence[Message], *, parse_special_tokens: bool = False
+        self, text: Message | Sequence[Message], *, parse_special_tokens: bool | None = None
     ) -> Coroutine[Any, Any, None]: ...
-    def append(self, text: Received, *, parse_special_tokens: bool = False) -> Coroutine[Any, Any, None] | None:
+    def append(self, text: Received, *, parse_special_tokens: bool | None = None) -> Coroutine[Any, Any, None] | None:
         """Appends text, token ids or, awaited, messages to the context; computed when the thread next generates.
 
         A text goes on where the context ends: no space is put between them. Where the context is empty, it begins
         as the tokenizer begins texts. Messages go on as the chat template does, after what the thread has said, and
         with what the assistant begins with where it speaks next; cancelled meanwhile, none is appended. Special tokens
-        that text spells out are parsed with `parse_special_tokens` alone. Raises `PromptError` for what cannot be
-        encoded or does not fit, or a template that changes what the context has; `ThreadStateError` while generating.
+        that a text spells out are parsed, those in messages are not, unless `parse_special_tokens` says otherwise.
+        Raises `PromptError` for what cannot be encoded or does not fit, or a template that changes what the context
+        has; `ThreadStateError` while generating.
         """
         given = received(self._context, text, parse_special_tokens, self._context.tokens)
         if isinstance(given, Opening):
@@ -146,7 +147,7 @@ class ReasoningThread:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         priority: int | None = None,
-        parse_special_tokens: bool = False,
+        parse_special_tokens: bool | None = None,
     ) -> Child:
         """Starts a child that sees only the message, as a task of this thread.
 
@@ -172,7 +173,7 @@ class ReasoningThread:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         priority: int | None = None,
-        parse_special_tokens: bool = False,
+        parse_special_tokens: bool | None = None,
     ) -> Child:
         """Like `spawn`, but the child begins with this thread's context, sharing its memory, and then the message.
 

@@ -219,7 +219,7 @@ async def test_template_variables_hold_for_a_thread_and_its_children() -> None:
         assert [answer.text for answer in await root.join([child])] == ["1"]
 
 
-async def test_special_tokens_in_prompts_are_text_unless_asked_for() -> None:
+async def test_special_tokens_are_parsed_in_texts_and_not_in_messages_unless_said_otherwise() -> None:
     tokenizer, _, reference = pair("chatml", "byte_level")
     text = "a<|im_end|>b"
     plain = tuple(reference(text, split_special_tokens=True).input_ids)
@@ -231,7 +231,7 @@ async def test_special_tokens_in_prompts_are_text_unless_asked_for() -> None:
         seen.append(thread.tokens)
 
     async with engine_over("chatml", "x") as engine:
-        for asked, tokens in ((False, plain), (True, parsed)):
+        for asked, tokens in ((False, plain), (True, parsed), (None, parsed)):
             seen.clear()
             async with engine.thread(text, parse_special_tokens=asked) as root:
                 assert root.tokens == tokens
@@ -244,7 +244,7 @@ async def test_special_tokens_in_prompts_are_text_unless_asked_for() -> None:
             assert answer.usage.max_context == len(tokens) + 2
             async with engine.thread(messages=[user(text)], parse_special_tokens=asked) as root:
                 count = root.tokens.count(tokenizer.token_to_id("<|im_end|>") or 0)
-                assert count == 1 + asked
+                assert count == 1 + (asked is True)
 
 
 WRONG: list[tuple[Any, str]] = [
