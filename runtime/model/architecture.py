@@ -10,13 +10,39 @@ from runtime.errors import CheckpointError
 from runtime.model.configuration import ModelConfig
 from runtime.model.families import raven
 from runtime.model.families.causal import CausalFamily, read_causal
+from runtime.model.families.gemma import GEMMA, GEMMA2, GEMMA3
+from runtime.model.families.granite import GRANITE
 from runtime.model.families.llama import LLAMA
+from runtime.model.families.mistral import MINISTRAL, MISTRAL
+from runtime.model.families.olmo import OLMO2, OLMO3
 from runtime.model.families.ouro import OURO
+from runtime.model.families.phi3 import PHI3
+from runtime.model.families.qwen import QWEN2, QWEN3
 from runtime.model.families.raven import raven_config
 from runtime.model.families.retrofit import kind_of, read_retrofit
+from runtime.model.families.smollm3 import SMOLLM3
 from runtime.model.published import read_object, shown
 
-CAUSAL: dict[str, CausalFamily] = {family.model_type: family for family in (LLAMA, OURO)}
+CAUSAL: dict[str, CausalFamily] = {
+    family.model_type: family
+    for family in (
+        LLAMA,
+        OURO,
+        QWEN2,
+        QWEN3,
+        MISTRAL,
+        MINISTRAL,
+        SMOLLM3,
+        OLMO2,
+        OLMO3,
+        GEMMA,
+        GEMMA2,
+        GEMMA3,
+        PHI3,
+        GRANITE,
+    )
+}
+"""By `model_type`."""
 
 Names = Callable[[], Collection[str]]
 """Names of the tensors beside a `config.json`, for families that it does not tell apart."""

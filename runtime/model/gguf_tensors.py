@@ -94,9 +94,7 @@ def read_numbers(header: GgufHeader, place: TensorPlace) -> NDArray[np.float32]:
         raise CheckpointError(f"{header.path}: became shorter while it was read; copy it again.")
     rows = stored.reshape(*place.shape[:-1], -1)
     try:
-        # Numbers that are not finite are refused where all weights are looked at.
-        with np.errstate(all="ignore"):
-            numbers: NDArray[np.float32] = gguf.dequantize(rows, encoding)
+        numbers: NDArray[np.float32] = gguf.dequantize(rows, encoding)
     except NotImplementedError as error:
         raise CheckpointError(
             f"{header.path}: {place.name} is written as {encoding.name}, which gguf cannot decode; "

@@ -54,11 +54,15 @@ class YarnScaling(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_typ
 
 
 class LongScaling(msgspec.Struct, frozen=True, kw_only=True, tag_field="rope_type", tag="longrope"):
-    """LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own; cosines and sines are multiplied
-    by `attention_factor`."""
+    """LongRoPE (arXiv 2402.13753): each frequency is divided by a factor of its own, of `short_factor` while a context
+    has at most its original length, and of `long_factor` at all its positions when it has grown longer; cosines and
+    sines are multiplied by `attention_factor`, or by what follows from `factor`."""
 
-    factors: tuple[Positive, ...]
-    attention_factor: Positive
+    short_factor: tuple[Positive, ...]
+    long_factor: tuple[Positive, ...]
+    original_max_position_embeddings: Annotated[int, msgspec.Meta(ge=2, lt=2**31)]
+    factor: Positive
+    attention_factor: Positive | None = None
 
 
 RotaryScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongScaling
@@ -77,8 +81,8 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True):
     """Whether checkpoints hold the table of cosines and sines, which then counts."""
 
 
-def frequencies(rotary: Rotary) -> Tensor:
-    """[width / 2] float32: radians a token."""
+def frequencies(rotary: Rotary, is_long: bool = False) -> Tensor:
+    """[width / 2] float32: radians a token; `is_long` for contexts beyond the original length, where that matters."""
     exponents = torch.arange(0, rotary.width, 2).float() / rotary.width
     plain = 1.0 / rotary.base**exponents
     match rotary.scaling:
@@ -88,7 +92,8 @@ def frequencies(rotary: Rotary) -> Tensor:
             return _llama3(plain, scaling)
         case YarnScaling() as scaling:
             return _yarn(plain, rotary, scaling)
-        case LongScaling(factors=factors):
+        case LongScaling(short_factor=short, long_factor=long):
+            factors = long if is_long else short
             return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rotary.base**exponents)
         case _:
             return plain
@@ -97,10 +102,10 @@ def frequencies(rotary: Rotary) -> Tensor:
 def magnitude(rotary: Rotary) -> float:
     """What cosines and sines are multiplied by."""
     match rotary.scaling:
-        case LongScaling(attention_factor=factor):
+        case YarnScaling(attention_factor=float(factor)) | LongScaling(attention_factor=float(factor)):
             return factor
-        case YarnScaling(attention_factor=float(factor)):
-            return factor
+        case LongScaling(factor=factor, original_max_position_embeddings=original):
+            return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
         case YarnScaling() as scaling:
             if scaling.mscale and scaling.mscale_all_dim:
                 return _growth(scaling.factor, scaling.mscale) / _growth(scaling.factor, scaling.mscale_all_dim)

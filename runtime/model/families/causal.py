@@ -15,34 +15,19 @@ import msgspec
 import torch
 from torch import Tensor
 
-from runtime.errors import CheckpointError
 from runtime.model.configuration import PublishedTensor
-from runtime.model.families.causal_rotary import read_rotary
-from runtime.model.published import expect, shown
-from runtime.model.specification import Count, Layers, LayerSpecification, NormPlaces, Positive, Specification
+from runtime.model.families.causal_layers import all_full
+from runtime.model.families.causal_rotary import shared_rotary
+from runtime.model.families.causal_sizes import CausalSizes, read_sizes, with_defaults
+from runtime.model.published import expect
+from runtime.model.rotary import Rotary
+from runtime.model.specification import LayerSpecification, NormPlaces, Specification
 
 _UNSAID = {"quantization_config": None, "per_layer_config": None, "is_causal": True}
 """Values of keys that name a structure; any other is a model that is not implemented."""
 
-WINDOWED, FULL = "sliding_attention", "full_attention"
-
-
-class CausalSizes(msgspec.Struct, frozen=True, kw_only=True):
-    """The keys that every family has; encoded, they have transformers' names."""
-
-    width: Count = msgspec.field(name="hidden_size")
-    heads: Count = msgspec.field(name="num_attention_heads")
-    kv_heads: Count = msgspec.field(name="num_key_value_heads")
-    head_dim: Count
-    mlp_width: Count = msgspec.field(name="intermediate_size")
-    vocab_size: Count
-    layers: Layers = msgspec.field(name="num_hidden_layers")
-    max_context: Count = msgspec.field(name="max_position_embeddings", default=2048)
-    norm_eps: Positive = msgspec.field(name="rms_norm_eps", default=1e-6)
-    tied: bool = msgspec.field(name="tie_word_embeddings", default=False)
-    init_std: Positive = msgspec.field(name="initializer_range", default=0.02)
-    sliding_window: Count | None = None
-    layer_types: list[str] | None = None
+Values = Mapping[str, Any]
+"""The object of a file, with what it leaves out, and without nulls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +43,12 @@ class CausalFamily:
     """The same for keys that are not written where they have these values."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What transformers takes where a file says nothing, if not what it takes for Llama."""
-    describe: Callable[[Path, Mapping[str, Any], CausalSizes], Mapping[str, Any]] = lambda path, values, sizes: {}
+    describe: Callable[[Path, Values, CausalSizes], Mapping[str, Any]] = lambda path, values, sizes: {}
     """Fields of the `Specification` in which it differs, from the values of a file."""
+    layers: Callable[[Path, Values, CausalSizes], tuple[LayerSpecification, ...]] = all_full
+    """What differs from layer to layer."""
+    rotaries: Callable[[Path, Values, CausalSizes], tuple[Rotary, ...]] = shared_rotary
+    """The rotary embeddings that its layers choose from."""
     norms: Mapping[str, str] = field(
         default_factory=lambda: {
             "input_layernorm": "attention_norms.before",
@@ -67,8 +56,6 @@ class CausalFamily:
         }
     )
     """What a layer's norms are called, and which of the model's they are."""
-    is_partial: bool = False
-    """Whether rotary embeddings may turn a part of each head."""
     is_fused: bool = False
     """Whether checkpoints have queries, keys and values in one matrix, and gate and up in another."""
 
@@ -178,8 +165,7 @@ def read_causal(path: Path, raw: Mapping[str, Any], family: CausalFamily) -> Cau
     Rotary parameters may be written as transformers 4 does (`rope_theta`, `rope_scaling`) or as 5 does
     (`rope_parameters`). Raises `CheckpointError`, naming the file and the key, for a value that is not supported.
     """
-    # To transformers, null is as good as nothing.
-    values = {**family.defaults, **{key: value for key, value in raw.items() if value is not None}}
+    values = with_defaults(raw, family.defaults)
     for key, supported in {
         "architectures": [family.architecture],
         **family.supported,
@@ -187,9 +173,7 @@ def read_causal(path: Path, raw: Mapping[str, Any], family: CausalFamily) -> Cau
         **family.unsaid,
     }.items():
         expect(path, values, key, supported)
-    sizes = _sizes(path, values)
-    windowed = windows(path, sizes)
-    rotary = read_rotary(path, values, sizes.head_dim, sizes.max_context, is_partial=family.is_partial)
+    sizes = read_sizes(path, values)
     fields: dict[str, Any] = {
         "width": sizes.width,
         "heads": sizes.heads,
@@ -200,8 +184,8 @@ def read_causal(path: Path, raw: Mapping[str, Any], family: CausalFamily) -> Cau
         "table_rows": sizes.vocab_size,
         "max_context": sizes.max_context,
         "core_layers": sizes.layers,
-        "layers": tuple(LayerSpecification(window=window) for window in windowed),
-        "rotaries": (rotary,),
+        "layers": family.layers(path, values, sizes),
+        "rotaries": family.rotaries(path, values, sizes),
         "norms": NormPlaces(),
         "norm_eps": sizes.norm_eps,
         "attention_scale": sizes.head_dim**-0.5,
@@ -216,55 +200,3 @@ def read_causal(path: Path, raw: Mapping[str, Any], family: CausalFamily) -> Cau
         is_fused=family.is_fused,
         init_std=sizes.init_std,
     )
-
-
-def _sizes(path: Path, values: dict[str, Any]) -> CausalSizes:
-    width, heads = values.get("hidden_size"), values.get("num_attention_heads")
-    if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-        values = {"num_key_value_heads": heads, "head_dim": width // heads, **values}
-    try:
-        sizes = msgspec.convert(values, CausalSizes)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
-    if sizes.heads % sizes.kv_heads:
-        raise CheckpointError(
-            f"{path}: num_attention_heads is {sizes.heads}; expected a multiple of num_key_value_heads, "
-            f"{sizes.kv_heads}."
-        )
-    if sizes.head_dim % 2:
-        raise CheckpointError(f"{path}: head_dim is {sizes.head_dim}; rotary positions need an even one.")
-    return sizes
-
-
-def windows(path: Path, sizes: CausalSizes) -> list[int | None]:
-    """The window of each layer, as `layer_types` and `sliding_window` say.
-
-    Raises `CheckpointError` for other kinds of layers, another number of them, or a window that is not given.
-    """
-    types = sizes.layer_types
-    if types is None:
-        return [None] * sizes.layers
-    if len(types) != sizes.layers:
-        raise CheckpointError(f"{path}: layer_types has {len(types)} entries for {sizes.layers} layers.")
-    for kind in types:
-        if kind not in (WINDOWED, FULL):
-            raise CheckpointError(f"{path}: layer_types has {shown(kind)}; supported are {WINDOWED!r} and {FULL!r}.")
-    if WINDOWED in types and sizes.sliding_window is None:
-        raise CheckpointError(f"{path}: layer_types has {WINDOWED!r}, but sliding_window is not given.")
-    return [sizes.sliding_window if kind == WINDOWED else None for kind in types]
-
-
-def flag(path: Path, values: Mapping[str, Any], key: str, default: bool = False) -> bool:
-    """A value that is true or false. Raises `CheckpointError` for any other."""
-    value = values.get(key, default)
-    if not isinstance(value, bool):
-        raise CheckpointError(f"{path}: {key} is {shown(value)}; expected true or false.")
-    return value
-
-
-def number(path: Path, values: Mapping[str, Any], key: str, default: float | None) -> float | None:
-    """A positive number, or `default`. Raises `CheckpointError` for any other value."""
-    value = values.get(key, default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-        raise CheckpointError(f"{path}: {key} is {shown(value)}; expected a positive number.")
-    return value

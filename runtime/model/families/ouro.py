@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from runtime.errors import CheckpointError
-from runtime.model.families.causal import FULL, CausalFamily, CausalSizes
-from runtime.model.published import shown
+from runtime.model.families.causal import CausalFamily
+from runtime.model.families.causal_sizes import CausalSizes
 from runtime.model.specification import Count, NormPlaces
 
 
@@ -25,8 +25,6 @@ def _describe(path: Path, values: Mapping[str, Any], sizes: CausalSizes) -> Mapp
         loops = msgspec.convert(values, _Loops)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: {error}.") from error
-    if other := [kind for kind in sizes.layer_types or () if kind != FULL]:
-        raise CheckpointError(f"{path}: layer_types has {shown(other[0])}; supported is {FULL!r} in all layers.")
     return {
         "norms": NormPlaces(before=True, branch=True),
         "injection": "state",
