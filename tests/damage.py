@@ -77,9 +77,15 @@ def damaged_tensors(content: bytes, random: Random) -> bytes:
     return struct.pack("<Q", size) + header + data
 
 
+def damaged_gguf(content: bytes, random: Random) -> bytes:
+    """A GGUF file, most often before its weights, to which nobody can see damage."""
+    end = content.rindex(b".weight") if random.random() < 0.9 else len(content)
+    return damaged_bytes(content[:end], random) + content[end:]
+
+
 def damage(path: Path, random: Random) -> None:
     """Damages a file of a checkpoint in a way that fits its kind."""
-    change = damaged_tensors if path.suffix == ".safetensors" else damaged_json
+    change = {".safetensors": damaged_tensors, ".gguf": damaged_gguf}.get(path.suffix, damaged_json)
     path.write_bytes(change(path.read_bytes(), random))
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import gguf
 import numpy as np
 import tokenizers
+import torch
 from gguf import GGMLQuantizationType as Encoding
 from gguf import GGUFWriter, TokenType
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 KEYS = {
     "context_length": "max_position_embeddings",
@@ -30,6 +31,43 @@ KEYS = {
 
 SUPERBLOCKS = {Encoding.Q4_K: (0, 2), Encoding.Q6_K: (208,)}
 """Encodings that the package reads and does not write: where in a block its scales are, as float16."""
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 96,
+    "vocab_size": 320,
+    "initializer_range": 0.1,
+}
+"""Rows of whole blocks of every encoding."""
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 128},
+    "gemma2": {},
+    "gemma3_text": {},
+    "phi3": {"pad_token_id": 0},
+}
+"""Architectures, and what transformers' conversion needs to be, because it does not read it."""
+
+
+def make(family: str = "llama", **changes: Any) -> PreTrainedModel:
+    """A random model of transformers."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **changes}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.rand_like(parameter) - 0.5)
+            elif "q_proj" in name or "k_proj" in name:
+                parameter.mul_(3.0)
+    return model.eval()
 
 
 def encoded(numbers: NDArray[np.float32], encoding: Encoding, random: np.random.Generator) -> NDArray[Any]:

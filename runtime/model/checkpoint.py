@@ -184,6 +184,8 @@ def _described(path: Path) -> tuple[Description, Callable[[], StoredWeights]]:
 
 
 def _description_in(directory: Path) -> Description:
+    if not holds(directory / CONFIG) and (files := sorted(directory.glob("*.gguf"))):
+        raise CheckpointError(f"{directory}: no {CONFIG}, but GGUF files; open one of them, such as {files[0]}.")
     config = read_config(directory / CONFIG, lambda: find_tensors(directory))
     file = tokenizer_file(directory)
     generation = read_generation(directory, config.specification.vocab_size)

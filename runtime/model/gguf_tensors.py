@@ -94,7 +94,9 @@ def read_numbers(header: GgufHeader, place: TensorPlace) -> NDArray[np.float32]:
         raise CheckpointError(f"{header.path}: became shorter while it was read; copy it again.")
     rows = stored.reshape(*place.shape[:-1], -1)
     try:
-        numbers: NDArray[np.float32] = gguf.dequantize(rows, encoding)
+        # Numbers that are not finite are refused where all weights are looked at.
+        with np.errstate(all="ignore"):
+            numbers: NDArray[np.float32] = gguf.dequantize(rows, encoding)
     except NotImplementedError as error:
         raise CheckpointError(
             f"{header.path}: {place.name} is written as {encoding.name}, which gguf cannot decode; "

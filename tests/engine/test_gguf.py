@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +17,16 @@ from gguf import GGMLQuantizationType as Encoding
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from runtime import CheckpointError, Engine
+from runtime.model.architecture import CAUSAL
 from runtime.model.checkpoint import describe, fingerprint, load_checkpoint, save_checkpoint
-from tests.damage import bounded, damaged_bytes
-from tests.ggufs import write_gguf
+from tests.damage import bounded, damage
+from tests.ggufs import FAMILIES, make, write_gguf
 from tests.llamas import make_llama
 from tests.vocabularies import LINES, byte_level
 
 NEW = 24
+
+Backend = Literal["torch", "native"]
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +62,8 @@ def generated(model: Any, prompt: list[int]) -> list[int]:
     return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)[0].tolist()
 
 
-@pytest.mark.parametrize("backend", ["torch", "native"])
-def test_tokens_are_those_of_transformers(path: Path, reference: Any, backend: Literal["torch", "native"]) -> None:
-    """Of prompts that are token ids and of texts, which begin with the token that the file puts first."""
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-    begun: list[Any] = [*prompts(), *LINES]
-    expected = [generated(reference, tokenizer.encode(each) if isinstance(each, str) else each) for each in begun]
+async def said(path: Path, backend: Backend, begun: Sequence[str | list[int]]) -> list[list[int]]:
+    """Contexts that begin with each of some prompts, with the greedy tokens that follow; all at once."""
     found: dict[int, list[int]] = {}
 
     async def say(engine: Engine, number: int) -> None:
@@ -71,13 +71,32 @@ def test_tokens_are_those_of_transformers(path: Path, reference: Any, backend: L
             await thread.generate(max_tokens=NEW)
             found[number] = list(thread.tokens)
 
-    async def run() -> None:
-        async with Engine.open(path, backend=backend) as engine, anyio.create_task_group() as group:
-            for number in range(len(begun)):
-                group.start_soon(say, engine, number)
+    async with Engine.open(path, backend=backend) as engine, anyio.create_task_group() as group:
+        for number in range(len(begun)):
+            group.start_soon(say, engine, number)
+    return [found[number] for number in range(len(begun))]
 
-    anyio.run(run)
-    assert [found[number] for number in range(len(begun))] == expected
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_tokens_are_those_of_transformers(path: Path, reference: Any, backend: Backend) -> None:
+    """Of prompts that are token ids and of texts, which begin with the token that the file puts first."""
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+    begun: list[str | list[int]] = [*prompts(), *LINES]
+    expected = [generated(reference, tokenizer.encode(each) if isinstance(each, str) else each) for each in begun]
+    assert anyio.run(said, path, backend, begun) == expected
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family in CAUSAL])
+def test_every_native_family_is_read(tmp_path: Path, family: str, backend: Backend) -> None:
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        make(family, **FAMILIES[family]),
+        encoding=Encoding.Q8_0,
+        metadata={f"tokenizer.ggml.{kind}_token_id": 0 for kind in ("padding", "bos", "eos")},
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    assert anyio.run(said, path, backend, prompts()) == [generated(model, prompt) for prompt in prompts()]
 
 
 @torch.no_grad()
@@ -111,6 +130,12 @@ def test_weights_are_converted_to_the_dtype_asked_for(path: Path) -> None:
 def test_a_file_without_its_ending_is_known_by_its_content(path: Path, tmp_path: Path) -> None:
     shutil.copyfile(path, tmp_path / "sha256-0")
     assert describe(tmp_path / "sha256-0").config.specification == describe(path).config.specification
+
+
+def test_a_directory_of_gguf_files_is_told_which_to_open(path: Path) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        describe(path.parent)
+    assert str(raised.value).endswith(f"open one of them, such as {path}.")
 
 
 @pytest.mark.parametrize(
@@ -150,17 +175,17 @@ def test_metadata_of_another_model_is_refused(tmp_path: Path, key: str, value: i
 
 
 def test_damaged_files_load_or_are_named(path: Path, tmp_path: Path) -> None:
-    content, damaged = path.read_bytes(), tmp_path / "model.gguf"
-    header = content.index(b"token_embd")
+    damaged = tmp_path / "model.gguf"
     for seed in range(120):
-        chance = random.Random(seed)
-        # Most of a file is weights, whose damage nobody can see.
-        damaged.write_bytes(damaged_bytes(content[:header], chance) + content[header:])
+        shutil.copyfile(path, damaged)
+        damage(damaged, random.Random(seed))
+        message = str(damaged)
         with bounded(seconds=20, size=2**30):
             try:
                 load_checkpoint(damaged)
             except CheckpointError as error:
-                assert str(damaged) in str(error)  # noqa: PT017
+                message = str(error)
+        assert str(damaged) in message
 
 
 def test_what_is_missing_is_told_with_what_to_install(path: Path) -> None:

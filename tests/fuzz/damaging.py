@@ -1,4 +1,4 @@
-"""Damaged files: checkpoints of both families and traces, each read and used, or refused as what it is, within bounds.
+"""Damaged files: of checkpoints, as directories and as GGUF, and traces; each read and used, or refused, within bounds.
 
 `python -m tests.fuzz --damage --minutes 10` damages one file after another until the time is over.
 """
@@ -20,8 +20,10 @@ from runtime.errors import CheckpointError
 from runtime.loading import read_braid
 from runtime.model.checkpoint import load_checkpoint, resolve
 from tests.damage import bounded, damage
+from tests.ggufs import write_gguf
 from tests.llamas import make_llama, save_llama
 from tests.traces.damage import damaged_trace, recorded, use
+from tests.vocabularies import byte_level
 
 SECONDS = 20.0
 """Of computing time, for one file."""
@@ -29,6 +31,7 @@ SECONDS = 20.0
 SIZE = 2**30
 """Bytes that may be mapped for one file."""
 
+GGUF = "model.gguf"
 FILES = ("config.json", "generation_config.json", "model.safetensors", "braid.json", "tokenizer.json")
 
 Try = Callable[[Random], str]
@@ -49,11 +52,11 @@ def checkpoints(directory: Path) -> Iterator[Path]:
     yield llama
 
 
-def of_checkpoint(whole: Path, file: str) -> Try:
-    content = (whole / file).read_bytes()
+def of_checkpoint(whole: Path, path: Path) -> Try:
+    """A checkpoint, and the file of it that is damaged."""
+    content = path.read_bytes()
 
     def attempt(random: Random) -> str:
-        path = whole / file
         try:
             damage(path, random)
             with bounded(seconds=SECONDS, size=SIZE):
@@ -99,11 +102,13 @@ def damage_files(first: int, most: int | None, minutes: float | None) -> Counter
     with TemporaryDirectory() as name:
         directory = Path(name)
         tries: list[tuple[str, Try]] = [
-            (file, of_checkpoint(whole, file))
+            (file, of_checkpoint(whole, whole / file))
             for whole in checkpoints(directory)
             for file in FILES
             if (whole / file).exists()
         ]
+        gguf = write_gguf(directory / GGUF, make_llama(vocab_size=320), tokenizer=byte_level())
+        tries.append((GGUF, of_checkpoint(gguf, gguf)))
         tries += [("trace", of_trace(directory))] * len(tries)
         for seed, (kind, attempt) in zip(islice(count(first), most), cycle(tries), strict=False):
             if minutes is not None and time.monotonic() - started > 60 * minutes:

@@ -12,7 +12,7 @@ from tests.fuzz import damaging
 def test_damaged_files_are_used_or_refused() -> None:
     counts = damaging.damage_files(1, 20, None)
     assert counts.total() == 20
-    assert {name.split(":")[0] for name in counts} == {*damaging.FILES, "trace"}
+    assert {name.split(":")[0] for name in counts} == {*damaging.FILES, damaging.GGUF, "trace"}
 
 
 def test_a_fault_is_raised_with_the_command_that_does_it_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
-"""Small random models, and how to run one densely."""
+"""Small random models, saved ones, and how to run one densely."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from runtime.model.checkpoint import save_checkpoint
 from runtime.model.families.raven import RavenConfig
 from runtime.model.transformer import Transformer
 
@@ -40,6 +42,14 @@ def make_model() -> MakeModel:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def saved(tmp_path: Path, make_model: MakeModel) -> Path:
+    """A complete checkpoint of a small tied model, to be damaged."""
+    directory = tmp_path / "model"
+    save_checkpoint(directory, make_model())
+    return directory
 
 
 @pytest.fixture

@@ -11,36 +11,13 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Encoding
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from runtime.errors import CheckpointError
 from runtime.model.gguf_file import GgufFile, open_gguf
 from runtime.model.tokenizer import Tokenizer
-from tests.ggufs import write_gguf
+from tests.ggufs import FAMILIES, SIZES, make, write_gguf
 from tests.vocabularies import LINES, byte_fallback, byte_level
-
-SIZES: dict[str, Any] = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 96,
-    "vocab_size": 320,
-    "initializer_range": 0.1,
-}
-"""Rows of whole blocks of every encoding."""
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {"head_dim": 128},
-    "gemma2": {},
-    "gemma3_text": {},
-    "phi3": {"pad_token_id": 0},
-}
-"""And what transformers' conversion needs to be, because it does not read it."""
 
 ENCODINGS = (
     Encoding.F32,
@@ -53,19 +30,6 @@ ENCODINGS = (
     Encoding.Q4_K,
     Encoding.Q6_K,
 )
-
-
-def make(family: str = "llama", **changes: Any) -> PreTrainedModel:
-    """A random model of transformers."""
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **changes}))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.rand_like(parameter) - 0.5)
-            elif "q_proj" in name or "k_proj" in name:
-                parameter.mul_(3.0)
-    return model.eval()
 
 
 def theirs(path: Path) -> PreTrainedModel:
