@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 import tracemalloc
@@ -16,7 +17,7 @@ from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
-from runtime.errors import CheckpointError
+from runtime.errors import CheckpointError, PromptError
 from runtime.loading import read_braid
 from runtime.model.checkpoint import load_checkpoint, resolve
 from tests.damage import bounded, damage
@@ -32,7 +33,31 @@ SIZE = 2**30
 """Bytes that may be mapped for one file."""
 
 GGUF = "model.gguf"
-FILES = ("config.json", "generation_config.json", "model.safetensors", "braid.json", "tokenizer.json")
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "braid.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+_BESIDE: dict[str, object] = {
+    "tokenizer_config.json": {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "unk_token": "<unknown>",
+        "extra_special_tokens": {"marker_token": "<join>"},
+        "added_tokens_decoder": {"2": {"content": "2", "lstrip": False, "normalized": False, "special": True}},
+        "model_max_length": 64,
+        "chat_template": "{% for message in messages %}{{ message.content }}{% endfor %}",
+    },
+    "special_tokens_map.json": {"eos_token": "<end>", "additional_special_tokens": ["<win>"]},
+    "added_tokens.json": {"<join>": 208},
+}
+"""What may stand beside a tokenizer.json; the words are those of the shipped one."""
 
 Try = Callable[[Random], str]
 """Damages a file, uses it, and says what became of it; raises what is a fault."""
@@ -49,7 +74,22 @@ def checkpoints(directory: Path) -> Iterator[Path]:
     )
     for name in ("braid.json", "tokenizer.json"):
         shutil.copyfile(shipped / name, llama / name)
+    for name, content in _BESIDE.items():
+        (llama / name).write_text(json.dumps(content))
+    # Imports what is not to be counted against the first file.
+    _use(llama)
     yield llama
+
+
+def _use(checkpoint: Path) -> None:
+    """Loads a checkpoint, and writes and reads a text with its tokenizer."""
+    loaded = load_checkpoint(checkpoint)
+    read_braid(loaded)
+    if loaded.tokenizer is not None:
+        try:
+            loaded.tokenizer.decode(loaded.tokenizer.encode("22 26 31 53 -> 27", add_special_tokens=True))
+        except PromptError:
+            return
 
 
 def of_checkpoint(whole: Path, path: Path) -> Try:
@@ -60,7 +100,7 @@ def of_checkpoint(whole: Path, path: Path) -> Try:
         try:
             damage(path, random)
             with bounded(seconds=SECONDS, size=SIZE):
-                read_braid(load_checkpoint(whole))
+                _use(whole)
         except CheckpointError as error:
             if str(whole) not in str(error):
                 raise AssertionError(f"The refusal of a damaged {path} does not name it.") from error

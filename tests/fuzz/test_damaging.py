@@ -10,8 +10,8 @@ from tests.fuzz import damaging
 
 
 def test_damaged_files_are_used_or_refused() -> None:
-    counts = damaging.damage_files(1, 20, None)
-    assert counts.total() == 20
+    counts = damaging.damage_files(1, 28, None)
+    assert counts.total() == 28
     assert {name.split(":")[0] for name in counts} == {*damaging.FILES, damaging.GGUF, "trace"}
 
 
