@@ -28,12 +28,12 @@ class TraceReader:
     that its writer has not closed (killed, or still writing) reads up to its last whole record.
 
     Raises `TraceError` for a file that is missing, is no regular one, is no trace, has a damaged header, or was written
-    in another format; and, while iterating, for an intact record that this version does not know or that no engine
-    writes. Time and memory are linear in the file's size.
+    in another format; while iterating, for an intact record that this version does not know or that no engine writes;
+    and for a disk that fails. Time and memory are linear in the file's size.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.lost: str | None = None
         self._decoder = msgspec.msgpack.Decoder(AnyEvent)
         try:
@@ -73,8 +73,14 @@ class TraceReader:
             yield event
             number += 1
 
+    def _read(self, length: int) -> bytes:
+        try:
+            return self._file.read(length)
+        except OSError as error:
+            raise TraceError(f"Cannot read the trace {self.path}: {reason_of(error)}.") from error
+
     def _read_header(self) -> Header:
-        magic = self._file.read(len(MAGIC))
+        magic = self._read(len(MAGIC))
         if len(magic) < len(MAGIC) and MAGIC.startswith(magic):
             raise TraceError(f"{self.path} has {len(magic)} bytes: not even the first {len(MAGIC)} of a trace.")
         match = re.fullmatch(rb"braid-trace (\d{4})", magic)
@@ -100,7 +106,7 @@ class TraceReader:
     def _record(self, number: int) -> bytes | None:
         """The next payload; None at the end, with `lost` saying why unless the end mark was found there."""
         start = self._at
-        frame = self._file.read(FRAME.size)
+        frame = self._read(FRAME.size)
         if not frame:
             self.lost = (
                 f"the trace ends without its end mark at byte {start}, after {max(number - 1, 0)} events: its writer "
@@ -129,7 +135,7 @@ class TraceReader:
                 "it and everything after it is lost"
             )
             return None
-        payload = self._file.read(length)
+        payload = self._read(length)
         if zlib.crc32(payload, zlib.crc32(frame[:4])) != checksum:
             self.lost = (
                 f"checksum wrong at record {number} (bytes {start} to {end} of {self._size}): "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -303,6 +305,33 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
             TraceWriter(path, header(), overwrite=True)
         with pytest.raises(TraceError, match="not a regular file"):
             read(path)
+
+
+class FailsAt(io.FileIO):
+    """Its reads fail from the n-th on."""
+
+    left = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        if self.left < 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("nth", range(1, 9))
+def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    path = tmp_path / "run.trace"
+    write(path, CLOSED)
+
+    def failing(*arguments: object, **options: object) -> FailsAt:
+        file = FailsAt(path)
+        file.left = nth
+        return file
+
+    monkeypatch.setattr("traces.reader.open", failing, raising=False)
+    with pytest.raises(TraceError, match=r"run\.trace: Input/output error\."):
+        read(path)
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
