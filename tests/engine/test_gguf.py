@@ -26,7 +26,7 @@ from tests.vocabularies import LINES, byte_level
 
 NEW = 24
 
-Backend = Literal["torch", "native"]
+Backend = Literal["auto", "torch", "native"]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_tokens_are_those_of_transformers(path: Path, reference: Any, backend: B
     assert anyio.run(said, path, backend, begun) == expected
 
 
-@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family in CAUSAL])
 def test_every_native_family_is_read(tmp_path: Path, family: str, backend: Backend) -> None:
     path = write_gguf(
