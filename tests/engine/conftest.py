@@ -1,4 +1,4 @@
-"""A tiny model as a checkpoint directory, with a protocol that its random tokens speak by accident."""
+"""A tiny model, by itself and as a checkpoint directory, with a protocol that its random tokens speak by accident."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from policies import LatentDiff, Policy, to_builtins
 from runtime import Engine, TagProtocol
 from runtime.model.checkpoint import save_checkpoint
 from runtime.model.tokenizer import Tokenizer
+from runtime.model.transformer import Transformer
 from tests.engine.engines import opened
 from tests.engine.tiny import tiny_model
 from traces import read
@@ -30,6 +31,11 @@ PROTOCOL = TagProtocol(
     longest_message=8,
     on_malformed="ignore",
 )
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return tiny_model(3)
 
 
 @pytest.fixture(scope="session")

@@ -13,17 +13,11 @@ from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
-from tests.engine.tiny import tiny_model
 
 MOST = 6
 RAW, NORMED = Fixed(3, carry="raw"), Fixed(3, carry="normed")
 ADAPTIVE = LatentDiff(0.7, max_iterations=MOST, carry="raw")
 POLICIES = [Fixed(3), RAW, NORMED, ADAPTIVE, LatentDiff(0.7, max_iterations=MOST), EvenBudget(ADAPTIVE)]
-
-
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    return tiny_model(3)
 
 
 def settings(backend: str = "native", **changes: Any) -> EngineSettings:

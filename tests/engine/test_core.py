@@ -20,11 +20,6 @@ from tests.engine.tiny import tiny_model
 POLICY = LatentDiff(0.7, max_iterations=6)
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    return tiny_model(3)
-
-
 def settings(**changes: Any) -> EngineSettings:
     return EngineSettings(
         **{"num_pages": 128, "page_size": 4, "max_in_flight": 64, "prefill_chunk": 16, "most_iterations": 6, **changes}

@@ -19,7 +19,6 @@ from runtime.link.events import Computed
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from tests.engine.solo import Solo
-from tests.engine.tiny import tiny_model
 from traces import imbalances, read, totals_of
 from traces.totals import statistics_after
 
@@ -28,11 +27,6 @@ PROMPT = tuple((5 * position + position * position) % 40 for position in range(4
 """Ten full pages of four tokens, and three tokens more."""
 SHAREABLE = 40
 POLICIES = [Fixed(3), LatentDiff(0.7, max_iterations=MOST), LatentDiff(0.7, max_iterations=MOST, exit_received=False)]
-
-
-@pytest.fixture(scope="module")
-def model() -> Transformer:
-    return tiny_model(3)
 
 
 def settings(**changes: Any) -> EngineSettings:
