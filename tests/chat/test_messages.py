@@ -10,8 +10,9 @@ import pytest
 
 from runtime import Engine, Opened, PromptError, ReasoningThread, ThreadStateError
 from runtime.model.chat_files import ChatTemplate, ChatTemplates
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import Speaker
 
-from ..runtime_loop.scripted import ScriptedDevice, Speaker
 from .templates import STYLES, assistant, pair, system, user
 
 pytestmark = pytest.mark.anyio

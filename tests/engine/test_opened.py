@@ -11,7 +11,8 @@ import pytest
 from runtime import Engine, Opened
 from runtime.settings import EngineSettings, SettingsOptions
 from runtime.threads.arguments import EngineArguments, EngineOptions
-from tests.runtime_loop.scripted import ScriptedDevice, counting
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import counting
 
 
 def opened(**fields: Any) -> Opened:

@@ -36,7 +36,8 @@ from runtime.model.parameters import published_weights
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
-from tests.runtime_loop.scripted import SteppedDevice, counting
+from tests.runtime_loop.scripted import SteppedDevice
+from tests.runtime_loop.scripted_core import counting
 from tests.runtime_loop.turns import turn
 from tests.traces.toy_device import header
 from traces import imbalances, read, thread_tree, totals_of, walk_threads

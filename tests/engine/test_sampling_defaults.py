@@ -12,7 +12,8 @@ import pytest
 from policies import Fixed, Policy
 from runtime import Engine, Opened, ReasoningThread, Sampling
 from runtime.link import Generate
-from tests.runtime_loop.scripted import ScriptedDevice, counting
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import counting
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,8 @@ from runtime.backend.interface import Tick
 from runtime.backend.torch.backend import TorchBackend
 from runtime.opened import Opened
 from tests.engine.test_recording import prompt
-from tests.runtime_loop.scripted import SteppedDevice, counting
+from tests.runtime_loop.scripted import SteppedDevice
+from tests.runtime_loop.scripted_core import counting
 from traces import read, thread_tree
 from traces.file import TraceFile
 

@@ -28,7 +28,8 @@ from tests.backend import conversations
 from tests.backend.capturing import PlanlessAttention, TapeCapture
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
-from tests.runtime_loop.scripted import SteppedDevice, counting
+from tests.runtime_loop.scripted import SteppedDevice
+from tests.runtime_loop.scripted_core import counting
 from tests.runtime_loop.turns import turn
 from traces import read
 

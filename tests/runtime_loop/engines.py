@@ -10,8 +10,7 @@ from runtime.link import Device
 from runtime.model import Tokenizer
 from runtime.protocol import BoundProtocol
 from runtime.threads.arguments import EngineOptions
-
-from .scripted import word_tokenizer
+from tests.runtime_loop.words import word_tokenizer
 
 
 def engine_on(

@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from runtime import ChildStatus, Engine, Limits, ReasoningThread
 from runtime.link.commands import CloseThread, Generate, Interrupt
 from runtime.results import Generation
+from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
+from tests.runtime_loop.scripted_core import assert_all_closed, counting, scripts
+from tests.runtime_loop.words import bound_protocol, ids
 
 from .engines import engine_on
-from .scripted import (
-    ScriptedDevice,
-    SteppedDevice,
-    assert_all_closed,
-    bound_protocol,
-    counting,
-    ids,
-    scripts,
-)
 from .turns import turn
 
 pytestmark = pytest.mark.anyio

@@ -6,10 +6,11 @@ import anyio
 import pytest
 
 from runtime import ChildStatus, Engine, ReasoningThread
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import assert_all_closed, counting
 
 from .engines import engine_on
 from .programs import fails, says
-from .scripted import ScriptedDevice, assert_all_closed, counting
 from .turns import turn
 
 pytestmark = pytest.mark.anyio

@@ -10,19 +10,12 @@ import pytest
 
 from runtime import Engine, ProtocolError
 from runtime.protocol import BoundProtocol, TagProtocol
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import Speaker, assert_all_closed, scripts
+from tests.runtime_loop.words import PROTOCOL, bound_protocol, ids, word_tokenizer
 
 from .engines import engine_on
 from .programs import text_of
-from .scripted import (
-    PROTOCOL,
-    ScriptedDevice,
-    Speaker,
-    assert_all_closed,
-    bound_protocol,
-    ids,
-    scripts,
-    word_tokenizer,
-)
 
 pytestmark = pytest.mark.anyio
 

@@ -30,20 +30,12 @@ from runtime import BraidError, CapacityError, Engine, Limits, PolicyError, Prom
 from runtime.link.commands import Extend, Generate, OpenThread
 from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded
 from runtime.protocol import BoundProtocol
+from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
+from tests.runtime_loop.scripted_core import Say, Speaker, assert_all_closed, scripts
+from tests.runtime_loop.words import WORDS, bound_protocol, ids
 
 from .engines import engine_on
 from .programs import text_of
-from .scripted import (
-    WORDS,
-    Say,
-    ScriptedDevice,
-    Speaker,
-    SteppedDevice,
-    assert_all_closed,
-    bound_protocol,
-    ids,
-    scripts,
-)
 from .turns import turn
 
 pytestmark = pytest.mark.anyio

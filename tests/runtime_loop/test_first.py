@@ -9,10 +9,11 @@ import pytest
 from runtime import Answer, Engine, ReasoningThread
 from runtime.link.commands import CloseThread
 from runtime.link.events import Joined, ThreadEnded
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import assert_all_closed, counting
 
 from .engines import engine_on
 from .programs import fails, says
-from .scripted import ScriptedDevice, assert_all_closed, counting
 from .turns import turn
 
 pytestmark = pytest.mark.anyio

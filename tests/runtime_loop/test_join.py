@@ -9,18 +9,12 @@ import pytest
 from runtime import Child, ChildStatus, Engine, ReasoningThread, ThreadStateError
 from runtime.link.commands import Extend, OpenThread
 from runtime.link.events import Joined, Spawned
+from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
+from tests.runtime_loop.scripted_core import assert_all_closed, counting, scripts
+from tests.runtime_loop.words import bound_protocol, ids
 
 from .engines import engine_on
 from .programs import fails, says
-from .scripted import (
-    ScriptedDevice,
-    SteppedDevice,
-    assert_all_closed,
-    bound_protocol,
-    counting,
-    ids,
-    scripts,
-)
 from .turns import turn
 
 pytestmark = pytest.mark.anyio

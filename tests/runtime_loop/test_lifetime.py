@@ -10,9 +10,10 @@ import pytest
 
 from runtime import ChildStatus, LimitExceeded, Limits, ReasoningThread
 from runtime.threads.accounts import Account
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import assert_all_closed, counting
 
 from .engines import engine_on
-from .scripted import ScriptedDevice, assert_all_closed, counting
 from .turns import turn
 
 pytestmark = pytest.mark.anyio

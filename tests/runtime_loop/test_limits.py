@@ -11,17 +11,11 @@ from policies import AllChildren, Policy, SelfConsistency, SpawnDecision, SpawnR
 from runtime import Engine, LimitExceeded, Limits, ReasoningThread
 from runtime.link.commands import CloseThread, Interrupt, ThreadPath
 from runtime.link.events import Spawned, ThreadEnded
+from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
+from tests.runtime_loop.scripted_core import DEPTH, assert_all_closed, counting, scripts
+from tests.runtime_loop.words import bound_protocol
 
 from .engines import engine_on
-from .scripted import (
-    DEPTH,
-    ScriptedDevice,
-    SteppedDevice,
-    assert_all_closed,
-    bound_protocol,
-    counting,
-    scripts,
-)
 from .turns import turn
 
 pytestmark = pytest.mark.anyio

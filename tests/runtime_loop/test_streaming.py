@@ -9,9 +9,11 @@ import pytest
 
 from runtime import LimitExceeded, Limits, ThreadStateError
 from runtime.link.commands import Interrupt
+from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
+from tests.runtime_loop.scripted_core import assert_all_closed, counting, scripts
+from tests.runtime_loop.words import ids
 
 from .engines import engine_on
-from .scripted import ScriptedDevice, SteppedDevice, assert_all_closed, counting, ids, scripts
 from .turns import turn
 
 pytestmark = pytest.mark.anyio

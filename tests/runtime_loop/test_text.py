@@ -14,10 +14,11 @@ from tokenizers import decoders
 from runtime import BoundProtocol, PromptError, ReasoningThread
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import TagProtocol
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import Speaker
 
 from ..vocabularies import BYTES, byte_fallback, byte_level, metaspace, word_level, word_piece
 from .engines import engine_on
-from .scripted import ScriptedDevice, Speaker
 
 pytestmark = pytest.mark.anyio
 

@@ -23,9 +23,11 @@ from runtime import (
     ThreadStateError,
 )
 from runtime.link.commands import Generate, OpenThread
+from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
+from tests.runtime_loop.scripted_core import DEPTH, Speaker, assert_all_closed, counting
+from tests.runtime_loop.words import ids
 
 from .engines import engine_on
-from .scripted import DEPTH, ScriptedDevice, Speaker, SteppedDevice, assert_all_closed, counting, ids
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
