@@ -1,16 +1,24 @@
-"""Engines on devices that tests script."""
+"""Engines on devices that tests script, and a tree for them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Unpack
+from typing import Any, Unpack
 
 from runtime import Engine, Opened
 from runtime.link import Device
 from runtime.model import Tokenizer
 from runtime.protocol import BoundProtocol
 from runtime.threads.arguments import EngineOptions
-from tests.runtime_loop.words import word_tokenizer
+from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
+from tests.runtime_loop.words import bound_protocol, word_tokenizer
+
+TREE = {
+    "1": "a <spawn> 2 </spawn> b <spawn> 3 </spawn> <join> c <spawn> 2 </spawn> <join> <return> 9 9 <end>",
+    "2": "x <return> 7 <end>",
+    "3": "<spawn> 2 </spawn> <join> <return> 8 <end>",
+}
+"""Threads that a model orchestrates, by what their contexts begin with; the first is answered 9 9 by five of them."""
 
 
 def engine_on(
@@ -33,3 +41,10 @@ def engine_on(
         vocab_size=vocab_size,
     )
     return Engine.from_device(opened, **options)
+
+
+def engine_under(
+    device: ScriptedDevice | SteppedDevice, protocol: BoundProtocol | None = None, **options: Any
+) -> Engine:
+    """An engine that records what happens, under the protocol of words where no other is given."""
+    return engine_on(device, protocol=protocol or bound_protocol(), records=True, **options)

@@ -3,59 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any
 
 import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies import (
-    BestOf,
-    ByEntropy,
-    DepthPolicy,
-    Fixed,
-    MaxChildren,
-    NoChildren,
-    Policy,
-    SelfConsistency,
-    SpawnDecision,
-    SpawnPolicy,
-    SpawnRequest,
-    TreeView,
-)
-from policies.depth.base import Role
-from runtime import BraidError, CapacityError, Engine, Limits, PolicyError, PromptError, ProtocolError
-from runtime.link.commands import Extend, Generate, OpenThread
+from runtime import BraidError, CapacityError, Limits, PromptError, ProtocolError
+from runtime.link.commands import Extend
 from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded
-from runtime.protocol import BoundProtocol
+from tests.runtime_loop.engines import TREE, engine_on, engine_under
+from tests.runtime_loop.programs import text_of
 from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
-from tests.runtime_loop.scripted_core import Say, Speaker, assert_all_closed, scripts
+from tests.runtime_loop.scripted_core import Speaker, assert_all_closed, scripts
+from tests.runtime_loop.turns import turn
 from tests.runtime_loop.words import WORDS, bound_protocol, ids
 
-from .engines import engine_on
-from .programs import text_of
-from .turns import turn
-
 pytestmark = pytest.mark.anyio
-
-TREE = {
-    "1": "a <spawn> 2 </spawn> b <spawn> 3 </spawn> <join> c <spawn> 2 </spawn> <join> <return> 9 9 <end>",
-    "2": "x <return> 7 <end>",
-    "3": "<spawn> 2 </spawn> <join> <return> 8 <end>",
-}
-
-
-def engine_over(
-    device: ScriptedDevice | SteppedDevice, protocol: BoundProtocol | None = None, **options: Any
-) -> Engine:
-    return engine_on(device, protocol=protocol or bound_protocol(), records=True, **options)
 
 
 async def test_a_model_spawns_joins_and_answers() -> None:
     device = ScriptedDevice(scripts(TREE))
-    async with engine_over(device) as engine:
+    async with engine_under(device) as engine:
         answer = await engine.run("1")
         assert (answer.text, answer.tokens, answer.reason, answer.path) == ("9 9", (9, 9), "returned", (0,))
         assert answer.usage.threads == 5
@@ -81,7 +50,7 @@ async def test_a_join_without_spawns_gets_what_the_protocol_says_of_none() -> No
     """A parent that joins nobody must see that the join is over, or it would join again."""
     protocol = bound_protocol(joined="<message> {children} </message>", forbidden=())
     device = ScriptedDevice(scripts({"1": "<join> <return> 9 <end>"}))
-    async with engine_over(device, protocol) as engine:
+    async with engine_under(device, protocol) as engine:
         assert (await engine.run("1")).text == "9"
     received = [c.tokens for c in device.core.commands if isinstance(c, Extend)]
     assert received == [ids("1"), ids("<message> </message>")]
@@ -91,7 +60,7 @@ async def test_children_start_while_their_parent_decodes() -> None:
     device = SteppedDevice(
         scripts({"1": "<spawn> 2 </spawn> a b c d e <join> <return> 9 <end>", "2": "<return> 7 <end>"})
     )
-    async with engine_over(device) as engine, anyio.create_task_group() as group:
+    async with engine_under(device) as engine, anyio.create_task_group() as group:
         group.start_soon(engine.run, "1")
         await turn()
         device.step(3)
@@ -112,103 +81,17 @@ async def test_children_start_while_their_parent_decodes() -> None:
 
 async def test_a_program_may_spawn_children_that_models_drive() -> None:
     device = ScriptedDevice(scripts(TREE))
-    async with engine_over(device) as engine, engine.thread("5") as root:
+    async with engine_under(device) as engine, engine.thread("5") as root:
         answers = await root.join([root.spawn("1"), root.spawn("3")])
         assert [answer.text for answer in answers] == ["9 9", "8"]
         assert root.text == "5 <message> 9 9 </message> <message> 8 </message>"
-
-
-class Inspecting(SpawnPolicy, frozen=True):
-    """Grants the first of every two, and keeps what it was asked."""
-
-    seen: list[tuple[SpawnRequest, TreeView]] = []  # noqa: RUF012
-
-    reads = "entropy"
-
-    def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
-        self.seen.append((request, tree))
-        return SpawnDecision(run=request.index % 2 == 0, depth=Fixed(max_iterations=7), reason="because")
-
-
-async def test_the_policy_decides_what_runs() -> None:
-    spawns = " ".join(["<spawn> 2 </spawn>"] * 4)
-    device = SteppedDevice(scripts({"1": f"{spawns} <join> <spawn> 2 </spawn> <join> <return> 9 <end>", "2": "<end>"}))
-    policy = Inspecting(seen=[])
-    async with engine_over(device, policy=Policy(spawn=policy)) as engine, anyio.create_task_group() as group:
-        group.start_soon(engine.run, "1")
-        for _ in range(30):
-            await turn()
-            device.step()
-    asked = [(request.index, request.granted) for request, _ in policy.seen]
-    assert asked == [(0, 0), (1, 1), (2, 1), (3, 2), (0, 0)]
-    request, tree = policy.seen[0]
-    assert (request.parent, request.message, request.entropy) == ((0,), (2,), 0.5)
-    assert (tree.threads, tree.running) == (1, 1)
-    assert 0 < tree.tokens <= 3
-    assert policy.seen[2][1].threads == 2
-    assert {
-        c.depth.max_iterations for c in device.core.commands if isinstance(c, OpenThread) and len(c.thread) > 1
-    } == {7}
-    spawned = [(e.child is not None, e.reason) for e in device.core.events if isinstance(e, Spawned)]
-    assert spawned == [(True, "because"), (False, "because")] * 2 + [(True, "because")]
-    assert_all_closed(device.core)
-
-
-@pytest.mark.parametrize(
-    ("policy", "granted", "entropies"),
-    [
-        (SpawnPolicy(), 4, False),
-        (NoChildren(), 0, False),
-        (MaxChildren(1), 2, False),
-        (ByEntropy(threshold=0.4), 4, True),
-        (ByEntropy(threshold=0.6), 0, True),
-    ],
-)
-async def test_shipped_policies_decide(policy: SpawnPolicy, granted: int, entropies: bool) -> None:
-    device = ScriptedDevice(scripts(TREE))
-    async with engine_over(device, policy=Policy(spawn=policy)) as engine:
-        answer = await engine.run("1")
-        assert answer.text == "9 9"
-        assert answer.usage.spawns_granted == granted
-    assert {c.entropies for c in device.core.commands if isinstance(c, Generate)} == {entropies}
-
-
-class Raising(SpawnPolicy, frozen=True):
-    def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
-        raise ZeroDivisionError("no budget")
-
-
-class Wrong(SpawnPolicy, frozen=True):
-    def decide(self, request: SpawnRequest, tree: TreeView) -> Any:
-        return True
-
-
-class RaisingDepth(Fixed, frozen=True):
-    def for_thread(self, role: Role, tree_depth: int) -> DepthPolicy:
-        if role == "child":
-            raise ZeroDivisionError("no depth")
-        return self
-
-
-async def test_a_policy_that_raises_ends_its_thread_only() -> None:
-    device = ScriptedDevice(scripts(TREE))
-    async with engine_over(device) as engine:
-        with pytest.raises(PolicyError, match=r"Raising.decide raised for thread \(0,\): ZeroDivisionError: no budget"):
-            await engine.run("1", policy=Policy(spawn=Raising()))
-        with pytest.raises(PolicyError, match="must be a SpawnDecision"):
-            await engine.run("1", policy=Policy(spawn=Wrong()))
-        with pytest.raises(PolicyError, match=r"RaisingDepth\.for_thread raised"):
-            await engine.run("1", policy=Policy(depth=RaisingDepth()))
-        assert (await engine.run("2")).text == "7"
-        assert engine.usage.generated == device.statistics.generated
-    assert_all_closed(device.core)
 
 
 async def test_malformed_output_ends_its_thread() -> None:
     device = ScriptedDevice(
         scripts({"1": "<spawn> 2 </spawn> <join> <return> 9 <end>", "2": "</spawn> <end>", "4": "<message> <end>"})
     )
-    async with engine_over(device) as engine:
+    async with engine_under(device) as engine:
         with pytest.raises(ProtocolError, match=r"Thread \(0,\)"):
             await engine.run("2")
         with pytest.raises(ProtocolError, match=r"Thread \(1, 0\)"):
@@ -217,7 +100,7 @@ async def test_malformed_output_ends_its_thread() -> None:
             await engine.run("4")
     assert_all_closed(device.core)
     device = ScriptedDevice(scripts({"2": "</spawn> <return> 7 <end>"}))
-    async with engine_over(device, bound_protocol(on_malformed="ignore")) as engine:
+    async with engine_under(device, bound_protocol(on_malformed="ignore")) as engine:
         assert (await engine.run("2")).text == "7"
 
 
@@ -228,7 +111,7 @@ async def test_several_failing_children_are_a_group() -> None:
         return scripts(TREE)(speaker)
 
     device = ScriptedDevice(say)
-    async with engine_over(device) as engine:
+    async with engine_under(device) as engine:
         with pytest.raises(ExceptionGroup, match="2 children") as caught:
             await engine.run("1")
         assert [type(error) for error in caught.value.exceptions] == [CapacityError, CapacityError]
@@ -237,14 +120,14 @@ async def test_several_failing_children_are_a_group() -> None:
 
 async def test_the_context_ends_a_thread_without_a_message() -> None:
     device = ScriptedDevice(scripts({"1": "<spawn> 2 </spawn> <join> <return> 9 <end>", "2": "z z z z z z"}), context=8)
-    async with engine_over(device, max_context=8) as engine:
+    async with engine_under(device, max_context=8) as engine:
         assert (await engine.run("2")).reason == "context"
         answer = await engine.run("1")
         assert answer.text == "9"
         assert answer.usage.max_context == 8
     # Five messages do not fit behind the join.
     device = ScriptedDevice(scripts({"1": "<spawn> 2 </spawn> <join> <end>", "2": "<return> 7 7 7 <end>"}), context=8)
-    async with engine_over(device, max_context=8) as engine:
+    async with engine_under(device, max_context=8) as engine:
         answer = await engine.run("1")
         assert (answer.text, answer.reason) == ("", "context")
     assert_all_closed(device.core)
@@ -254,7 +137,7 @@ async def test_max_tokens_bounds_a_thread_over_all_its_generates() -> None:
     device = ScriptedDevice(
         scripts({"1": "<spawn> 2 </spawn> <join> z z z z z <return> 9 <end>", "2": "<return> 7 <end>"})
     )
-    async with engine_over(device) as engine:
+    async with engine_under(device) as engine:
         answer = await engine.run("1", max_tokens=6)
         assert (answer.text, answer.reason, answer.usage.generated) == ("", "length", 9)
         answer = await engine.run("1", max_tokens=4)
@@ -290,7 +173,7 @@ async def test_a_join_may_cut_its_block_out_of_the_context() -> None:
         return before(speaker)
 
     device = ScriptedDevice(say)
-    async with engine_over(device, protocol) as engine, engine.thread("5") as root:
+    async with engine_under(device, protocol) as engine, engine.thread("5") as root:
         child = root.spawn("1")
         (answer,) = await root.join([child])
         assert answer.text == "9"
@@ -300,7 +183,7 @@ async def test_a_join_may_cut_its_block_out_of_the_context() -> None:
 
 async def test_a_stop_token_ends_a_thread_that_did_not_end_itself() -> None:
     device = ScriptedDevice(scripts({"1": "a <return> 9 9 y", "2": "b y"}))
-    async with engine_over(device, stop_tokens=ids("y")) as engine:
+    async with engine_under(device, stop_tokens=ids("y")) as engine:
         answer = await engine.run("2")
         assert (answer.text, answer.reason) == ("", "nothing")
         assert (await engine.run("1")).reason in ("nothing", "returned")
@@ -314,63 +197,6 @@ async def test_a_run_without_a_protocol_generates_to_its_stop() -> None:
         assert (await engine.run("1", max_tokens=1)).reason == "length"
 
 
-def by_tree(answers: list[str]) -> Say:
-    """Each tree gives its own answer."""
-
-    def say(speaker: Speaker) -> int:
-        return ids(f"<return> {answers[speaker.path[0]]} <end>")[speaker.emitted]
-
-    return say
-
-
-async def test_several_samples_and_a_choice() -> None:
-    device = ScriptedDevice(by_tree(["4", "5", "5", "6"]))
-    async with engine_over(device) as engine:
-        answer = await engine.run("1", policy=Policy(select=SelfConsistency(4)))
-        assert (answer.text, answer.path) == ("5", (1,))
-        assert answer.usage.threads == 4
-        assert answer.usage.generated == 12
-    device = ScriptedDevice(by_tree(["4", "5", "5", "6"]))
-    async with engine_over(device) as engine:
-
-        class Highest(BestOf, frozen=True):
-            def score(self, prompt: str, answer: str) -> float:
-                return float(answer) if prompt == "1" else 0.0
-
-        answer = await engine.run("1", policy=Policy(select=Highest(4)))
-        assert answer.text == "6"
-
-
-class OutOfRange(SelfConsistency, frozen=True):
-    def choose(self, prompt: str, answers: Sequence[str]) -> int:
-        return 99
-
-
-class NoChoice(SelfConsistency, frozen=True):
-    def choose(self, prompt: str, answers: Sequence[str]) -> int:
-        raise ZeroDivisionError
-
-
-async def test_a_wrong_choice_is_told_and_a_failed_sample_ends_the_run() -> None:
-    device = ScriptedDevice(by_tree(["4"] * 20))
-    async with engine_over(device) as engine:
-        with pytest.raises(PolicyError, match="answered 99 for 2 answers"):
-            await engine.run("1", policy=Policy(select=OutOfRange(2)))
-        with pytest.raises(PolicyError, match="choose raised: ZeroDivisionError"):
-            await engine.run("1", policy=Policy(select=NoChoice(2)))
-
-    def say(speaker: Speaker) -> int:
-        if speaker.path == (1,):
-            raise CapacityError("too large")
-        return ids("z")[0]
-
-    device = ScriptedDevice(say)
-    async with engine_over(device) as engine:
-        with pytest.raises(CapacityError):
-            await engine.run("1", policy=Policy(select=SelfConsistency(3)))
-    assert_all_closed(device.core)
-
-
 async def test_observers_see_the_tree_and_cannot_break_it() -> None:
     device = ScriptedDevice(scripts(TREE))
     seen: list[str] = []
@@ -379,7 +205,7 @@ async def test_observers_see_the_tree_and_cannot_break_it() -> None:
         seen.append(type(event).__name__)
         raise ZeroDivisionError
 
-    async with engine_over(device, observer=observe) as engine:
+    async with engine_under(device, observer=observe) as engine:
         assert (await engine.run("1")).text == "9 9"
     assert seen.count("Spawned") == 4
     assert seen.count("ThreadEnded") == 5
@@ -398,7 +224,7 @@ def test_no_stream_of_tokens_hangs_or_breaks_the_engine(seed: int, context: int,
     async def main() -> None:
         device = ScriptedDevice(say, context)
         protocol = bound_protocol(on_malformed="ignore" if ignore else "end")
-        async with engine_over(device, protocol, max_context=context) as engine:
+        async with engine_under(device, protocol, max_context=context) as engine:
             for limits in (Limits(threads=20, tree_depth=3), Limits(threads=20, tokens=30)):
                 try:
                     answer = await engine.run("1", limits=limits)
