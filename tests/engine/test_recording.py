@@ -2,91 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
 
-import anyio
-import anyio.to_thread
 import pytest
-from anyio.abc import TaskGroup, TaskStatus
 
 import runtime.loading
-from policies import Fixed, Limits, MaxChildren, Policy
+from policies import Fixed
 from runtime import (
     Answer,
     Engine,
-    EngineFailed,
-    LimitExceeded,
-    Opened,
-    ReasoningThread,
-    Sampling,
     ThreadStateError,
     TraceError,
 )
 from runtime.backend.interface import Tick, TickResult
-from runtime.backend.torch.backend import TorchBackend
 from runtime.device.build import build_loop
 from runtime.link.commands import StartRecording, StopRecording
 from runtime.link.events import RunStarted, ThreadEnded
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.model.parameters import published_weights
 from runtime.settings import EngineSettings
+from tests.engine.recorded_trees import FEW, SIZES, WARM, opened, prompt, verified, work
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
-from tests.runtime_loop.scripted import SteppedDevice
-from tests.runtime_loop.scripted_core import counting
-from tests.runtime_loop.turns import turn
 from tests.traces.toy_device import header
 from traces import imbalances, read, thread_tree, totals_of, walk_threads
-from traces.__main__ import main as traces_command
 from traces.writer import TraceWriter
 
-SIZES: dict[str, Any] = {
-    "page_size": 4,
-    "num_pages": 128,
-    "max_in_flight": 64,
-    "prefill_chunk": 16,
-    "most_iterations": 4,
-}
-WARM = Sampling(temperature=4.0)
-FEW = Limits(tokens=150, threads=12, tree_depth=3)
-POLICY = Policy(depth=Fixed(3), spawn=MaxChildren(2))
 COUNTED = ("generated", "computed", "iterations", "recomputed", "cached_tokens", "prompt_tokens")
-
-
-def opened(checkpoint: Path, **changes: Any) -> Engine:
-    return Engine.open(checkpoint, policy=POLICY, sampling=WARM, limits=FEW, seed=7, **SIZES, **changes)
-
-
-def prompt(number: int) -> str:
-    return " ".join(f"w{(number * 7 + step * 3) % 32}" for step in range(9 + number % 4))
-
-
-async def work(engine: Engine, *numbers: int) -> list[Answer | None]:
-    """Trees that spawn by accident, at the same time; None for those that run into a limit."""
-    found: dict[int, Answer | None] = {}
-
-    async def run(number: int) -> None:
-        try:
-            found[number] = await engine.run(prompt(number), max_tokens=30)
-        except LimitExceeded:
-            found[number] = None
-
-    async with anyio.create_task_group() as group:
-        for number in numbers:
-            group.start_soon(run, number)
-    return [found[number] for number in numbers]
 
 
 def essence(answers: list[Answer | None]) -> list[tuple[object, ...] | None]:
     return [None if answer is None else (answer.path, answer.tokens, answer.text, answer.reason) for answer in answers]
-
-
-async def verified(*arguments: object) -> int:
-    return await anyio.to_thread.run_sync(traces_command, ["replay", "--verify", *map(str, arguments)])
 
 
 @pytest.mark.anyio
@@ -223,9 +171,6 @@ def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (record.path, record.generated) == ((1,), 20)
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.anyio
 async def test_what_cannot_be_recorded_is_refused_at_entry(tiny_checkpoint: Path, tmp_path: Path) -> None:
     path, whole = tmp_path / "block.trace", tmp_path / "whole.trace"
@@ -260,143 +205,3 @@ async def test_what_cannot_be_recorded_is_refused_at_entry(tiny_checkpoint: Path
             async with engine.recording(tmp_path / "second.trace"):
                 pytest.fail("the block is not entered")
     assert not (tmp_path / "second.trace").exists()
-
-
-# ---- the end --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.anyio
-async def test_threads_that_outlive_the_recording(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The trace has their beginning, and says no more; they go on as if nothing had been."""
-    path = tmp_path / "block.trace"
-    async with opened(tiny_checkpoint) as engine, engine.thread(prompt(0)) as thread:
-        whole = await thread.generate(max_tokens=9, stop=[-1])
-    said: tuple[int, ...] = ()
-
-    async def begin(thread: ReasoningThread) -> None:
-        nonlocal said
-        async with engine.recording(path):
-            await thread.__aenter__()
-            said += (await thread.generate(max_tokens=4, stop=[-1])).tokens
-
-    async with opened(tiny_checkpoint) as engine:
-        thread = engine.thread(prompt(0))
-        with pytest.raises(ThreadStateError, match=r"ends before these threads do.* 1 open, \(0,\)"):
-            await begin(thread)
-        said += (await thread.generate(max_tokens=5, stop=[-1])).tokens
-        await thread.__aexit__(None, None, None)
-        assert said == whole.tokens
-        async with engine.recording(tmp_path / "next.trace"):
-            await work(engine, 1)
-    trace = read(path)
-    assert trace.lost is None
-    (record,) = thread_tree(trace.events)
-    assert (record.generated, record.closed, record.outcome) == (4, None, None)
-    assert await verified(path) == 0
-    assert [record.path for record in thread_tree(read(tmp_path / "next.trace").events)] == [(1,)]
-
-
-async def hold(engine: Engine, done: anyio.Event, *, task_status: TaskStatus[None]) -> None:
-    """Keeps a thread open."""
-    async with engine.thread(prompt(1)):
-        task_status.started()
-        await done.wait()
-
-
-@pytest.mark.anyio
-async def test_what_the_body_raises_goes_before_what_the_end_does(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    path, done = tmp_path / "block.trace", anyio.Event()
-
-    async def fail(group: TaskGroup | None) -> None:
-        async with engine.recording(path, overwrite=True):
-            await work(engine, 0)
-            if group is not None:
-                await group.start(hold, engine, done)
-            raise ZeroDivisionError("no more")
-
-    async with opened(tiny_checkpoint) as engine, anyio.create_task_group() as group:
-        for holding in (None, group):
-            with pytest.raises(ZeroDivisionError, match="no more") as raised:
-                await fail(holding)
-            notes = "".join(getattr(raised.value, "__notes__", []))
-            assert ("1 open" in notes) == (holding is not None)
-            trace = read(path)
-            assert trace.lost is None
-            assert thread_tree(trace.events)[0].outcome is not None
-        done.set()
-
-
-@pytest.mark.anyio
-async def test_a_cancelled_recording_is_whole(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    path = tmp_path / "block.trace"
-    async with opened(tiny_checkpoint) as engine:
-        with anyio.CancelScope() as scope:
-            async with engine.recording(path), engine.thread(prompt(0)) as thread:
-                await thread.generate(max_tokens=3)
-                scope.cancel()
-                await thread.generate(max_tokens=3)
-        assert scope.cancelled_caught
-        trace = read(path)
-        async with engine.recording(path, overwrite=True):
-            await work(engine, 1)
-    assert trace.lost is None
-    (record,) = thread_tree(trace.events)
-    assert record.outcome == "cancelled"
-    assert record.closed is not None
-
-
-@pytest.mark.anyio
-async def test_a_device_that_fails_within(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(self: TorchBackend, tick: Tick) -> None:
-        raise RuntimeError("the device is on fire")
-
-    async def fail() -> None:
-        async with engine.recording(path):
-            async with engine.thread(prompt(0)) as thread:
-                await thread.generate(max_tokens=3)
-            monkeypatch.setattr(TorchBackend, "tick", die)
-            async with engine.thread(prompt(1)) as thread:
-                await thread.generate(max_tokens=3)
-
-    path = tmp_path / "block.trace"
-    async with opened(tiny_checkpoint, backend="torch") as engine:
-        with pytest.raises(EngineFailed, match="on fire"):
-            await fail()
-    assert [record.generated for record in thread_tree(read(path).events)] == [3, 0]
-
-
-@pytest.mark.anyio
-async def test_an_engine_that_is_left_within(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    async with opened(tiny_checkpoint) as engine:
-        recording = engine.recording(tmp_path / "block.trace")
-        await recording.__aenter__()
-        await work(engine, 0)
-    trace = read(tmp_path / "block.trace")
-    assert trace.lost is None
-    assert [record.path for record in thread_tree(trace.events)] == [(0,)]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_asyncio_cancels_while_the_device_begins() -> None:
-    """Its own cancellation goes through shields: the recording that nobody waits for is ended again."""
-    device = SteppedDevice(counting)
-    async with Engine.from_device(Opened(device=device)) as engine:
-
-        async def enter() -> None:
-            async with engine.recording("block.trace"):
-                pytest.fail("the block is not entered")
-
-        task = asyncio.create_task(enter())
-        await turn()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert [type(command) for command in device.sent] == [StartRecording, StopRecording]
-        device.step()
-        await turn()
-        async with engine.thread([1]):
-            device.step()
-    assert device.core.events == [], "no event of a tree was sent"

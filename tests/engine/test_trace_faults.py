@@ -19,7 +19,7 @@ from runtime import Engine, EngineFailed, TraceError
 from runtime.backend.interface import Tick
 from runtime.backend.torch.backend import TorchBackend
 from runtime.opened import Opened
-from tests.engine.test_recording import prompt
+from tests.engine.recorded_trees import prompt
 from tests.runtime_loop.scripted import SteppedDevice
 from tests.runtime_loop.scripted_core import counting
 from traces import read, thread_tree

@@ -10,7 +10,7 @@ import pytest
 from policies import Fixed, Policy
 from runtime import Engine, PromptError, ReasoningThread
 from runtime.link.events import AnyEvent, Joined, RunStarted, Spawned, ThreadEnded, ThreadOpened
-from tests.engine.test_recording import FEW, POLICY, SIZES, WARM, prompt, work
+from tests.engine.recorded_trees import FEW, POLICY, SIZES, WARM, prompt, work
 from traces import read
 
 OPTIONS: dict[str, Any] = {"sampling": WARM, "limits": FEW, "seed": 7, **SIZES}
