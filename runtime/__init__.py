@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from runtime.results import Answer as Answer
     from runtime.results import Chunk as Chunk
     from runtime.results import Generation as Generation
+    from runtime.results import Score as Score
     from runtime.results import Usage as Usage
     from runtime.sampling import Sampling as Sampling
     from runtime.settings import EngineSettings as EngineSettings

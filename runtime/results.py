@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -91,6 +92,24 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     reason: FinishReason
     limit: Literal["tokens", "iterations"] | None = None
     """The limit that cut it short; the next call raises `LimitExceeded`."""
+
+
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """What given tokens are worth to the model after a thread's context."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Natural-log probability of each token after all before it, under the model's own distribution: at temperature 1,
+    without filters."""
+    top_logprobs: tuple[Mapping[int, float], ...]
+    """The likeliest tokens in the place of each, likeliest first, as many as were asked for."""
+    depths: tuple[int, ...]
+    """Iterations that made each token's logits."""
+
+    @property
+    def logprob(self) -> float:
+        """Of all tokens together."""
+        return math.fsum(self.logprobs)
 
 
 class Outcome(msgspec.Struct, frozen=True):

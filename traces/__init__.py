@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.link import Received as Received
     from runtime.link import RunStarted as RunStarted
     from runtime.link import Sampled as Sampled
+    from runtime.link import Scored as Scored
     from runtime.link import Spawned as Spawned
     from runtime.link import ThreadClosed as ThreadClosed
     from runtime.link import ThreadEnded as ThreadEnded

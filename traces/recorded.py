@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from runtime.link import (
     GenerateStarted,
     OpenThread,
     Received,
+    Sampled,
+    Scored,
     ThreadClosed,
     ThreadOpened,
     Work,
@@ -122,10 +125,13 @@ class RecordedThread:
         if missing:
             raise self._differs(f"the recording has {missing} more received tokens before generate {self.calls + 1}")
         self._expect("context length", call.position, self.length)
+        self._expect("tokens to score", call.scores, request.scores)
         self._expect("sampling", _choice(call.sampling), _choice(request.sampling))
         if request.depth is not None:
             self._expect("depth policy", builtins(call.depth), builtins(request.depth))
-        if request.max_tokens < len(call.samples) or (call.reason == "length" and request.max_tokens > call.max_tokens):
+        if not call.scores and (
+            request.max_tokens < len(call.samples) or (call.reason == "length" and request.max_tokens > call.max_tokens)
+        ):
             raise self._differs(
                 f"generate {self.calls + 1} asks for at most {request.max_tokens} tokens; recorded were "
                 f"{len(call.samples)} of at most {call.max_tokens}"
@@ -151,11 +157,14 @@ class RecordedThread:
             raise self._differs(
                 f"generate {pending.number + 1} stopped after {pending.delivered} tokens; the program's goes on"
             )
-        kept = call.samples[: pending.keep] if interrupted else call.kept
+        kept: Sequence[Sampled | Scored] = call.samples[: pending.keep] if interrupted else call.kept
         self.pending = None
         self.length = call.position + len(kept)
         if pending.keep is not None:
             self.length = min(self.length, call.position + pending.keep)
+        if call.scores and not interrupted:
+            # They are told, and were no part of the context.
+            kept = call.scored
         return Finished(
             thread=self.record.path,
             tokens=tuple(sample.token for sample in kept),

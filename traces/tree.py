@@ -20,6 +20,7 @@ from runtime.link import (
     Received,
     RunStarted,
     Sampled,
+    Scored,
     Spawned,
     ThreadClosed,
     ThreadEnded,
@@ -56,6 +57,10 @@ class GenerateRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Everything sampled, kept or not, in order."""
     sample_indices: tuple[int, ...]
     """Which events of the trace the samples are."""
+    scores: tuple[int, ...] = ()
+    """Tokens that it was asked to score, in place of any to sample."""
+    scored: tuple[Scored, ...] = ()
+    """What it had scored, in order; none of it stayed in the context."""
     ended: float | None = None
     end_index: int | None = None
     end_position: int | None = None
@@ -249,12 +254,14 @@ class _Gathering:
                 self._closed = event.time
             case ThreadEnded():
                 self._ended = event
-            case GenerateStarted() | Sampled() | GenerateFinished() | ThreadFailed():
+            case GenerateStarted() | Sampled() | Scored() | GenerateFinished() | ThreadFailed():
                 self._take_of_call(index, event)
             case TickDone():
                 pass
 
-    def _take_of_call(self, index: int, event: GenerateStarted | Sampled | GenerateFinished | ThreadFailed) -> None:
+    def _take_of_call(
+        self, index: int, event: GenerateStarted | Sampled | Scored | GenerateFinished | ThreadFailed
+    ) -> None:
         current = self._current
         match event:
             case GenerateStarted():
@@ -265,6 +272,10 @@ class _Gathering:
                     raise self._does_not_fit(index, "samples outside of a generate")
                 current.samples.append(event)
                 current.indices.append(index)
+            case Scored():
+                if current is None or len(current.scored) == len(current.started.scores):
+                    raise self._does_not_fit(index, "scores what it was not asked to")
+                current.scored.append(event)
             case GenerateFinished():
                 if current is not None:
                     self._calls.append(current.finished(index, event))
@@ -326,6 +337,7 @@ class _OpenCall:
         self.index = index
         self.started = started
         self.samples: list[Sampled] = []
+        self.scored: list[Scored] = []
         self.indices: list[int] = []
 
     def unfinished(self) -> GenerateRecord:
@@ -340,6 +352,8 @@ class _OpenCall:
             depth=started.depth,
             samples=tuple(self.samples),
             sample_indices=tuple(self.indices),
+            scores=started.scores,
+            scored=tuple(self.scored),
         )
 
     def finished(self, index: int, end: GenerateFinished) -> GenerateRecord:

@@ -30,6 +30,9 @@ from runtime.link import (
 from traces.recorded import builtins
 from traces.tree import GenerateRecord, path_name, thread_tree, walk_threads
 
+SCORE_TOLERANCE = 1e-3
+"""Nats by which a score may differ: what another order of sums changes, and not another model."""
+
 
 class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     """The first place where the device did something else than the recording."""
@@ -37,10 +40,11 @@ class Divergence(msgspec.Struct, frozen=True, kw_only=True):
     thread: ThreadPath
     position: int
     """In the thread's context."""
-    kind: Literal["token", "depth", "length", "error"]
-    """Another token; another depth (whatever the token); fewer tokens than recorded; the thread failed."""
+    kind: Literal["token", "depth", "length", "score", "error"]
+    """Another token; another depth (whatever the token); fewer tokens than recorded; a given token is worth something
+    else; the thread failed."""
     expected: int | None
-    """Token or depth as recorded; None for an error."""
+    """Token or depth as recorded; None for a score or an error."""
     found: int | None
     """Token or depth now; None where there is none."""
     margin: float | None
@@ -60,7 +64,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens found equal, depths included."""
     divergence: Divergence | None
     not_executed: int = 0
-    """Generates that sampled nothing, so that there is nothing to compare."""
+    """Generates that sampled and scored nothing, so that there is nothing to compare."""
 
     @property
     def equal(self) -> bool:
@@ -113,7 +117,7 @@ class _Replay:
         self._ends: dict[int, tuple[ThreadPath, GenerateRecord]] = {}
         for path, record in self._records.items():
             for call in record.calls:
-                if call.samples:
+                if call.samples or call.scored:
                     self._starts[call.index] = path, call
                     if call.end_index is not None:
                         self._ends[call.end_index] = path, call
@@ -154,7 +158,9 @@ class _Replay:
             calls=self._calls,
             tokens=self._tokens,
             divergence=divergence,
-            not_executed=sum(not call.samples for record in self._records.values() for call in record.calls),
+            not_executed=sum(
+                not (call.samples or call.scored) for record in self._records.values() for call in record.calls
+            ),
         )
 
     def _open_thread(self, event: ThreadOpened) -> None:
@@ -205,7 +211,8 @@ class _Replay:
                 max_iterations=call.max_iterations,
                 sampling=msgspec.structs.replace(sampling, logprobs=max(2, sampling.logprobs)),
                 depth=_depth_policy(call.depth),
-                watcher=_Recorded(tuple(sample.token for sample in call.samples)),
+                watcher=None if call.scores else _Recorded(tuple(sample.token for sample in call.samples)),
+                scores=call.scores,
             )
         )
         self._open[path] = call
@@ -227,8 +234,11 @@ class _Replay:
                 margin=None,
                 detail=f"thread {path_name(path)} failed, and did not in the recording: {answer.error}",
             )
-        divergence = _first_difference(path, call, answer)
-        self._tokens += len(call.samples) if divergence is None else divergence.position - call.position
+        if call.scores:
+            divergence, whole = _first_other_score(path, call, answer), len(call.scored)
+        else:
+            divergence, whole = _first_difference(path, call, answer), len(call.samples)
+        self._tokens += whole if divergence is None else divergence.position - call.position
         if call.end_position is not None and divergence is None and path in self._lengths:
             self._cut(path, call.end_position)
         return divergence
@@ -297,6 +307,35 @@ def _first_difference(path: ThreadPath, call: GenerateRecord, answer: Finished) 
                 detail=f"{where}: token {sample.token} was recorded; now it is {token}"
                 + (f", likelier by {margin:.3g} nats" if margin is not None else ""),
             )
+    return None
+
+
+def _first_other_score(path: ThreadPath, call: GenerateRecord, answer: Finished) -> Divergence | None:
+    for at, scored in enumerate(call.scored):
+        where = f"thread {path_name(path)}, position {scored.position}"
+        if at == len(answer.tokens):
+            how: Literal["length", "depth", "score"] = "length"
+            detail = f"{where}: {len(call.scored)} scores were recorded; now there are {at} ({answer.reason})"
+        elif answer.depths[at] != scored.depth:
+            how = "depth"
+            detail = f"{where}: depth {scored.depth} was recorded; now it is {answer.depths[at]}"
+        elif abs(answer.logprobs[at] - scored.logprob) > SCORE_TOLERANCE:
+            how = "score"
+            detail = (
+                f"{where}: token {scored.token} was recorded at {scored.logprob:.6g} nats; now it is at "
+                f"{answer.logprobs[at]:.6g}"
+            )
+        else:
+            continue
+        return Divergence(
+            thread=path,
+            position=scored.position,
+            kind=how,
+            expected=scored.depth if how == "depth" else scored.token if how == "length" else None,
+            found=answer.depths[at] if how == "depth" else None,
+            margin=None,
+            detail=detail,
+        )
     return None
 
 

@@ -129,9 +129,10 @@ class _Track:
         end = self.end if call.ended is None else _microseconds(call.ended)
         first = _microseconds(call.samples[0].time) if call.samples else end
         depths = [sample.depth for sample in call.samples]
+        kind = "score" if call.scores else "generate"
         yield self.slice(
-            "generate",
-            "generate",
+            kind,
+            kind,
             start,
             end,
             {

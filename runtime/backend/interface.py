@@ -102,6 +102,10 @@ class Entering(msgspec.Struct, frozen=True, kw_only=True):
     group, that draft nothing; a backend may do with fewer, or without."""
     halts: Int32
     """Index into `halting` of the tokens at which it must stop; of no meaning without a run."""
+    target: Int32 | None = None
+    """The token whose log-probability under the model's own distribution is wanted, instead of one that is sampled; -1
+    for none, and None for none anywhere. Such a token has a sampling, which says how many likeliest ones are reported,
+    and neither drafts nor runs; of a group any number may have one."""
 
 
 class Run(NamedTuple):
@@ -140,9 +144,10 @@ class TickResult(msgspec.Struct, frozen=True, kw_only=True):
     lane: Int32
     depth: Int32
     token: Int32
-    """The sampled token, or -1 where none was wanted."""
+    """The sampled token, or the target; -1 where neither was wanted."""
     logprob: Float32
-    """Natural log-probability of the sampled token under the distribution it was drawn from; NaN where none."""
+    """Natural log-probability of the token under the distribution it was drawn from, of a target under the model's own;
+    NaN where none."""
     entropy: Float32
     """Entropy in nats of the model's distribution; NaN where not asked for."""
     top: tuple[dict[int, float], ...]

@@ -44,6 +44,8 @@ class Lanes:
         """Where in paged memory the token is: page * page_size + offset."""
         self.entropy: Bool = np.zeros(count, np.bool_)
         self.keeps: Bool = np.zeros(count, np.bool_)
+        self.target: Int32 = np.full(count, -1, np.int32)
+        """The token that is scored instead of sampled; -1 for none."""
         self.sampling: list[Sampling | None] = [None] * count
         """How the token's successor is sampled; None where its logits are not wanted."""
 
@@ -55,6 +57,7 @@ class Lanes:
         self.cell[lane] = cell
         for name in _ENTERING:
             getattr(self, name)[lane] = getattr(entering, name)
+        self.target[lane] = -1 if entering.target is None else entering.target
         for place, index in zip(lane.tolist(), entering.sample.tolist(), strict=True):
             self.sampling[place] = samplings[index] if index >= 0 else None
 

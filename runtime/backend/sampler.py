@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +93,23 @@ def _sample_group(
         logprobs = torch.log(weights / cumulative[:, -1:]).float()
     chosen = torch.where(is_finite, logprobs.gather(1, token[:, None])[:, 0], torch.nan)
     return token, chosen, _likeliest(logprobs, sampling.logprobs) if sampling.logprobs else ()
+
+
+def score(logits: Tensor, targets: Tensor, counts: Sequence[int]) -> Sampled:
+    """What given tokens are worth: their log-probabilities under the model's own distribution.
+
+    `logits` [n, vocab] float; `targets` [n] int64, on the logits' device; `counts` [n] is how many likeliest tokens are
+    reported of each row. A row's result depends on its own logits alone.
+    """
+    logits = logits.float()
+    is_finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float64))
+    logprobs = torch.log_softmax(logits, dim=-1)
+    logprob = torch.where(is_finite, logprobs.gather(1, targets[:, None])[:, 0], torch.nan)
+    most = max(counts, default=0)
+    top = _likeliest(logprobs, most) if most else ()
+    return Sampled(
+        targets, logprob, None, tuple(dict(islice(each.items(), n)) for each, n in zip(top, counts, strict=False))
+    )
 
 
 def penalised(logits: Tensor, contexts: Mapping[int, Int32], penalty: float) -> Tensor:

@@ -19,7 +19,7 @@ from runtime.backend.gate_sums import GateSums
 from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.lanes import Lanes
 from runtime.backend.randomness import SAMPLING_STREAM, initial_noise, uniforms
-from runtime.backend.sampler import Sampled, sample
+from runtime.backend.sampler import Sampled, sample, score
 from runtime.model.specification import Specification
 from runtime.sampling import Sampling
 
@@ -229,7 +229,10 @@ class LaneBackend(ABC):
         lanes, count = self._lanes, len(leaving)
         wanted = np.array([lanes.sampling[lane] is not None for lane in leaving], np.bool_)
         has_logits = [tested for tested in exits.tested if tested.logits is not None]
+        # Of groups that are scored, the tests have computed the logits of one token alone.
+        scored = lanes.group[leaving[lanes.target[leaving] >= 0]]
         done = np.concatenate([tested.lane for tested in has_logits] or [np.empty(0, np.int64)])
+        done = done[~np.isin(done, scored)]
         missing = ~lanes.in_groups(leaving, done)
         token, logprob = np.full(count, -1, np.int32), np.full(count, np.nan, np.float32)
         top: list[dict[int, float]] = [{}] * count
@@ -237,7 +240,7 @@ class LaneBackend(ABC):
         logits = [self._logits(leaving[missing], wanted[missing])]
         source = [leaving[missing & wanted]]
         for tested in has_logits:
-            picked = np.isin(tested.lane, leaving[wanted])
+            picked = np.isin(tested.lane, leaving[wanted]) & ~np.isin(tested.lane, scored)
             assert tested.logits is not None
             logits.append(tested.logits[self._on_device(np.flatnonzero(picked))])
             source.append(tested.lane[picked])
@@ -245,7 +248,7 @@ class LaneBackend(ABC):
         row_of[leaving] = np.arange(count)
         order = row_of[np.concatenate(source)]
         if len(order):
-            chosen = self._sample(leaving[order], torch.cat(logits))
+            chosen = self._sample_or_score(leaving[order], torch.cat(logits))
             token[order] = chosen.token.cpu().numpy()
             logprob[order] = chosen.logprob.cpu().numpy()
             if chosen.entropy is not None:
@@ -274,6 +277,33 @@ class LaneBackend(ABC):
         chosen = self._sample(drafting, self._logits(drafting, everyone))
         drafted = chosen.token.cpu().numpy().astype(np.int32)
         return msgspec.structs.replace(result, drafting=drafting.astype(np.int32), drafted=drafted)
+
+    def _sample_or_score(self, lane: Int64, logits: Tensor) -> Sampled:
+        """Rows that have a target are scored, all others sampled."""
+        target = self._lanes.target[lane]
+        if (target < 0).all():
+            return self._sample(lane, logits)
+        token = torch.empty(len(lane), dtype=torch.int64, device=logits.device)
+        logprob = torch.empty(len(lane), device=logits.device)
+        entropy: Tensor | None = None
+        top: list[dict[int, float]] = [{}] * len(lane)
+        for rows in (np.flatnonzero(target < 0), np.flatnonzero(target >= 0)):
+            if not len(rows):
+                continue
+            at = self._on_device(rows)
+            own = self._sample(lane[rows], logits[at]) if target[rows[0]] < 0 else self._score(lane[rows], logits[at])
+            token[at], logprob[at] = own.token, own.logprob
+            if own.entropy is not None:
+                entropy = torch.full((len(lane),), torch.nan, device=logits.device)
+                entropy[at] = own.entropy
+            for row, likeliest in zip(rows.tolist(), own.top, strict=False):
+                top[row] = likeliest
+        return Sampled(token, logprob, entropy, tuple(top))
+
+    def _score(self, lane: Int64, logits: Tensor) -> Sampled:
+        samplings = [self._lanes.sampling[place] for place in lane.tolist()]
+        counts = [0 if sampling is None else sampling.logprobs for sampling in samplings]
+        return score(logits, self._on_device(self._lanes.target[lane]), counts)
 
     def _sample(self, lane: Int64, logits: Tensor) -> Sampled:
         lanes = self._lanes

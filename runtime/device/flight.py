@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from runtime.backend.interface import CARRY_KINDS, Entering, Int32
+from runtime.device.scoring import targets_of
 from runtime.device.sequence import Flight, Span
 from runtime.sampling import Sampling
 
@@ -28,6 +30,8 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
     samplings: dict[Sampling, int] = {}
     halting: dict[frozenset[int], int] = {}
     contexts: dict[int, Int32] = {}
+    target: dict[int, int] = {}
+    """By row of the arrays."""
     for flight in flights:
         sequence, count, guessed = flight.sequence, len(flight), flight.guessed
         assert sequence.row is not None
@@ -52,7 +56,13 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         draft += [flight.draft] * count
         run += [flight.run] * count
         halts += [halting.setdefault(flight.halts, len(halting)) if flight.run else 0] * count
-        if flight.samples:
+        if targets := targets_of(flight):
+            index = samplings.setdefault(flight.generate.request.sampling, len(samplings))
+            for offset, successor in targets:
+                at = offset - count
+                sample[at] = index
+                target[len(lane) + at] = successor
+        elif flight.samples:
             request = flight.generate.request
             sample[-1] = samplings.setdefault(request.sampling, len(samplings))
             entropy[-1] = request.entropies
@@ -77,5 +87,13 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         draft=np.array(draft, np.int32),
         run=np.array(run, np.int32),
         halts=np.array(halts, np.int32),
+        target=_sparse(target, len(lane)) if target else None,
     )
     return EnteringArrays(entering, tuple(samplings), tuple(halting), contexts)
+
+
+def _sparse(values: Mapping[int, int], size: int) -> Int32:
+    """[size] with these values, and -1 everywhere else."""
+    array = np.full(size, -1, np.int32)
+    array[list(values)] = list(values.values())
+    return array

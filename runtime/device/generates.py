@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from runtime.backend.interface import Run
 from runtime.device.active_generate import ActiveGenerate
@@ -11,6 +11,7 @@ from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
 from runtime.device.memory import ThreadMemory
 from runtime.device.queues import Queues
+from runtime.device.scoring import Scored
 from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import NumericalError, ProtocolError, described, device_error
@@ -101,6 +102,30 @@ class Generates:
                 self.fail(sequence, watcher_error(watcher, token, broken))
                 return
 
+    def take_scores(self, flight: Flight, scored: Iterable[Scored]) -> None:
+        """Takes in what a flight has scored; the generate is over when all its tokens are, or where one cannot be."""
+        sequence, generate = flight.sequence, flight.generate
+        for each in scored:
+            position = generate.start + len(generate.logprobs)
+            if not math.isfinite(each.logprob):
+                self.fail(sequence, numerical_error(sequence, position))
+                return
+            generate.logprobs.append(each.logprob)
+            generate.depths.append(each.depth)
+            generate.top_logprobs.append(each.top)
+            self._journal.record(
+                events.Scored,
+                tick=self._journal.ticks - 1,
+                thread=sequence.path,
+                position=position,
+                token=each.token,
+                depth=each.depth,
+                logprob=each.logprob,
+                top_logprobs=each.top or None,
+            )
+        if len(generate.logprobs) == len(generate.request.scores):
+            self.finish(sequence, "scored")
+
     def land(self, flight: Flight) -> None:
         """A flight's tokens have left their lanes; whoever waited for them is ready."""
         self._in_flight.end(flight)
@@ -119,10 +144,15 @@ class Generates:
         assert generate is not None
         assert sequence.flight is None, "a generate ended with tokens in flight"
         self._speculation.drop(sequence)
+        tokens = tuple(sequence.tokens[generate.start :])
+        if generate.request.scores:
+            # They were no part of the context; what is known of them may be less than all.
+            tokens = tokens[: len(generate.logprobs)]
+            self._memory.truncate(sequence, generate.start)
         self._journal.reports.append(
             Finished(
                 thread=sequence.path,
-                tokens=tuple(sequence.tokens[generate.start :]),
+                tokens=tokens,
                 logprobs=tuple(generate.logprobs),
                 top_logprobs=tuple(generate.top_logprobs),
                 depths=tuple(generate.depths),

@@ -25,6 +25,7 @@ from runtime.device.memory import ThreadMemory
 from runtime.device.model_limits import ModelLimits
 from runtime.device.queues import Queues
 from runtime.device.run_ahead import run_ahead_of
+from runtime.device.scoring import scored_in
 from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import CapacityError
@@ -154,6 +155,7 @@ class Scheduler:
             if sequence.computed < sequence.spans[0].end:
                 self._reuse_prefix(sequence)
             start, end = self._grouping.next_flight(sequence)
+            end = min(end, sequence.needed)
             if not self._fits_pool(sequence, end):
                 continue
             leader = self.memory.leader_of(sequence, end)
@@ -293,7 +295,9 @@ class Scheduler:
         sequence.state_at = flight.end - 1
         if run is not None:
             self._generates.take_run(sequence, run, len(run.token) - 1)
-        if token >= 0 and sequence.generate is not None:
+        if sequence.generate is not None and sequence.generate.request.scores:
+            self._generates.take_scores(flight, scored_in(flight, result))
+        elif token >= 0 and sequence.generate is not None:
             if sequence.chain is not None and not self._speculation.is_right(sequence, token):
                 self._speculation.drop(sequence)
             self._sample(sequence, sequence.generate, result, index, depth, token, logprob)

@@ -224,6 +224,11 @@ class Sequence:
             return 0
         return sum(max(0, min(span.end, end) - max(span.start, start)) for span in self.spans if not span.sampled)
 
+    @property
+    def needed(self) -> int:
+        """Leading tokens that its generate has to have computed: of tokens that are scored, all but the last."""
+        return len(self.tokens) - (self.generate is not None and bool(self.generate.request.scores))
+
     def span_at(self, position: int) -> Span:
         """The span that holds a position; searched from the end, where the work is."""
         for span in reversed(self.spans):

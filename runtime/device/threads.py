@@ -22,6 +22,7 @@ from runtime.device.sequence import Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import (
     PolicyError,
+    PromptError,
     ThreadStateError,
     busy,
     context_full,
@@ -108,14 +109,8 @@ class OpenThreads:
         if sequence.generate is not None:
             self._fail(sequence, busy(command.thread, "append"))
             return
-        wrong = [token for token in (min(command.tokens), max(command.tokens)) if not 0 <= token < self._model.vocab]
-        if wrong:
-            error = no_token(f"Thread {command.thread} received {wrong[0]}", self._model.vocab)
+        if (error := self._refusal(sequence, command.tokens)) is not None:
             self._generates.fail(sequence, error)
-            return
-        length = len(sequence.tokens) + len(command.tokens)
-        if length > self._model.max_context:
-            self._generates.fail(sequence, context_full(command.thread, length, self._model.max_context))
             return
         self._journal.record(
             events.Received, thread=command.thread, position=len(sequence.tokens), tokens=command.tokens
@@ -141,6 +136,9 @@ class OpenThreads:
         if not sequence.tokens:
             self._generates.fail(sequence, empty_context(request.thread))
             return
+        if request.scores and (error := self._refusal(sequence, request.scores)) is not None:
+            self._generates.fail(sequence, error)
+            return
         try:
             self._adopt_policy(sequence, sequence.depth if request.depth is None else request.depth)
         except PolicyError as error:
@@ -155,14 +153,17 @@ class OpenThreads:
             sampling=request.sampling,
             depth=sequence.depth,
             max_iterations=request.max_iterations,
+            scores=request.scores,
         )
         bound = sequence.generate.bound_reached(len(sequence.tokens), self._model.max_context)
-        if bound is not None:
+        if bound is not None and not request.scores:
             self._generates.finish(sequence, bound)
             return
         if sequence.computed == len(sequence.tokens):
             # The last token's logits are gone: it is computed once more, at the depth it had.
             self._memory.step_back(sequence, len(sequence.tokens) - 1)
+        if request.scores:
+            sequence.receive(request.scores)
         self._queues.enqueue(sequence)
 
     def interrupt(self, command: Interrupt) -> None:
@@ -205,6 +206,16 @@ class OpenThreads:
             self._generates.refuse(path, device_error(path, cause))
         else:
             self._generates.fail_unforeseen(sequence, cause)
+
+    def _refusal(self, sequence: Sequence, tokens: tuple[int, ...]) -> PromptError | None:
+        """Why a thread cannot receive these tokens; None where it can."""
+        wrong = [token for token in (min(tokens), max(tokens)) if not 0 <= token < self._model.vocab]
+        if wrong:
+            return no_token(f"Thread {sequence.path} received {wrong[0]}", self._model.vocab)
+        length = len(sequence.tokens) + len(tokens)
+        return (
+            None if length <= self._model.max_context else context_full(sequence.path, length, self._model.max_context)
+        )
 
     def _known(self, path: ThreadPath) -> Sequence | None:
         """The thread of a command; if it is not open, a report says so."""

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from runtime.link.events import Received as Received
     from runtime.link.events import RunStarted as RunStarted
     from runtime.link.events import Sampled as Sampled
+    from runtime.link.events import Scored as Scored
     from runtime.link.events import Spawned as Spawned
     from runtime.link.events import ThreadClosed as ThreadClosed
     from runtime.link.events import ThreadEnded as ThreadEnded

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 OnTraceError = Literal["drop", "stop"]
 """What ends where a trace cannot be written on: the recording alone, or the engine."""
 
-FinishReason = Literal["stop", "length", "context", "iterations", "interrupted"]
-"""Why a generate ended: a signal or stop token, its token bound, the model's context, the iteration limit, or the
-caller, who no longer waits."""
+FinishReason = Literal["stop", "length", "context", "iterations", "scored", "interrupted"]
+"""Why a generate ended: a signal or stop token, its token bound, the model's context, the iteration limit, because all
+its tokens are scored, or the caller, who no longer waits."""
 
 
 class Signal(msgspec.Struct, frozen=True):
@@ -118,6 +118,10 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     """Whether an `Emitted` report is sent for every tick that emits."""
     entropies: bool = False
     """Whether the entropy of every distribution sampled from is kept."""
+    scores: tuple[int, ...] = ()
+    """Tokens that follow the context and are scored, instead of any that are sampled: computed as received ones are,
+    with their log-probabilities under the model's own distribution. The context is as before when they are. They must
+    fit into it; stop tokens, watcher and `max_tokens` are of no meaning then."""
 
 
 class Interrupt(msgspec.Struct, frozen=True):
@@ -199,7 +203,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
     thread: ThreadPath
     tokens: tuple[int, ...]
-    """Every token emitted and kept, a stop token included."""
+    """Every token emitted and kept, a stop token included; or those that were scored."""
     logprobs: tuple[float, ...]
     """Natural-log probability of each token under the distribution it was sampled from."""
     top_logprobs: tuple[Mapping[int, float], ...]

@@ -91,6 +91,8 @@ class GenerateStarted(Event, frozen=True, kw_only=True):
     """The depth policy of this call, as builtins."""
     max_iterations: int | None = None
     """As the command had it; a policy that spends a budget needs it to decide the same again."""
+    scores: tuple[Token, ...] = ()
+    """Tokens that it scores, in place of any that it samples; the first of them would stand at `position`."""
 
 
 class Computed(Event, frozen=True, kw_only=True):
@@ -123,6 +125,20 @@ class Sampled(Event, frozen=True, kw_only=True):
     """Nats, of the distribution it was sampled from, where the call keeps entropies: playback hands it to policies."""
     top_logprobs: dict[int, float] | None = None
     """The likeliest tokens, where the sampling asks for them."""
+
+
+class Scored(Event, frozen=True, kw_only=True):
+    """A thread's token that would stand at `position` was scored; its logits came from the token before."""
+
+    tick: Count
+    thread: ThreadPath
+    position: Count
+    token: Token
+    depth: Count
+    logprob: float
+    """Under the model's own distribution."""
+    top_logprobs: dict[int, float] | None = None
+    """The likeliest tokens, where they are asked for."""
 
 
 class GenerateFinished(Event, frozen=True, kw_only=True):
@@ -232,6 +248,7 @@ AnyEvent = (
     | GenerateStarted
     | Computed
     | Sampled
+    | Scored
     | GenerateFinished
     | ThreadFailed
     | Evicted

@@ -108,6 +108,15 @@ class GenerateArguments(_Arguments, frozen=True, kw_only=True):
         return frozenset(item for item in self.stop if isinstance(item, int))
 
 
+class ScoreArguments(_Arguments, frozen=True, kw_only=True):
+    """Of `ReasoningThread.score`."""
+
+    top: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    depth: DepthPolicy | None = None
+    nowait: bool = False
+    parse_special_tokens: bool | None = None
+
+
 class JoinArguments(_Arguments, frozen=True, kw_only=True):
     """Of `ReasoningThread.join`."""
 

@@ -12,6 +12,7 @@ from policies import DepthPolicy
 from policies.conversion import shown
 from runtime.chat import Conversation
 from runtime.errors import (
+    LimitExceeded,
     PolicyError,
     PromptError,
     ThreadStateError,
@@ -34,7 +35,7 @@ from runtime.link.commands import (
 from runtime.link.event_values import check_recordable
 from runtime.link.metering import MeteredWatcher
 from runtime.protocol import StopStrings
-from runtime.results import Generation
+from runtime.results import Generation, Score
 from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.inbox import PendingGenerate
@@ -57,6 +58,8 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     entropies: bool = False
     stream: bool = False
     nowait: bool = False
+    scores: tuple[int, ...] = ()
+    """Tokens to be scored instead of any that are sampled."""
 
 
 class Borrower(Protocol):
@@ -157,13 +160,16 @@ class Context:
         self.check_idle("append")
         if not tokens:
             return
-        length = len(self.tokens) + len(tokens)
-        size = self.session.opened.max_context
-        if size is not None and length > size:
-            raise context_full(self.path, length, size)
+        self._check_room(len(tokens))
         self.tokens.extend(tokens)
-        self.account.see_length(length)
+        self.account.see_length(len(self.tokens))
         self.session.send(Extend(self.path, tuple(tokens)))
+
+    def _check_room(self, count: int) -> None:
+        """Raises `PromptError` where the model's context has no room for so many tokens more."""
+        length, most = len(self.tokens) + count, self.session.opened.max_context
+        if most is not None and length > most:
+            raise context_full(self.path, length, most)
 
     def cut(self, length: int, keep: int) -> None:
         """Forgets tokens from `length` on; `keep` of the last generate's tokens remain."""
@@ -204,20 +210,46 @@ class Context:
         """
         await self.enter(options.nowait)
         try:
-            call = self.begin(options, wants_reports=on_signal is not None)
-            try:
-                while not isinstance(report := await call.next(), Finished | Failed):
-                    if on_signal is not None and isinstance(report, Signalled):
-                        on_signal(report)
-                if isinstance(report, Failed):
-                    raise report.error
-            except BaseException:
-                self.session.send(Interrupt(self.path, keep=0))
-                raise
+            call, report = await self._called(options, on_signal)
             self.add_sampled(report.tokens)
             return self.generation(call, report, options)
         finally:
             self.leave()
+
+    async def score(self, options: GenerateOptions) -> Score:
+        """Scores tokens as if they followed; the context is as before. Raises `LimitExceeded` where that took more
+        iterations than were left, and `PromptError` where the context has no room for them."""
+        self.check_idle("score")
+        self._check_room(len(options.scores))
+        await self.enter(options.nowait)
+        try:
+            _, report = await self._called(options, None)
+        finally:
+            self.leave()
+        if report.reason != "scored":
+            raise LimitExceeded(
+                f"Thread {self.path} had iterations left for {len(report.tokens)} of {len(options.scores)} tokens to "
+                f"score. Raise Limits.iterations, or score fewer."
+            )
+        return Score(
+            tokens=report.tokens, logprobs=report.logprobs, top_logprobs=report.top_logprobs, depths=report.depths
+        )
+
+    async def _called(
+        self, options: GenerateOptions, on_signal: Callable[[Signalled], None] | None
+    ) -> tuple[PendingGenerate, Finished]:
+        """One call of the device, in a place that was entered; undone where it is cancelled or fails."""
+        call = self.begin(options, wants_reports=on_signal is not None)
+        try:
+            while not isinstance(report := await call.next(), Finished | Failed):
+                if on_signal is not None and isinstance(report, Signalled):
+                    on_signal(report)
+            if isinstance(report, Failed):
+                raise report.error
+        except BaseException:
+            self.session.send(Interrupt(self.path, keep=0))
+            raise
+        return call, report
 
     def begin(self, options: GenerateOptions, wants_reports: bool) -> PendingGenerate:
         """Sends a generate, bounded by what the limits leave. Raises `LimitExceeded` where that is nothing."""
@@ -227,7 +259,7 @@ class Context:
             raise stranded
         if not self.tokens:
             raise empty_context(self.path)
-        left = self.account.tokens_left()
+        left = None if options.scores else self.account.tokens_left()
         wanted = options.max_tokens or self.settings.max_tokens or UNBOUNDED
         max_iterations = self.account.iterations_left()
         watcher = options.watcher
@@ -235,7 +267,7 @@ class Context:
             if self.session.opened.tokenizer is None:
                 raise PromptError("Stop strings need a tokenizer.json, which the checkpoint lacks. Stop at token ids.")
             watcher = StopStrings(self.session.opened.tokenizer, options.stop_strings, self.tokens)
-        meters = self.account.meters()
+        meters = () if options.scores else self.account.meters()
         self._metered = metered = MeteredWatcher(watcher, meters) if meters else None
         depth = self._policy_now(options.depth or self.settings.depth)
         call = PendingGenerate(
@@ -256,6 +288,7 @@ class Context:
             max_iterations=max_iterations,
             stream=options.stream,
             entropies=options.entropies,
+            scores=options.scores,
         )
         # What is expected is sent: leaving the engine waits for its answer.
         self.session.inbox.expect(call)

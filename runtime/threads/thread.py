@@ -13,9 +13,15 @@ from policies import DepthPolicy, Limits
 from runtime.chat import Message
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import ThreadPath
-from runtime.results import Answer, Generation, Outcome, Usage
+from runtime.results import Answer, Generation, Outcome, Score, Usage
 from runtime.sampling import Sampling
-from runtime.threads.arguments import FirstArguments, GenerateArguments, JoinArguments, ThreadArguments
+from runtime.threads.arguments import (
+    FirstArguments,
+    GenerateArguments,
+    JoinArguments,
+    ScoreArguments,
+    ThreadArguments,
+)
 from runtime.threads.child import Child
 from runtime.threads.context import GenerateOptions
 from runtime.threads.driver import drive_child
@@ -136,6 +142,36 @@ class ReasoningThread:
         """
         given = {"max_tokens": max_tokens, "stop": stop, "sampling": sampling, "depth": depth, "nowait": nowait}
         return Stream(self._context, self._options(given, stream=True))
+
+    async def score(
+        self,
+        text: str | Sequence[int],
+        *,
+        top: int = 0,
+        depth: DepthPolicy | None = None,
+        nowait: bool = False,
+        parse_special_tokens: bool | None = None,
+    ) -> Score:
+        """What text or token ids would be worth to the model after this context: the log-probability of each token.
+
+        They are computed as if they were appended, chunk by chunk and batched with whatever else the device does, and
+        the context is as before: append them to keep them. `top` is how many of the likeliest tokens are reported in
+        the place of each; `depth` and `nowait` are as in `generate`, special tokens as in `append`. The context must
+        have a token. Cancelled, nothing has changed.
+
+        Raises `PromptError` for what is nothing, cannot be encoded or does not fit, `LimitExceeded` where the
+        iterations that are left do not suffice, `ThreadStateError` while generating.
+        """
+        given = ScoreArguments(top=top, depth=depth, nowait=nowait, parse_special_tokens=parse_special_tokens)
+        context = self._context
+        parses = given.parse_special_tokens is not False
+        tokens = context.session.encode(text, context.tokens, parse_special_tokens=parses)
+        if not tokens:
+            raise PromptError("There is nothing to score; give at least one token.")
+        sampling = msgspec.structs.replace(Sampling.plain(1.0), logprobs=given.top)
+        return await context.score(
+            GenerateOptions(scores=tokens, sampling=sampling, depth=given.depth, nowait=given.nowait)
+        )
 
     def spawn(
         self,

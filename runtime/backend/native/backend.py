@@ -235,6 +235,7 @@ class NativeBackend(LaneBackend):
             & (self._tests["criterion"][entering.policy] != BY_POLICY)
             & ~entering.entropy
             & (entering.draft == 0)
+            & (True if entering.target is None else entering.target < 0)
         )
 
     def _begin(self, copies: Int32) -> None:
