@@ -11,7 +11,6 @@ from runtime import Engine, Opened
 from runtime.model.incremental import IncrementalDecoder, text_after
 from runtime.model.tokenizer import Tokenizer
 
-from ..runtime_loop.scripted import ScriptedDevice, Speaker
 from .templates import STYLES, VOCABULARIES, pair
 
 KINDS = [(style, vocabulary) for style in ("thinking", "llama-3", "mistral") for vocabulary in VOCABULARIES]
