@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
 class GateSums:
     """Probabilities to have exited, by lane (Ouro; `p_r = l_r (1 - l_1) ... (1 - l_{r-1})`, and their sums)."""
 
-    def __init__(self, lanes: int, device: torch.device) -> None:
-        self.exit_probability = torch.zeros(lanes, device=device)
+    def __init__(self, exit_probability: Tensor, going_on: Tensor) -> None:
+        self.exit_probability = exit_probability
         """[lanes] float32: p_1 + ... + p_r after r iterations."""
-        self._going_on = torch.ones(lanes, device=device)
+        self._going_on = going_on
         """[lanes] float32: (1 - l_1) ... (1 - l_r)."""
         self._before = self._going_on[:0].long(), self.exit_probability[:0], self._going_on[:0]
 

@@ -50,7 +50,8 @@ class LaneBackend(ABC):
         self._contexts: dict[int, Int32] = {}
         """By lane, for samplings with a repetition penalty."""
         self._exits = ExitTests(cache.lanes, specification.width, specification.vocab_size, device)
-        self._gate_sums = GateSums(cache.lanes, device) if specification.exit_gate else None
+        gate_sums = GateSums(*torch.zeros(2, cache.lanes, device=device))
+        self._gate_sums = gate_sums if specification.exit_gate else None
         self._before: tuple[Tensor, Tensor] | None = None
         """The lanes that iterate in this tick, and their states before it."""
 

@@ -17,7 +17,6 @@ from policies import DepthPolicy, Fixed
 from policies.conversion import Count, converted
 from runtime.backend.attention import PagedAttention
 from runtime.backend.interface import Backend, CacheShape, TickResult
-from runtime.backend.native.support import unsupported
 from runtime.backend.torch.attention import TorchAttention
 from runtime.backend.torch.backend import TorchBackend
 from runtime.backend.torch.cuda_graphs import CudaCapture, GraphedBackend, batch_buckets
@@ -255,8 +254,6 @@ def why_not_native(model: Transformer) -> str | None:
         return f"the numba package cannot be imported ({error})"
     if numba.config.DISABLE_JIT:
         return "NUMBA_DISABLE_JIT is set, so that nothing is compiled"
-    if (missing := unsupported(model.specification)) is not None:
-        return f"native code has no {missing}"
     if sys.byteorder != "little" or sys.maxsize < 2**32:
         return "the processor is not a 64-bit one of little-endian order"
     return None

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from policies import KL, Cosine, DepthPolicy, EvenBudget, Fixed, LatentDiff
+from policies import KL, Cosine, DepthPolicy, EvenBudget, Fixed, GateExit, LatentDiff
 from runtime.backend.interface import Run, Tick, TickResult
 from runtime.backend.randomness import SAMPLING_STREAM, thread_key, uniforms
 from runtime.device.build import build_loop
@@ -23,6 +23,7 @@ from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generat
 from runtime.model.architecture import parse_config
 from runtime.model.families.raven import RavenConfig
 from runtime.model.parameters import initialise, is_derived, published_weights
+from runtime.model.specification import Specification
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
@@ -250,9 +251,16 @@ SAMPLINGS = (
 )
 
 
-def policies(most: int) -> tuple[DepthPolicy, ...]:
+def policies(most: int, has_gate: bool) -> tuple[DepthPolicy, ...]:
     """Of all kinds, with at most so many iterations."""
+    by_gate = (
+        GateExit(0.3, max_iterations=most),
+        GateExit(0.9, max_iterations=most, exit_received=False),
+        GateExit(0.6, max_iterations=most, min_iterations=most - 1, check_every=2),
+        EvenBudget(GateExit(0.7, max_iterations=most)),
+    )
     return (
+        *(by_gate if has_gate else ()),
         Fixed(1),
         Fixed(most),
         LatentDiff(0.6, max_iterations=most),
@@ -265,9 +273,10 @@ def policies(most: int) -> tuple[DepthPolicy, ...]:
 
 
 @st.composite
-def talks(draw: st.DrawFn, vocab: int, most: int) -> list[Talk]:
+def talks(draw: st.DrawFn, specification: Specification) -> list[Talk]:
     """A few threads, some with children that inherit; their contexts stay below `CONTEXT`."""
-    ids = st.integers(0, vocab - 1)
+    ids = st.integers(0, specification.vocab_size - 1)
+    choices = policies(specification.mean_recurrence, specification.exit_gate)
 
     def turns(received: int) -> tuple[Turn, ...]:
         return tuple(
@@ -282,7 +291,7 @@ def talks(draw: st.DrawFn, vocab: int, most: int) -> list[Talk]:
 
     chosen: list[Talk] = []
     for number in range(draw(st.integers(1, 5))):
-        policy = draw(st.sampled_from(policies(most)))
+        policy = draw(st.sampled_from(choices))
         if chosen and len(chosen[0].turns) == 1 and draw(st.booleans()):
             chosen.append(Talk((0, number), chosen[0].policy, turns(0)[:1], inherits=(0,)))
         else:

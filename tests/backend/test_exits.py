@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -9,35 +10,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from policies import KL, Bounding, Cosine, DepthPolicy, DepthView, EntryView, EvenBudget, Fixed, LatentDiff, exit_rule
+from policies import (
+    KL,
+    Bounding,
+    Cosine,
+    DepthPolicy,
+    DepthView,
+    EntryView,
+    EvenBudget,
+    Fixed,
+    GateExit,
+    LatentDiff,
+    exit_rule,
+)
 from policies.depth.base import IntArray
 from runtime.backend.exits import ExitTests
 from runtime.backend.lanes import Lanes
-from runtime.backend.native.criteria import BY_POLICY, COSINE, LATENT_DIFF, NOTHING, criterion_of
+from runtime.backend.native.criteria import BY_POLICY, COSINE, GATE, LATENT_DIFF, NOTHING, criterion_of
 from runtime.backend.native.exits import group_means, is_due
 from runtime.model.families.raven import RavenConfig
-from runtime.model.transformer import Transformer
 from tests.backend import conversations
 from tests.backend.conversations import CONTEXT, Talk, Turn, hold, telling_all
+from tests.backend.specified import model_of
 
 MOST = 6
-MODEL = conversations.sharpened(
-    Transformer(
-        RavenConfig(
-            n_embd=24,
-            n_heads=2,
-            intermediate_size=40,
-            vocab_size=50,
-            block_size=CONTEXT,
-            n_layers_in_prelude=1,
-            n_layers_in_recurrent_block=1,
-            n_layers_in_coda=1,
-            mean_recurrence=MOST,
-            state_init="zero",
-        )
-    ),
-    seed=5,
+RAVEN = RavenConfig(
+    n_embd=24,
+    n_heads=2,
+    intermediate_size=40,
+    vocab_size=50,
+    block_size=CONTEXT,
+    n_layers_in_prelude=1,
+    n_layers_in_recurrent_block=1,
+    n_layers_in_coda=1,
+    mean_recurrence=MOST,
+    state_init="zero",
 )
+MODEL = model_of(msgspec.structs.replace(RAVEN.specification, exit_gate=True), 5)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1), st.integers(0, 40), st.integers(1, 40))
@@ -110,6 +119,8 @@ class Doubting(EvenBudget, frozen=True):
         (EvenBudget(Fixed(3)), NOTHING),
         (LatentDiff(), LATENT_DIFF),
         (Cosine(), COSINE),
+        (GateExit(), GATE),
+        (EvenBudget(GateExit()), GATE),
         (KL(), BY_POLICY),
         (Bound(), LATENT_DIFF),
         (Shallower(Cosine()), COSINE),
@@ -133,7 +144,7 @@ def test_native_ticks_exit_as_ticks_led_from_python(data: st.DataObject) -> None
     talks = []
     for number in range(data.draw(st.integers(1, 3))):
         least = data.draw(st.integers(0, MOST - 1))
-        criterion = data.draw(st.sampled_from([LatentDiff, Cosine]))(
+        criterion = data.draw(st.sampled_from([LatentDiff, Cosine, GateExit]))(
             data.draw(st.sampled_from([0.05, 0.3, 0.6, 0.9])),
             max_iterations=data.draw(st.integers(least + 1, MOST)),
             min_iterations=least,

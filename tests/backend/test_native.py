@@ -24,11 +24,14 @@ from runtime.backend.torch.backend import TorchBackend
 from runtime.device.build import build_loop, load_native_code
 from runtime.link.commands import ThreadPath
 from runtime.model.families.raven import RavenConfig
+from runtime.model.rotary import Rotary
+from runtime.model.specification import LayerSpecification, NormPlaces
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.backend import conversations
 from tests.backend.conversations import CONTEXT, Talk, Turn, assert_alike, hold, llamas, ravens, telling_all
+from tests.backend.specified import model_of, specified
 
 WIDE = RavenConfig(
     n_embd=96,
@@ -44,16 +47,49 @@ WIDE = RavenConfig(
 )
 """Wide enough that workers share the phases of a few rows."""
 
+GATED = msgspec.structs.replace(
+    WIDE.specification,
+    kv_heads=2,
+    layers=(LayerSpecification(window=20), LayerSpecification(rotary=1), LayerSpecification(rotary=None)),
+    rotaries=(Rotary(base=1e4, width=24), Rotary(base=1e3, width=12, pairs="neighbours")),
+    norms=NormPlaces(before=True, branch=True),
+    norm_offset=1.0,
+    query_key_norm="heads",
+    projection_bias="query_key_value",
+    activation="gelu_tanh",
+    attention_softcap=20.0,
+    logits_softcap=10.0,
+    injection="state",
+    norms_iterations=True,
+    norms_coda=False,
+    norms_head=False,
+    exit_gate=True,
+)
+BIASED = msgspec.structs.replace(
+    WIDE.specification,
+    norms=NormPlaces(before=False, branch=True, total=True),
+    query_key_norm="whole",
+    output_bias=True,
+    mlp_bias=True,
+    activation="gelu",
+    residual_scale=0.7,
+    logits_scale=0.5,
+    adapter_bias=True,
+    exit_gate=True,
+)
+KINDS = {"raven": WIDE.specification, "gated": GATED, "biased": BIASED}
+
 
 @cache
-def wide_model(dtype: str) -> Transformer:
-    return conversations.sharpened(Transformer(WIDE), 5).to(getattr(torch, dtype))
+def wide_model(dtype: str, kind: str = "raven") -> Transformer:
+    model = conversations.sharpened(Transformer(WIDE), 5) if kind == "raven" else model_of(KINDS[kind], 5)
+    return model.to(getattr(torch, dtype))
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[Transformer, EngineSettings, list[Talk]]:
     """A model, an engine that is sometimes short of memory and lanes, and threads."""
-    model: Transformer = draw(st.one_of(ravens(), ravens(), llamas()))
+    model: Transformer = draw(st.one_of(ravens(), llamas(), specified(), specified()))
     most = model.specification.mean_recurrence
     page_size = draw(st.sampled_from([1, 3, 4, 16, 20, 32]))
     chunk = draw(st.sampled_from([1, 5, 16]))
@@ -67,7 +103,7 @@ def worlds(draw: st.DrawFn) -> tuple[Transformer, EngineSettings, list[Talk]]:
         iteration_slots=draw(st.sampled_from([None, None, 1, 2])),
         reuse_prefixes=draw(st.booleans()),
     )
-    return model, engine, draw(conversations.talks(model.specification.vocab_size, most))
+    return model, engine, draw(conversations.talks(model.specification))
 
 
 @settings(max_examples=60)
@@ -84,12 +120,12 @@ def test_says_what_the_pytorch_backend_says(
 
 
 @st.composite
-def crowds(draw: st.DrawFn) -> list[Talk]:
-    """Threads on the wide model, some of kinds that the native loop does not know."""
-    talks = draw(conversations.talks(WIDE.vocab_size, WIDE.mean_recurrence))
-    more = draw(conversations.talks(WIDE.vocab_size, WIDE.mean_recurrence))
+def crowds(draw: st.DrawFn) -> tuple[str, list[Talk]]:
+    """A kind of wide model and threads on it, some of kinds that the native loop does not know."""
+    kind = draw(st.sampled_from(list(KINDS)))
+    talks, more = (draw(conversations.talks(KINDS[kind])) for _ in range(2))
     moved = {talk.path: (talk.path[0] + 10, *talk.path[1:]) for talk in more}
-    return talks + [
+    return kind, talks + [
         replace(talk, path=moved[talk.path], inherits=None if talk.inherits is None else moved[talk.inherits])
         for talk in more
     ]
@@ -111,10 +147,11 @@ def family_of(talks: list[Talk], path: ThreadPath) -> list[Talk]:
     st.integers(2, 64),
 )
 def test_nobody_notices_company_workers_or_runs(
-    talks: list[Talk], dtype: str, page_size: int, threads: int, slots: int | None, most_ticks: int
+    crowd: tuple[str, list[Talk]], dtype: str, page_size: int, threads: int, slots: int | None, most_ticks: int
 ) -> None:
     """Bit by bit: tokens, log-probabilities and depths."""
-    model = wide_model(dtype)
+    kind, talks = crowd
+    model = wide_model(dtype, kind)
     engine = conversations.settings(page_size=page_size, iteration_slots=slots, max_in_flight=48, reuse_prefixes=False)
     crowded = msgspec.structs.replace(engine, cpu_threads=threads, num_pages=3 * -(-CONTEXT // page_size))
     together = hold(model, crowded, talks, most_ticks=most_ticks).essence()
@@ -125,9 +162,10 @@ def test_nobody_notices_company_workers_or_runs(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_rows_of_any_batch_are_bitwise_alike(dtype: str, threads: int) -> None:
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_rows_of_any_batch_are_bitwise_alike(dtype: str, threads: int, kind: str) -> None:
     """One thread beside 0, 1, ... others: every number of rows in the last tile of a matrix product."""
-    model = wide_model(dtype)
+    model = wide_model(dtype, kind)
     engine = conversations.settings(cpu_threads=threads, max_in_flight=64)
     first = Talk((0,), Fixed(2), (Turn((5, 9, 2, 7, 7), 6, Sampling(temperature=1.0)),))
     alone = hold(model, engine, [first]).essence()[0,]
@@ -150,7 +188,7 @@ def test_lanes_go_on_by_themselves() -> None:
 
 
 @settings(max_examples=15)
-@given(st.one_of(ravens(), llamas()), st.sampled_from([3, 16, 20]), st.sampled_from([None, 1]), st.data())
+@given(st.one_of(ravens(), llamas(), specified()), st.sampled_from([3, 16, 20]), st.sampled_from([None, 1]), st.data())
 def test_bfloat16_is_as_close_as_the_pytorch_backends(
     model: Transformer, page_size: int, slots: int | None, data: st.DataObject
 ) -> None:

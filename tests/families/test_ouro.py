@@ -19,11 +19,10 @@ from runtime.sampling import Sampling
 from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
-from tests.families.backends import backends_of
 from tests.families.goldens import HOME, Golden, logits_of, run_dense
 
 NAME = "ouro_a"
-BACKENDS = backends_of(HOME / NAME)
+BACKENDS = ("torch", "native")
 PROMPTS = ("p0", "p1", "p2")
 LOOPS = 4
 

@@ -10,7 +10,8 @@ from runtime.backend.lanes import Lanes
 from runtime.backend.native.crew import Crew
 from runtime.backend.native.intrinsics import VECTOR
 from runtime.backend.native.packing import pack
-from runtime.backend.native.products import PANEL
+from runtime.backend.native.products import PANEL, ROWS
+from runtime.backend.native.structure import ACTIVATIONS, INJECTIONS, QUERY_KEY_NORMS
 from runtime.backend.native.tick_buffers import (
     Float32,
     Int64,
@@ -44,7 +45,7 @@ def allocate(model: Transformer, cache: CacheShape, lanes: Lanes, page_table: In
 
 def _sizes(model: Transformer, cache: CacheShape, workers: int) -> Sizes:
     own = model.specification
-    adapts = own.injection == "adapter"
+    norms, has_output_bias = own.norms, own.output_bias or own.mlp_bias
     blocks_per_page = -(-cache.page_size // VECTOR)
     return Sizes(
         lanes=cache.lanes,
@@ -60,7 +61,7 @@ def _sizes(model: Transformer, cache: CacheShape, workers: int) -> Sizes:
         gate_stride=_up(own.mlp_width, PANEL // 2),
         logits_stride=_up(own.vocab_size, PANEL),
         scores_stride=cache.pages_per_row * blocks_per_page * VECTOR,
-        hidden_stride=2 * own.width if adapts else _up(own.width, 2),
+        hidden_stride=2 * own.width if own.injection == "adapter" else _up(own.width, 2),
         attended_stride=_up(own.heads * own.head_dim, 2),
         longest_run=LONGEST_RUN,
         vocab=own.vocab_size,
@@ -71,10 +72,26 @@ def _sizes(model: Transformer, cache: CacheShape, workers: int) -> Sizes:
         pages=cache.pages,
         page_size=cache.page_size,
         blocks_per_page=blocks_per_page,
-        sandwich=own.norms.total,
-        adapts=adapts,
+        norms_before=norms.before,
+        norms_branch=norms.branch,
+        norms_total=norms.total,
+        apart=norms.branch or has_output_bias or own.residual_scale != 1.0,
+        has_exit_gate=own.exit_gate,
+        norms_iterations=own.norms_iterations,
+        norms_coda=own.norms_coda,
+        norms_head=own.norms_head,
+        has_projection_bias=own.projection_bias != "none",
+        query_key_norm=QUERY_KEY_NORMS[own.query_key_norm],
+        activation=ACTIVATIONS[own.activation],
+        is_plain_gate=own.activation == "silu" and not own.mlp_bias,
+        injection=INJECTIONS[own.injection],
         eps=float(own.norm_eps),
         embedding_scale=float(own.embedding_scale),
+        residual_scale=float(own.residual_scale),
+        attention_scale=float(own.attention_scale),
+        attention_softcap=float(own.attention_softcap or 0.0),
+        logits_scale=float(own.logits_scale),
+        logits_softcap=float(own.logits_softcap or 0.0),
         workers=workers,
     )
 
@@ -106,9 +123,13 @@ def _lanes(sizes: Sizes) -> NativeLanes:
         run_depth=_integers(n, LONGEST_RUN),
         state=_floats(n, sizes.width),
         embedded=_floats(n, sizes.width),
+        starts_embedded=np.zeros(n, np.bool_),
         remembered=_floats(n, sizes.width),
         exit_value=_floats(n),
         exit_mean=_floats(n),
+        gate=_floats(n),
+        exit_probability=_floats(n),
+        going_on=_floats(n),
         exit_count=_longs(n),
         halting=np.zeros((0, sizes.vocab), np.bool_),
     )
@@ -128,12 +149,14 @@ def _work_space(sizes: Sizes, crew: Crew, is_narrow: bool) -> WorkSpace:
         drawn_logprob=_floats(n),
         x=_floats(n, sizes.stride),
         hidden=_stored(n * sizes.hidden_stride, is_narrow),
+        made=_floats(n if sizes.apart else 0, sizes.stride),
         qkv=_floats(n, sizes.qkv_stride),
         attended=_stored(n * sizes.attended_stride, is_narrow),
         gated=_stored(n * sizes.gate_stride, is_narrow),
         logits=_floats(n, sizes.logits_stride),
         scores=_floats(sizes.workers, sizes.scores_stride),
         sums=_floats(sizes.workers, sizes.head_room),
+        tile=_floats(sizes.workers, ROWS, PANEL),
         shared=crew.shared,
         semaphore=crew.semaphore,
     )

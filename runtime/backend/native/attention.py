@@ -13,9 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backend.native.activations import cap_block
 from runtime.backend.native.intrinsics import VECTOR, jit
 from runtime.backend.native.key_blocks import block_exponentials, block_largest, block_scores, block_values, fetch
 from runtime.backend.native.number_formats import floats, ints, longs, put, stored
+from runtime.backend.native.structure import BY_HEAD, NO_NORM
+
+ROTATION, APART, WINDOW = range(3)
+"""Columns of `layer_table`."""
 
 
 @jit
@@ -25,22 +30,58 @@ def _first_block(buffers: Any, column: Any, page: Any, head: Any) -> Any:
 
 
 @jit
+def _norm_part(buffers: Any, at: Any, weight: Any, count: Any) -> None:
+    """RMSNorm of `count` numbers of `qkv` from `at` on, with the weights of `query_key_norms` from `weight` on."""
+    qkv, norms = floats(buffers.qkv), floats(buffers.query_key_norms)
+    total = np.float32(0.0)
+    for d in range(count):
+        total += qkv[at + d] * qkv[at + d]
+    scale = np.float32(1.0 / math.sqrt(total / count + buffers.eps))
+    for d in range(count):
+        qkv[at + d] *= scale * norms[weight + d]
+
+
+@jit
+def _bias_and_norm(buffers: Any, i: Any, layer: Any) -> None:
+    """Adds biases to row i of `qkv`, then norms its queries and keys."""
+    qkv, start, width = floats(buffers.qkv), i * buffers.qkv_stride, buffers.head_dim
+    if buffers.has_projection_bias != 0:
+        count = (buffers.heads + 2 * buffers.kv_heads) * width
+        bias, bias_at = floats(buffers.projection_bias), layer * count
+        for d in range(count):
+            qkv[start + d] += bias[bias_at + d]
+    if buffers.query_key_norm == NO_NORM:
+        return
+    heads = buffers.heads + buffers.kv_heads
+    weight = layer * heads * width
+    if buffers.query_key_norm == BY_HEAD:
+        for at in range(0, heads * width, width):
+            _norm_part(buffers, start + at, weight + at, width)
+    else:
+        queries = buffers.heads * width
+        _norm_part(buffers, start, weight, queries)
+        _norm_part(buffers, start + queries, weight + queries, buffers.kv_heads * width)
+
+
+@jit
 def rotate_and_write(buffers: Any, i: Any, lane: Any, layer: Any, column: Any, slots: Any) -> None:
-    """Biases, rotates and scales the query of row i in `qkv`; rotates its key and writes it and its value to memory.
+    """Biases, norms, rotates and scales the query of row i in `qkv`; likewise its key, but for the scale, and writes it
+    and its value to memory.
 
     `column` is the layer's first, `slots` how many it owns.
     """
     column += ints(buffers.age)[lane] % slots
     heads, width = buffers.heads, buffers.head_dim
     keys, values = stored(buffers.keys, buffers.kind), stored(buffers.values, buffers.kind)
-    qkv, bias = floats(buffers.qkv), floats(buffers.query_key_bias)
-    rotation, turn = floats(buffers.rotation), ints(buffers.position)[lane] * width
-    bias_at = layer * (heads + buffers.kv_heads) * width
-    scale = np.float32(1.0 / math.sqrt(width))
+    qkv, table = floats(buffers.qkv), longs(buffers.layer_table)
+    _bias_and_norm(buffers, i, layer)
+    rotation = floats(buffers.rotation)
+    turn = table[3 * layer + ROTATION] + ints(buffers.position)[lane] * table[3 * layer + APART]
+    scale = np.float32(buffers.attention_scale)
     page, offset = longs(buffers.cell)[lane] // buffers.page_size, longs(buffers.cell)[lane] % buffers.page_size
     block, place = offset // VECTOR, offset % VECTOR
     for head in range(heads + buffers.kv_heads):
-        at, biased = i * buffers.qkv_stride + head * width, bias_at + head * width
+        at = i * buffers.qkv_stride + head * width
         is_query = head < heads
         factor = scale if is_query else np.float32(1.0)
         k = 0
@@ -48,7 +89,7 @@ def rotate_and_write(buffers: Any, i: Any, lane: Any, layer: Any, column: Any, s
             k = (_first_block(buffers, column, page, head - heads) + block) * width * VECTOR + place
         for j in range(0, width, 2):
             cosine, sine = rotation[turn + j] * factor, rotation[turn + j + 1] * factor
-            even, odd = qkv[at + j] + bias[biased + j], qkv[at + j + 1] + bias[biased + j + 1]
+            even, odd = qkv[at + j], qkv[at + j + 1]
             first, second = even * cosine - odd * sine, odd * cosine + even * sine
             if is_query:
                 qkv[at + j] = first
@@ -64,13 +105,19 @@ def rotate_and_write(buffers: Any, i: Any, lane: Any, layer: Any, column: Any, s
 
 
 @jit
-def pages_of(buffers: Any, lane: Any) -> Any:
-    """Pages that a lane's token sees."""
+def _first_seen(buffers: Any, lane: Any, layer: Any) -> Any:
+    """The first position that a lane's token sees."""
+    return max(0, ints(buffers.position)[lane] + 1 - longs(buffers.layer_table)[3 * layer + WINDOW])
+
+
+@jit
+def _pages_of(buffers: Any, lane: Any) -> Any:
+    """Pages up to the position of a lane's token."""
     return ints(buffers.position)[lane] // buffers.page_size + 1
 
 
 @jit
-def attend(buffers: Any, item: Any, items: Any, worker: Any, column: Any, slots: Any) -> None:
+def attend(buffers: Any, item: Any, items: Any, worker: Any, layer: Any, column: Any, slots: Any) -> None:
     """Attention of one row of the batch over one head of keys and values: all query heads that share it.
 
     While one pass computes, what the next one reads is on its way: the values, then the keys of the next item.
@@ -79,31 +126,38 @@ def attend(buffers: Any, item: Any, items: Any, worker: Any, column: Any, slots:
     i, kv_head = item // buffers.kv_heads, item % buffers.kv_heads
     lane = longs(buffers.batch)[i]
     column += ints(buffers.age)[lane] % slots
-    length = ints(buffers.position)[lane] + 1
-    table, pages_at = ints(buffers.page_table), ints(buffers.row)[lane] * buffers.pages_per_row
+    length, seen = ints(buffers.position)[lane] + 1, _first_seen(buffers, lane, layer)
+    size, table, pages_at = buffers.page_size, ints(buffers.page_table), ints(buffers.row)[lane] * buffers.pages_per_row
     group = buffers.heads // buffers.kv_heads
     room = buffers.head_room
     keys, values = stored(buffers.keys, buffers.kind), stored(buffers.values, buffers.kind)
     attended = stored(buffers.attended, buffers.kind)
     qkv, scores, sums = floats(buffers.qkv), floats(buffers.scores), floats(buffers.sums)
+    cap = np.float32(buffers.attention_softcap)
     scores_at, sums_at = worker * buffers.scores_stride, worker * room
-    pages = pages_of(buffers, lane)
-    next_pages, next_at, next_head = pages, pages_at, kv_head + 1
+    pages, first_page = _pages_of(buffers, lane), seen // size
+    follower, next_head = lane, kv_head + 1
     if next_head == buffers.kv_heads:
-        follower = longs(buffers.batch)[min(i + 1, rows - 1)]
-        next_pages, next_at = pages_of(buffers, follower), ints(buffers.row)[follower] * buffers.pages_per_row
-        next_head = 0
+        follower, next_head = longs(buffers.batch)[min(i + 1, rows - 1)], 0
+    next_at = ints(buffers.row)[follower] * buffers.pages_per_row
+    next_pages, ahead = _pages_of(buffers, follower), _first_seen(buffers, follower, layer) // size - first_page
     for head in range(kv_head * group, (kv_head + 1) * group):
         query = i * buffers.qkv_stride + head * buffers.head_dim
         largest = np.float32(-np.inf)
         at = scores_at
-        for number in range(pages):
-            left = min(buffers.page_size, length - number * buffers.page_size)
+        for number in range(first_page, pages):
+            left = min(size, length - number * size)
+            # Positions before the window are passed over, in whole blocks; those left in the first one are masked.
+            unseen = max(0, seen - number * size)
             first = _first_block(buffers, column, table[pages_at + number], kv_head)
-            for block in range((left + VECTOR - 1) // VECTOR):
+            for block in range(unseen // VECTOR, (left + VECTOR - 1) // VECTOR):
                 k = (first + block) * buffers.head_dim * VECTOR
                 fetch(values, (first + block) * VECTOR * room, VECTOR * room)
                 block_scores(qkv, query, keys, k, buffers.head_dim, scores, at)
+                if cap > 0:
+                    cap_block(scores, at, cap)
+                for p in range(unseen - block * VECTOR):
+                    scores[at + p] = -np.inf
                 for p in range(left - block * VECTOR, VECTOR):
                     scores[at + p] = -np.inf
                 largest = max(largest, block_largest(scores, at))
@@ -114,19 +168,21 @@ def attend(buffers: Any, item: Any, items: Any, worker: Any, column: Any, slots:
         for d in range(room):
             sums[sums_at + d] = np.float32(0.0)
         at = scores_at
-        for number in range(pages):
-            left = min(buffers.page_size, length - number * buffers.page_size)
+        for number in range(first_page, pages):
+            left = min(size, length - number * size)
+            unseen = max(0, seen - number * size)
             first = _first_block(buffers, column, table[pages_at + number], kv_head)
-            if number < next_pages:
-                start = _first_block(buffers, column, table[next_at + number], next_head) * buffers.head_dim * VECTOR
+            if number + ahead < next_pages:
+                page = table[next_at + number + ahead]
+                start = _first_block(buffers, column, page, next_head) * buffers.head_dim * VECTOR
                 fetch(keys, start, buffers.blocks_per_page * buffers.head_dim * VECTOR)
-            for block in range((left + VECTOR - 1) // VECTOR):
+            for block in range(unseen // VECTOR, (left + VECTOR - 1) // VECTOR):
                 v = (first + block) * VECTOR * room
-                count = left - block * VECTOR
-                if count >= VECTOR:
+                begin, count = max(0, unseen - block * VECTOR), left - block * VECTOR
+                if begin == 0 and count >= VECTOR:
                     block_values(scores, at, values, v, room, sums, sums_at, 16)
                 else:
-                    for p in range(count):
+                    for p in range(begin, min(count, VECTOR)):
                         block_values(scores, at + p, values, v + p * room, room, sums, sums_at, 1)
                 at += VECTOR
         inverse = np.float32(1.0) / total

@@ -1,8 +1,9 @@
 """The CPU backend that computes whole ticks natively: one call of Numba's code, for many tokens and several ticks.
 
 Where every lane in flight is of a kind that the native code knows (greedy or plain temperature, exit tests by
-`LatentDiff`, `Cosine` or none), a call runs ticks until enough lanes have stopped. Otherwise the steps of one tick are
-native and their order is `LaneBackend`'s. Both ways give bitwise the same results, whatever else is in the batch.
+`LatentDiff`, `Cosine`, `GateExit` or none), a call runs ticks until enough lanes have stopped. Otherwise the steps of
+one tick are native and their order is `LaneBackend`'s. Both ways give bitwise the same results, whatever else is in the
+batch.
 """
 
 from __future__ import annotations
@@ -18,11 +19,22 @@ from torch import Tensor
 
 from policies import DepthPolicy, DepthView
 from runtime.backend.exits import ExitTests
-from runtime.backend.interface import Bool, CacheShape, Int32, Int64, Run, Tick, TickResult
+from runtime.backend.gate_sums import GateSums
+from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.native.allocation import LONGEST_RUN, allocate
-from runtime.backend.native.compiled import CODA, HEAD, ITERATE, MEASURE, PRELUDE, SAMPLE, SETTLE, load_native_functions
+from runtime.backend.native.compiled import (
+    CODA,
+    HEAD,
+    ITERATE,
+    JUDGE,
+    MEASURE,
+    PRELUDE,
+    SAMPLE,
+    SETTLE,
+    load_native_functions,
+)
 from runtime.backend.native.crew import Crew
-from runtime.backend.native.criteria import BY_POLICY, NOTHING, criterion_of
+from runtime.backend.native.criteria import BY_POLICY, GATE, criterion_of
 from runtime.backend.native.packing import pack
 from runtime.backend.native.tick_buffers import as_record
 from runtime.backend.sampler import Sampled, divisor
@@ -59,6 +71,10 @@ class NativeBackend(LaneBackend):
         self._native = native = load_native_functions(buffers.weights.weights.dtype == np.uint16)
         self._record = record = as_record(buffers, native.do_task.address)
         self._state = torch.from_numpy(buffers.lanes.state)
+        if self._gate_sums is not None:
+            own = buffers.lanes
+            self._gate_sums = GateSums(torch.from_numpy(own.exit_probability), torch.from_numpy(own.going_on))
+        self._starts_embedded = model.specification.injection == "state"
         self._exits = _NativeExits(
             cache.lanes, model.specification, self._measured, remembered=torch.from_numpy(buffers.lanes.remembered)
         )
@@ -68,7 +84,7 @@ class NativeBackend(LaneBackend):
         self._counts = np.zeros(8, np.int64)
         self._plain = np.zeros(cache.lanes, np.bool_)
         """Lanes that the native loop can bring to their end."""
-        self._always_plain = state_std == 0.0
+        self._always_plain = state_std == 0.0 or self._starts_embedded
         crew.start(lambda number: native.help_out(record, number, np.zeros(8, np.int64)))
         self._stop_crew = weakref.finalize(self, crew.stop)
 
@@ -123,8 +139,11 @@ class NativeBackend(LaneBackend):
             lane = entering.lane.astype(np.int64)
             self._plain[lane] = True
             work.batch[: len(lane)] = lane
+            # Latent states that start as the embedded token are set by the prelude.
             own.state[lane] = 0.0
             own.remembered[lane] = 0.0
+            if self._gate_sums is not None:
+                self._gate_sums.begin(torch.from_numpy(lane))
             if entering.carries.any():
                 with torch.inference_mode():
                     own.state[lane] = own.remembered[lane] = self._initial_state(entering).numpy()
@@ -176,6 +195,7 @@ class NativeBackend(LaneBackend):
         lane = entering.lane
         own.token[lane] = entering.token
         own.wanted[lane] = entering.sample >= 0
+        own.starts_embedded[lane] = self._starts_embedded & (entering.carries == CARRY_KINDS["none"])
         temperatures = np.array([*(divisor(sampling.temperature) for sampling in tick.samplings), 0.0], np.float32)
         own.temperature[lane] = temperatures[entering.sample]
         test = self._tests[entering.policy]
@@ -270,10 +290,11 @@ class NativeBackend(LaneBackend):
         self._perform(SETTLE, lanes)
 
     def _first_state(self, lanes: Int64) -> Tensor:
-        raise NotImplementedError
+        return torch.from_numpy(self._buffers.lanes.embedded[lanes])
 
     def _gates(self, active: Int64) -> Tensor:
-        raise NotImplementedError
+        self._perform(JUDGE, active)
+        return torch.from_numpy(self._buffers.lanes.gate[active])
 
     def _normed(self, state: Tensor) -> Tensor:
         return self._model.final_norm(state)
@@ -323,10 +344,10 @@ class _NativeExits(ExitTests):
 
     def _memory_for(self, policy: DepthPolicy) -> Tensor:
         # A lane has one policy, so those that remember a latent state can all keep it in the same place.
-        return self._remembered if criterion_of(policy) > NOTHING else super()._memory_for(policy)
+        return self._remembered if criterion_of(policy) > GATE else super()._memory_for(policy)
 
     def _values(self, policy: DepthPolicy, lanes: Int64, view: DepthView) -> tuple[Tensor, Tensor]:
-        if criterion_of(policy) <= NOTHING:
+        if criterion_of(policy) <= GATE:
             return super()._values(policy, lanes, view)
         at = torch.from_numpy(lanes)
         before = self._remembered[at]

@@ -35,7 +35,7 @@ _pointer: Any = types.CPointer
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": set(FLAGS), "error_model": "numpy"}
 
-PRELUDE, ITERATE, CODA, HEAD, SAMPLE, MEASURE, SETTLE = range(7)
+PRELUDE, ITERATE, CODA, HEAD, SAMPLE, MEASURE, SETTLE, JUDGE = range(8)
 """Passes over a batch: see `runtime.backend.native.passes`."""
 
 
@@ -79,6 +79,8 @@ def load_native_functions(narrow: bool) -> NativeFunctions:
             passes.measure(buffers, n)
         elif which == SETTLE:
             passes.settle(buffers, n)
+        elif which == JUDGE:
+            passes.judge(buffers, n, 0)
 
     def help_out(record: Any, worker: Any, counts: Any) -> None:
         counts[7] = source

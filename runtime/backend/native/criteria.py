@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from policies import Bounding, Cosine, DepthPolicy, LatentDiff
+from policies import Bounding, Cosine, DepthPolicy, GateExit, LatentDiff
 
-BY_POLICY, NOTHING, LATENT_DIFF, COSINE = range(-1, 3)
-"""How exits are tested: by the policy itself, in PyTorch; not at all; or by what native code measures."""
+BY_POLICY, NOTHING, GATE, LATENT_DIFF, COSINE = range(-1, 4)
+"""How exits are tested: by the policy itself, in PyTorch; not at all; or by what native code measures, for the last two
+of which it remembers latent states."""
 
-_MEASURED: dict[type, int] = {LatentDiff: LATENT_DIFF, Cosine: COSINE}
+_MEASURED: dict[type, int] = {GateExit: GATE, LatentDiff: LATENT_DIFF, Cosine: COSINE}
 
 
 def criterion_of(policy: DepthPolicy) -> int:

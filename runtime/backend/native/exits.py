@@ -8,6 +8,7 @@ import numpy as np
 
 from policies import exit_rule
 from runtime.backend.native import passes
+from runtime.backend.native.criteria import GATE
 from runtime.backend.native.intrinsics import jit
 from runtime.backend.native.number_formats import floats, ints, longs, octets
 
@@ -34,12 +35,14 @@ def group_means(flight: Any, flying: Any, tested: Any, n: Any, group: Any, value
 
 @jit
 def _is_tested(buffers: Any, lane: Any) -> Any:
-    """Whether a lane that iterated has its exit tested here."""
+    """Whether a lane that iterated has its exit tested here. By the gate, a group's last token alone is."""
+    criterion = ints(buffers.criterion)[lane]
     age = ints(buffers.age)[lane]
-    may_exit = octets(buffers.tests)[lane] != 0 and ints(buffers.criterion)[lane] > 0
+    may_exit = octets(buffers.tests)[lane] != 0 and criterion > 0
+    counts = criterion != GATE or ints(buffers.group)[lane] == lane
     has_iterated = age <= ints(buffers.bound)[lane]
     least, step = ints(buffers.min_iterations)[lane], ints(buffers.check_every)[lane]
-    return may_exit and has_iterated and is_due(age, least, step)
+    return may_exit and counts and has_iterated and is_due(age, least, step)
 
 
 @jit
@@ -54,7 +57,7 @@ def run_exit_tests(buffers: Any) -> Any:
             n += 1
     passes.measure(buffers, n)
     group_means(flight, flying, batch, n, group, floats(buffers.exit_value), mean, count)
-    tested, threshold = longs(buffers.tested), floats(buffers.threshold)
+    tested, threshold, criterion = longs(buffers.tested), floats(buffers.threshold), ints(buffers.criterion)
     until, age = ints(buffers.until), ints(buffers.age)
     groups = 0
     for i in range(flying):
@@ -63,6 +66,8 @@ def run_exit_tests(buffers: Any) -> Any:
         if count[lane] > 0:
             tested[groups] = lane
             groups += 1
-        if count[last] > 0 and mean[last] < threshold[last]:
-            until[lane] = age[lane]
+        if count[last] > 0:
+            is_done = mean[last] >= threshold[last] if criterion[last] == GATE else mean[last] < threshold[last]
+            if is_done:
+                until[lane] = age[lane]
     return groups

@@ -20,6 +20,8 @@ VECTOR = 16
 FLAGS = ("reassoc", "contract", "nsz")
 jit: Callable[..., Any] = njit(nogil=True, fastmath=set(FLAGS), error_model="numpy")
 """For native functions that others of them call."""
+jit_as_written: Callable[..., Any] = njit(nogil=True, error_model="numpy")
+"""For those whose every operation rounds, as in PyTorch."""
 
 declare: Callable[..., Any] = cgutils.get_or_insert_function
 pointer: Callable[[Any], Any] = types.CPointer

@@ -8,6 +8,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from runtime.backend.native.activations import silu
 from runtime.backend.native.intrinsics import (
     BFLOAT_PAIRS,
     FLAGS,
@@ -19,7 +20,6 @@ from runtime.backend.native.intrinsics import (
     add_product,
     call,
     element,
-    exponential,
     in_all,
     intrinsic,
     is_bfloat,
@@ -141,9 +141,6 @@ def matrix_tile(gated: bool, paired: bool) -> Callable[..., Any]:
 
 def _gated(builder: Any, sums: list[Any]) -> list[Any]:
     half = len(sums) // 2
-    one = ir.Constant(FLOAT_VECTOR, [1.0] * VECTOR)
-    gated = []
-    for gate, up in zip(sums[:half], sums[half:], strict=True):
-        bottom = builder.fadd(exponential(builder, builder.fneg(gate)), one, flags=FLAGS)
-        gated.append(builder.fmul(builder.fdiv(gate, bottom, flags=FLAGS), up, flags=FLAGS))
-    return gated
+    return [
+        builder.fmul(silu(builder, gate), up, flags=FLAGS) for gate, up in zip(sums[:half], sums[half:], strict=True)
+    ]

@@ -50,12 +50,35 @@ class Sizes(NamedTuple):
     page_size: int
     blocks_per_page: int
     """Blocks of 16 positions in a page."""
-    sandwich: bool
-    """Four norms a layer, as in Raven; otherwise two, before its halves, as in Llama."""
-    adapts: bool
-    """Whether an iteration starts from adapter(state, embedded); otherwise from `embedded` alone."""
+    norms_before: bool
+    norms_branch: bool
+    norms_total: bool
+    """Where the halves of a layer are normed: see `NormPlaces`."""
+    apart: bool
+    """Whether what a half makes is in `made`, because something is done to it before it is added to `x`; otherwise the
+    half's last product adds to `x` itself."""
+    has_exit_gate: bool
+    norms_iterations: bool
+    norms_coda: bool
+    norms_head: bool
+    has_projection_bias: bool
+    query_key_norm: int
+    """See `runtime.backend.native.structure`."""
+    activation: int
+    """See `runtime.backend.native.structure`."""
+    is_plain_gate: bool
+    """Whether the gate is SiLU without biases, for which there is a tile of its own."""
+    injection: int
+    """See `runtime.backend.native.structure`."""
     eps: float
     embedding_scale: float
+    residual_scale: float
+    attention_scale: float
+    attention_softcap: float
+    """0 for none."""
+    logits_scale: float
+    logits_softcap: float
+    """0 for none."""
     workers: int
 
 
@@ -68,13 +91,26 @@ class PackedWeights(NamedTuple):
     table: Stored
     """[vocab, width] embeddings."""
     norms: Float32
-    """[4 layers + 1, width]; the last is the final norm."""
-    query_key_bias: Float32
-    """[layers, (heads + kv_heads) head_dim]."""
+    """[6 layers + 1, width]. Of half h of a layer, counted through all layers: 3 h + (before, branch, total); then the
+    final norm."""
+    query_key_norms: Float32
+    """[layers, (heads + kv_heads) head_dim]; each head's own weights, also where all heads have the same."""
+    projection_bias: Float32
+    """[layers, (heads + 2 kv_heads) head_dim]."""
+    half_bias: Float32
+    """[2 layers, width] of the last product of each half of a layer."""
+    gate_bias: Float32
+    """[layers, 2 gate_stride], ordered as the columns of the product."""
     adapter_bias: Float32
     """[width]."""
+    exit_gate: Float32
+    """[width + 1] weights and bias; zeros without one."""
     rotation: Float32
-    """[positions, head_dim / 2, 2] cosines and sines."""
+    """Cosines and sines [positions, head_dim / 2, 2] of each rotary embedding; then [head_dim / 2, 2] of none at all.
+    Dimensions that are not rotated have cosine 1."""
+    layer_table: Int64
+    """[layers, 3]: where in `rotation` the layer's begins, how far apart two positions are there, and the window of
+    attention, which is longer than any context where there is none."""
 
 
 class StoredKeyValues(NamedTuple):
@@ -130,11 +166,19 @@ class NativeLanes(NamedTuple):
     """[N, width] latent states."""
     embedded: Float32
     """[N, width] what every iteration is given."""
+    starts_embedded: Bool
+    """Whether the latent state starts as the embedded token."""
     remembered: Float32
     """[N, width] the state at the last exit test."""
     exit_value: Float32
     exit_mean: Float32
     """By a group's last lane: the mean of its exit values."""
+    gate: Float32
+    """What the exit gate says of the latent state."""
+    exit_probability: Float32
+    """See `runtime.backend.gate_sums`."""
+    going_on: Float32
+    """See `runtime.backend.gate_sums`."""
     exit_count: Int64
     """By a group's last lane: how many of its lanes were tested in the last tick."""
     halting: Bool
@@ -162,6 +206,8 @@ class WorkSpace(NamedTuple):
     """[N, stride]."""
     hidden: Stored
     """[N, hidden_stride] acts: normed rows, or state and embedding side by side."""
+    made: Float32
+    """[N, stride] what half a layer makes of `x`; no rows where it is never apart."""
     qkv: Float32
     """[N, qkv_stride]."""
     attended: Stored
@@ -174,6 +220,8 @@ class WorkSpace(NamedTuple):
     """[workers, longest context in blocks of 16]."""
     sums: Float32
     """[workers, head_room]."""
+    tile: Float32
+    """[workers, rows of a tile, panel]."""
     shared: Int64
     """The crew's; see `runtime.backend.native.crew`."""
     semaphore: NDArray[np.uint8]

@@ -61,6 +61,8 @@ def _iterate(buffers: Any) -> Any:
             batch[n] = flight[i]
             n += 1
     passes.iterate(buffers, n)
+    if buffers.has_exit_gate != 0:
+        passes.judge(buffers, n, 1)
     for i in range(flying):
         age[flight[i]] += 1
     return n
@@ -157,6 +159,8 @@ def _enter_next(buffers: Any, lane: Any, token: Any) -> None:
     longs(buffers.cell)[lane] = np.int64(page) * buffers.page_size + position % buffers.page_size
     ints(buffers.age)[lane] = 0
     ints(buffers.until)[lane] = ints(buffers.bound)[lane]
+    floats(buffers.exit_probability)[lane] = np.float32(0.0)
+    floats(buffers.going_on)[lane] = np.float32(1.0)
     state, remembered = floats(buffers.state), floats(buffers.remembered)
     for d in range(lane * buffers.width, (lane + 1) * buffers.width):
         state[d] = np.float32(0.0)
