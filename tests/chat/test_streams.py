@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from runtime import Engine, Opened
 from runtime.model.incremental import IncrementalDecoder, text_after
 from runtime.model.tokenizer import Tokenizer
+from tests.runtime_loop.scripted import ScriptedDevice
+from tests.runtime_loop.scripted_core import Speaker
 
 from .templates import STYLES, VOCABULARIES, pair
 
