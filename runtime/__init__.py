@@ -12,6 +12,7 @@ from runtime.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from policies import Limits as Limits
     from runtime.chat import Message as Message
+    from runtime.device.settings import EngineSettings as EngineSettings
     from runtime.engine import Engine as Engine
     from runtime.errors import BraidError as BraidError
     from runtime.errors import CapacityError as CapacityError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from runtime.errors import TraceError as TraceError
     from runtime.link.commands import Statistics as Statistics
     from runtime.loading import open_device as open_device
-    from runtime.opened import Opened as Opened
     from runtime.protocol import APR as APR
     from runtime.protocol import BoundProtocol as BoundProtocol
     from runtime.protocol import TagProtocol as TagProtocol
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from runtime.results import Score as Score
     from runtime.results import Usage as Usage
     from runtime.sampling import Sampling as Sampling
-    from runtime.settings import EngineSettings as EngineSettings
     from runtime.threads.child import Child as Child
     from runtime.threads.child import ChildStatus as ChildStatus
+    from runtime.threads.opened import Opened as Opened
     from runtime.threads.stream import Stream as Stream
     from runtime.threads.thread import ReasoningThread as ReasoningThread
 

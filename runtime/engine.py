@@ -18,15 +18,14 @@ from policies import Limits, Policy, SelectPolicy
 from policies.conversion import converted, shown
 from runtime.chat import Message
 from runtime.console.logs import logger
+from runtime.device.settings import SettingsOptions, read_settings
 from runtime.errors import EngineClosed
 from runtime.link.commands import LoadWeights, OnTraceError, Statistics
 from runtime.link.event_values import check_recordable
 from runtime.link.events import Event, Trace
 from runtime.loading import open_device, open_in_thread, open_playback
-from runtime.opened import Opened
 from runtime.results import Answer, Usage
 from runtime.sampling import Sampling
-from runtime.settings import SettingsOptions, read_settings
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import (
     EngineArguments,
@@ -37,6 +36,7 @@ from runtime.threads.arguments import (
     weights_of,
 )
 from runtime.threads.context import Context
+from runtime.threads.opened import Opened
 from runtime.threads.opening import Opening, opening_of, to_be_answered
 from runtime.threads.recording import recording
 from runtime.threads.running import RunningThread

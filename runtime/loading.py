@@ -18,14 +18,14 @@ import msgspec
 
 from policies import Fixed, GateExit, Policy, Speculative, from_builtins, to_builtins
 from runtime.console.logs import logger
+from runtime.device.settings import EngineSettings
 from runtime.errors import CheckpointError, ProtocolError
 from runtime.link.commands import Device, OnTraceError
 from runtime.link.events import FORMAT, Header, Trace, encodable
 from runtime.model.braid_file import parse_braid
 from runtime.model.directories import BRAID, GENERATION_CONFIG
-from runtime.opened import Opened
 from runtime.protocol import BoundProtocol, TagProtocol
-from runtime.settings import EngineSettings
+from runtime.threads.opened import Opened
 
 if TYPE_CHECKING:
     from runtime.device.journal import Recorder

@@ -16,7 +16,7 @@ from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from examples.countdown.solve import LIMITS
 from policies import Fixed, Limits
-from runtime.settings import EngineSettings
+from runtime.device.settings import EngineSettings
 
 
 def sound(result: Result) -> Result:

@@ -36,12 +36,12 @@ from runtime.device.queues import Queues
 from runtime.device.recordings import OpenTrace, Recordings
 from runtime.device.requests import Requests
 from runtime.device.scheduler import Scheduler
+from runtime.device.settings import DEEPEST, EngineSettings
 from runtime.device.speculation import Speculation
 from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError, PolicyError, described
 from runtime.link.commands import OnTraceError
 from runtime.model.transformer import Transformer
-from runtime.settings import DEEPEST, EngineSettings
 
 PARAMETERS_PER_THREAD = 100_000
 """Below, threads wait for each other longer than they work."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from runtime.backend.interface import CacheShape
+from runtime.device.settings import EngineSettings
 from runtime.errors import CapacityError, described
 from runtime.model.transformer import Transformer
-from runtime.settings import EngineSettings
 
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """What a container may use, on Linux."""

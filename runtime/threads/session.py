@@ -28,12 +28,12 @@ from runtime.link.commands import (
 from runtime.link.events import Event
 from runtime.model.incremental import text_after
 from runtime.model.tokenizer import Tokenizer
-from runtime.opened import Opened
 from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import token_ids
 from runtime.threads.chat import Chat
 from runtime.threads.inbox import Inbox, engine_failed
+from runtime.threads.opened import Opened
 
 KEEP_ALL = 2**31 - 1
 """An `Interrupt.keep` that keeps whatever was emitted."""

@@ -19,6 +19,7 @@ from runtime.backend.randomness import SAMPLING_STREAM, thread_key, uniforms
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
 from runtime.model.architecture import parse_config
 from runtime.model.families.raven import RavenConfig
@@ -26,7 +27,6 @@ from runtime.model.parameters import initialise, is_derived, published_weights
 from runtime.model.specification import Specification
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 
 SEED = 3
 CONTEXT = 80

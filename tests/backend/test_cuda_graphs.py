@@ -19,12 +19,12 @@ from runtime.backend.torch.backend import TorchBackend
 from runtime.backend.torch.cuda_graphs import LARGEST, CudaCapture, GraphedBackend, batch_buckets
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
 from runtime.model.architecture import parse_config
 from runtime.model.parameters import initialise
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.backend.capturing import PlanlessAttention, TapeCapture
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model

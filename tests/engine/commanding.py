@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from policies import DepthPolicy, LatentDiff
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import (
     Command,
     Extend,
@@ -16,7 +17,6 @@ from runtime.link.commands import (
 )
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 
 POLICY = LatentDiff(0.7, max_iterations=6)

@@ -13,10 +13,10 @@ from policies.depth.base import IntArray
 from runtime.backend.interface import Run
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import Extend, Failed, Finished, Foresight, Generate, OpenThread, Report, Signal, ThreadPath
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.backend.conversations import watch
 
 MOST = 4

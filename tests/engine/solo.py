@@ -10,6 +10,7 @@ from runtime.backend.ticking import LaneBackend
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import (
     CloseThread,
     Command,
@@ -24,7 +25,6 @@ from runtime.link.commands import (
 )
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 
 
 @dataclass

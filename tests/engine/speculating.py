@@ -9,6 +9,7 @@ import pytest
 
 from policies import DepthPolicy, Fixed, Speculative
 from runtime.backend.interface import Tick, TickResult
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import (
     Extend,
     Failed,
@@ -18,7 +19,6 @@ from runtime.link.commands import (
     ThreadPath,
 )
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 

@@ -15,12 +15,12 @@ from policies import DepthPolicy, Fixed, Policy, Speculative
 from runtime import CheckpointError, Engine
 from runtime.backend.interface import Tick, TickResult
 from runtime.device.build import build_loop
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.link.events import GenerateFinished
 from runtime.model.checkpoint import load_checkpoint, save_checkpoint
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 from tests.llamas import make_llama, save_llama

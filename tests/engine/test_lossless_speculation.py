@@ -9,11 +9,11 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from policies import Fixed, LatentDiff, Speculative
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import (
     Interrupt,
 )
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.engine.speculating import (
     PLAIN,
     ask,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runtime import Engine, Opened
-from runtime.settings import EngineSettings, SettingsOptions
+from runtime.device.settings import EngineSettings, SettingsOptions
 from runtime.threads.arguments import EngineArguments, EngineOptions
 from tests.runtime_loop.scripted import ScriptedDevice
 from tests.runtime_loop.scripted_core import counting

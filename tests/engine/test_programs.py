@@ -13,11 +13,11 @@ from torch import Tensor
 
 from policies import DepthPolicy, DepthView, EntryView, Fixed, LatentDiff
 from policies.depth.base import IntArray
+from runtime.device.settings import EngineSettings
 from runtime.errors import PolicyError
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 

@@ -18,11 +18,11 @@ from runtime import (
 )
 from runtime.backend.interface import Tick, TickResult
 from runtime.device.build import build_loop
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import StartRecording, StopRecording
 from runtime.link.events import RunStarted, ThreadEnded
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.model.parameters import published_weights
-from runtime.settings import EngineSettings
 from tests.engine.recorded_trees import FEW, SIZES, WARM, opened, prompt, verified, work
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model

@@ -11,6 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from policies import DepthPolicy
+from runtime.device.settings import EngineSettings
 from runtime.link.commands import (
     CloseThread,
     Extend,
@@ -24,7 +25,6 @@ from runtime.link.commands import (
 )
 from runtime.model.transformer import Transformer
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.engine.lanes import (
     CONTEXT,
     POLICIES,

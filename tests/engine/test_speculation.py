@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from policies import ByLoad, DepthPolicy, EvenBudget, Policy, Speculative
 from runtime import Engine
+from runtime.device.settings import EngineSettings
 from runtime.device.speculation import reach
 from runtime.errors import PolicyError
 from runtime.link.commands import (
@@ -19,7 +20,6 @@ from runtime.link.commands import (
 from runtime.link.events import GenerateFinished, Sampled
 from runtime.model.checkpoint import load_checkpoint
 from runtime.sampling import Sampling
-from runtime.settings import EngineSettings
 from tests.engine.solo import Solo
 from tests.engine.speculating import (
     Drafts,

@@ -18,7 +18,7 @@ from policies import Fixed, MaxChildren, Policy
 from runtime import Engine, EngineFailed, TraceError
 from runtime.backend.interface import Tick
 from runtime.backend.torch.backend import TorchBackend
-from runtime.opened import Opened
+from runtime.threads.opened import Opened
 from tests.engine.recorded_trees import prompt
 from tests.runtime_loop.scripted import SteppedDevice
 from tests.runtime_loop.scripted_core import counting
