@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtime.errors import ThreadStateError as ThreadStateError
     from runtime.errors import TraceError as TraceError
     from runtime.link.commands import Statistics as Statistics
+    from runtime.link.sampling import Sampling as Sampling
     from runtime.loading import open_device as open_device
     from runtime.protocol import APR as APR
     from runtime.protocol import BoundProtocol as BoundProtocol
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from runtime.results import Generation as Generation
     from runtime.results import Score as Score
     from runtime.results import Usage as Usage
-    from runtime.sampling import Sampling as Sampling
     from runtime.threads.child import Child as Child
     from runtime.threads.child import ChildStatus as ChildStatus
     from runtime.threads.opened import Opened as Opened

@@ -23,9 +23,9 @@ from runtime.errors import EngineClosed
 from runtime.link.commands import LoadWeights, OnTraceError, Statistics
 from runtime.link.event_values import check_recordable
 from runtime.link.events import Event, Trace
+from runtime.link.sampling import Sampling
 from runtime.loading import open_device, open_in_thread, open_playback
 from runtime.results import Answer, Usage
-from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import (
     EngineArguments,

@@ -23,7 +23,7 @@ from transformers.generation.logits_process import (
 )
 
 from runtime.backend.sampler import Sampled, filtered_probabilities, sample
-from runtime.sampling import FilterRule, Sampling
+from runtime.link.sampling import FilterRule, Sampling
 
 VOCABULARY = 11
 Float64 = NDArray[np.float64]

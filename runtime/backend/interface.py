@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies import Carry, DepthPolicy
+from runtime.link.sampling import Sampling
 from runtime.model.specification import Specification
-from runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from runtime.backend.interface import Bool, Entering, Int32, Int64
-from runtime.sampling import Sampling
+from runtime.link.sampling import Sampling
 
 _ENTERING = (
     "bound",

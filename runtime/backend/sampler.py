@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.sampling import FilterRule, Sampling
+from runtime.link.sampling import FilterRule, Sampling
 
 Int32 = NDArray[np.int32]
 

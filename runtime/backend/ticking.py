@@ -20,8 +20,8 @@ from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Entering, I
 from runtime.backend.lanes import Lanes
 from runtime.backend.randomness import SAMPLING_STREAM, initial_noise, uniforms
 from runtime.backend.sampler import Sampled, sample, score
+from runtime.link.sampling import Sampling
 from runtime.model.specification import Specification
-from runtime.sampling import Sampling
 
 
 class LaneBackend(ABC):

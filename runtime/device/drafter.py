@@ -9,7 +9,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from runtime.link.commands import ThreadPath
-from runtime.sampling import Sampling
+from runtime.link.sampling import Sampling
 
 
 class DraftRequest(Struct, frozen=True, kw_only=True):

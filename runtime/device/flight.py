@@ -10,7 +10,7 @@ import numpy as np
 from runtime.backend.interface import CARRY_KINDS, Entering, Int32
 from runtime.device.scoring import targets_of
 from runtime.device.sequence import Flight, Span
-from runtime.sampling import Sampling
+from runtime.link.sampling import Sampling
 
 
 class EnteringArrays(NamedTuple):

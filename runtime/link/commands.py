@@ -17,8 +17,8 @@ import msgspec
 from policies import DepthPolicy
 from runtime.link.events import Event
 from runtime.link.events import ThreadPath as ThreadPath
+from runtime.link.sampling import Sampling
 from runtime.link.work import Work
-from runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor

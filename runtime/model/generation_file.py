@@ -13,9 +13,9 @@ import msgspec
 
 from policies.conversion import Count
 from runtime.errors import CheckpointError
+from runtime.link.sampling import Sampling
 from runtime.model.directories import CONFIG, GENERATION_CONFIG
 from runtime.model.published import holds, read_object
-from runtime.sampling import Sampling
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _TAKEN = ("do_sample", *_SAMPLING, "repetition_penalty", "max_new_tokens", "eos_token_id")

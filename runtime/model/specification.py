@@ -20,8 +20,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from runtime.link.sampling import FilterRule
 from runtime.model.rotary import Rotary
-from runtime.sampling import FilterRule
 
 MOST_LAYERS = 4096
 """Each is written down, so that a configuration of more would take memory before anything else is looked at."""

@@ -18,8 +18,8 @@ from policies import DepthPolicy, Limits, Policy
 from policies.conversion import Count, Whole, convert_fields, converted, plain, shown
 from runtime.errors import PromptError, no_token
 from runtime.link.events import Event
+from runtime.link.sampling import Sampling
 from runtime.results import Answer
-from runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -34,9 +34,9 @@ from runtime.link.commands import (
 )
 from runtime.link.event_values import check_recordable
 from runtime.link.metering import MeteredWatcher
+from runtime.link.sampling import Sampling
 from runtime.protocol import StopStrings
 from runtime.results import Generation, Score
-from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.inbox import PendingGenerate
 from runtime.threads.session import Session, ThreadSettings

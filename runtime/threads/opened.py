@@ -11,10 +11,10 @@ from msgspec import Meta
 from policies import Policy
 from policies.conversion import Count, converted
 from runtime.link.commands import Device
+from runtime.link.sampling import Sampling
 from runtime.model.chat_files import ChatTemplates
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundProtocol
-from runtime.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

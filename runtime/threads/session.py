@@ -26,9 +26,9 @@ from runtime.link.commands import (
     ThreadPath,
 )
 from runtime.link.events import Event
+from runtime.link.sampling import Sampling
 from runtime.model.incremental import text_after
 from runtime.model.tokenizer import Tokenizer
-from runtime.sampling import Sampling
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import token_ids
 from runtime.threads.chat import Chat

@@ -13,8 +13,8 @@ from policies import DepthPolicy, Limits
 from runtime.chat import Message
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import ThreadPath
+from runtime.link.sampling import Sampling
 from runtime.results import Answer, Generation, Outcome, Score, Usage
-from runtime.sampling import Sampling
 from runtime.threads.arguments import (
     FirstArguments,
     GenerateArguments,

@@ -21,12 +21,12 @@ from runtime.device.loop import DeviceLoop
 from runtime.device.scheduler import Scheduler
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, OpenThread, ThreadPath
+from runtime.link.sampling import Sampling
 from runtime.model.architecture import parse_config
 from runtime.model.families.raven import RavenConfig
 from runtime.model.parameters import initialise, is_derived, published_weights
 from runtime.model.specification import Specification
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 
 SEED = 3
 CONTEXT = 80

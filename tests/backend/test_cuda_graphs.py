@@ -21,10 +21,10 @@ from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
+from runtime.link.sampling import Sampling
 from runtime.model.architecture import parse_config
 from runtime.model.parameters import initialise
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.backend.capturing import PlanlessAttention, TapeCapture
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model

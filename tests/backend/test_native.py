@@ -24,11 +24,11 @@ from runtime.backend.torch.backend import TorchBackend
 from runtime.device.build import build_loop, load_native_code
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import ThreadPath
+from runtime.link.sampling import Sampling
 from runtime.model.families.raven import RavenConfig
 from runtime.model.rotary import Rotary
 from runtime.model.specification import LayerSpecification, NormPlaces
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.backend import conversations
 from tests.backend.conversations import CONTEXT, Talk, Turn, assert_alike, hold, llamas, ravens, telling_all
 from tests.backend.specified import model_of, specified

@@ -27,8 +27,8 @@ from runtime.backend.torch.triton_attention import TritonAttention
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
 from runtime.link.commands import Extend, Finished, Generate, OpenThread
+from runtime.link.sampling import Sampling
 from runtime.model.specification import AttentionRule
-from runtime.sampling import Sampling
 from tests.backend.test_attention import TOLERANCE, Case, check, make_case
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model

@@ -15,8 +15,8 @@ from runtime.link.commands import (
     OpenThread,
     ThreadPath,
 )
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 
 POLICY = LatentDiff(0.7, max_iterations=6)

@@ -15,8 +15,8 @@ from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import Extend, Failed, Finished, Foresight, Generate, OpenThread, Report, Signal, ThreadPath
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.backend.conversations import watch
 
 MOST = 4

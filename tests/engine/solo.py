@@ -23,8 +23,8 @@ from runtime.link.commands import (
     Request,
     ThreadPath,
 )
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 
 
 @dataclass

@@ -18,7 +18,7 @@ from runtime.link.commands import (
     OpenThread,
     ThreadPath,
 )
-from runtime.sampling import Sampling
+from runtime.link.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 

@@ -10,8 +10,8 @@ from policies import DepthPolicy, EvenBudget, Fixed, LatentDiff
 from runtime.device.build import build_loop
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 
 MOST = 6

@@ -12,8 +12,8 @@ from runtime.backend.interface import Tick, TickResult
 from runtime.device.settings import EngineSettings
 from runtime.errors import CapacityError, PolicyError, PromptError
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 

@@ -18,9 +18,9 @@ from runtime.device.build import build_loop
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, Interrupt, OpenThread, ThreadPath
 from runtime.link.events import GenerateFinished
+from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import load_checkpoint, save_checkpoint
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 from tests.llamas import make_llama, save_llama

@@ -14,9 +14,9 @@ from torch import Tensor
 from policies import KL, ArgmaxStability, Cosine, DepthPolicy, EntropyDiff, Fixed, LatentDiff, MinPKL
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
+from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import load_checkpoint
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "golden_a"

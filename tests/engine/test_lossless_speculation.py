@@ -13,7 +13,7 @@ from runtime.device.settings import EngineSettings
 from runtime.link.commands import (
     Interrupt,
 )
-from runtime.sampling import Sampling
+from runtime.link.sampling import Sampling
 from tests.engine.speculating import (
     PLAIN,
     ask,

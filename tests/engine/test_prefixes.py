@@ -16,8 +16,8 @@ from runtime import Engine, EngineSettings
 from runtime.device.prefix_rule import MOST_KNOWN, PrefixRules
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, Interrupt, OpenThread, Statistics, ThreadPath
 from runtime.link.events import Computed
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from traces import imbalances, read, totals_of
 from traces.totals import statistics_after

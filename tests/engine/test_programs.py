@@ -16,8 +16,8 @@ from policies.depth.base import IntArray
 from runtime.device.settings import EngineSettings
 from runtime.errors import PolicyError
 from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 

@@ -10,8 +10,8 @@ import pytest
 
 from policies import Fixed, LatentDiff
 from runtime.link.commands import Interrupt, OpenThread
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.lanes import MOST, SEED, Bench, both, core_settings
 from tests.engine.tiny import tiny_model
 

@@ -23,8 +23,8 @@ from runtime.link.commands import (
     Signal,
     Signalled,
 )
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.lanes import (
     CONTEXT,
     POLICIES,

@@ -14,8 +14,8 @@ from runtime.link.commands import (
     Finished,
     Interrupt,
 )
+from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.commanding import POLICY, asking, beginning, ended, prompt_for, said, settings
 from tests.engine.solo import Solo
 

@@ -18,8 +18,8 @@ from runtime.link.commands import (
     Failed,
 )
 from runtime.link.events import GenerateFinished, Sampled
+from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import load_checkpoint
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.speculating import (
     Drafts,

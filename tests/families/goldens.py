@@ -13,9 +13,9 @@ from torch import Tensor
 from policies import DepthPolicy
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import Finished
+from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import load_checkpoint
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 
 HOME = Path(__file__).parent.parent / "golden"

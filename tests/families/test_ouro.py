@@ -15,8 +15,8 @@ from policies import Cosine, DepthPolicy, Fixed, GateExit, LatentDiff, Policy
 from runtime import CheckpointError, Engine, PolicyError
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import Extend, Finished, Generate, OpenThread
+from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import describe, fingerprint, load_checkpoint, save_checkpoint
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 from tests.families.goldens import HOME, Golden, logits_of, run_dense

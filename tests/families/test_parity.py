@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from policies import Fixed
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import Extend, Generate, OpenThread
+from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 from tests.engine.solo import Solo
 from tests.families.checkpoints import ALL, CONTEXT, FIRST, RUN, make, save
 

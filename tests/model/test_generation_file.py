@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from runtime.errors import CheckpointError
+from runtime.link.sampling import Sampling
 from runtime.model.generation_file import Generation, read_generation
-from runtime.sampling import Sampling
 
 
 def read(directory: Path, content: dict[str, Any] | None, **config: Any) -> Generation:

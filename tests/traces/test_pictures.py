@@ -17,8 +17,8 @@ from tokenizers.models import WordLevel
 
 from policies import Fixed
 from runtime.link import events as ev
+from runtime.link.sampling import Sampling
 from runtime.link.work import Work
-from runtime.sampling import Sampling
 from tests.traces.strategies import operations
 from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
 from traces import Trace, TraceWriter, read

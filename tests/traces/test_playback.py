@@ -30,7 +30,7 @@ from runtime.link.commands import (
     Signal,
 )
 from runtime.link.events import ThreadFailed
-from runtime.sampling import Sampling
+from runtime.link.sampling import Sampling
 from tests.traces.strategies import operations
 from tests.traces.toy_device import DEPTH, Log, ToyCore, again, header, run_program, through_builtins
 from traces import Playback, Trace, totals_of

@@ -37,8 +37,8 @@ from runtime.link.commands import (
     ThreadPath,
 )
 from runtime.link.events import AnyEvent, Header
+from runtime.link.sampling import Sampling
 from runtime.link.work import Work
-from runtime.sampling import Sampling
 
 VOCAB = 97
 DEPTH = Fixed(4)

@@ -39,10 +39,10 @@ from runtime.backend.native.packing import pack
 from runtime.backend.native.tick_buffers import as_record
 from runtime.backend.sampler import Sampled, divisor
 from runtime.backend.ticking import LaneBackend
+from runtime.link.sampling import Sampling
 from runtime.model.replacement import replace_weights
 from runtime.model.specification import Specification
 from runtime.model.transformer import Transformer
-from runtime.sampling import Sampling
 
 _TEST = np.dtype([("criterion", "i4"), ("threshold", "f4"), ("min_iterations", "i4"), ("check_every", "i4")])
 """How the exits of a policy's tokens are tested natively."""
