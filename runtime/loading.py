@@ -58,15 +58,17 @@ def open_device(
     from runtime.device.build import build_loop, cache_shape, load_native_code, most_iterations, torch_threads
     from runtime.device.capacity import choose_device
     from runtime.device.loop import ModelDevice
-    from runtime.model.checkpoint import fingerprint, load_checkpoint
+    from runtime.model.checkpoint import Checkpoint, fingerprint, load_served
 
     device = choose_device(settings)
     dtype = torch.float32 if settings.dtype == "float32" else torch.bfloat16
-    loaded = load_checkpoint(checkpoint, dtype=dtype, device=device)
+    loaded = load_served(checkpoint, dtype=dtype, device=device)
+    if not isinstance(loaded, Checkpoint):
+        _log.warning("run by transformers' own code, the slow and wide way", model_type=loaded.config.family)
     protocol, own_policy = read_braid(loaded)
     smaller = None
     if drafts is not None:
-        smaller = load_checkpoint(drafts, dtype=dtype, device=device)
+        smaller = load_served(drafts, dtype=dtype, device=device)
         check_same_vocabulary(loaded, smaller)
         own_policy = drafted(own_policy or Policy())
     default = policy or own_policy or Policy()

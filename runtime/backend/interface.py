@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from policies import Carry, DepthPolicy
 from runtime.link.sampling import Sampling
-from runtime.model.specification import Specification
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from runtime.model.served import Served
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -52,7 +53,7 @@ class CacheShape(msgspec.Struct, frozen=True, kw_only=True):
     pages_per_row: int
     lanes: int
 
-    def columns(self, specification: Specification) -> int:
+    def columns(self, specification: Served) -> int:
         """Columns that a model's layers own together."""
         core = specification.core_layers * self.slots
         return specification.prelude_layers + core + specification.coda_layers

@@ -21,7 +21,7 @@ from runtime.backend.lanes import Lanes
 from runtime.backend.randomness import SAMPLING_STREAM, initial_noise, uniforms
 from runtime.backend.sampler import Sampled, sample, score
 from runtime.link.sampling import Sampling
-from runtime.model.specification import Specification
+from runtime.model.served import Served
 
 
 class LaneBackend(ABC):
@@ -32,7 +32,7 @@ class LaneBackend(ABC):
 
     def __init__(
         self,
-        specification: Specification,
+        specification: Served,
         cache: CacheShape,
         device: torch.device,
         dtype: torch.dtype,

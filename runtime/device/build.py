@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 import torch
@@ -41,6 +41,7 @@ from runtime.device.speculation import Speculation
 from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError, PolicyError, described
 from runtime.link.commands import OnTraceError
+from runtime.model.served import ServedModel
 from runtime.model.transformer import Transformer
 
 PARAMETERS_PER_THREAD = 100_000
@@ -52,7 +53,7 @@ MOST_PAGES = 2**31 - 1
 _log = logger("runtime.device")
 
 
-def most_iterations(model: Transformer, settings: EngineSettings, policy: DepthPolicy) -> int:
+def most_iterations(model: ServedModel, settings: EngineSettings, policy: DepthPolicy) -> int:
     """The deepest any token may go: as set, else what the model and the default policy ask for.
 
     Raises `PolicyError` where the policy cannot say, or goes deeper than any token can.
@@ -70,7 +71,7 @@ def most_iterations(model: Transformer, settings: EngineSettings, policy: DepthP
     return max(mean, deepest)
 
 
-def cache_shape(model: Transformer, settings: EngineSettings, most: int) -> CacheShape:
+def cache_shape(model: ServedModel, settings: EngineSettings, most: int) -> CacheShape:
     """Sizes of paged memory. Raises `CapacityError` where not one page fits into `settings.memory`, and where pages or
     lanes do not fit into the machine."""
     own = model.specification
@@ -84,7 +85,7 @@ def cache_shape(model: Transformer, settings: EngineSettings, most: int) -> Cach
         lanes=settings.max_in_flight,
     )
     numbers = 2 * shape.columns(own) * settings.page_size * own.kv_heads * own.head_dim
-    bytes_per_page = numbers * model.head.weight.element_size()
+    bytes_per_page = numbers * model.dtype.itemsize
     pages = settings.kv_cache_bytes // bytes_per_page if settings.num_pages is None else settings.num_pages
     if pages < 1:
         raise CapacityError(
@@ -97,7 +98,7 @@ def cache_shape(model: Transformer, settings: EngineSettings, most: int) -> Cach
 
 
 def build_loop(
-    model: Transformer,
+    model: ServedModel,
     settings: EngineSettings,
     policy: DepthPolicy,
     recorder: Recorder | None = None,
@@ -105,7 +106,7 @@ def build_loop(
     open_trace: OpenTrace | None = None,
     on_trace_error: OnTraceError = "drop",
     scheduler: type[Scheduler] = Scheduler,
-    drafts: Transformer | None = None,
+    drafts: ServedModel | None = None,
 ) -> DeviceLoop:
     """A device loop on the model's device. `policy` is the engine's default depth policy.
 
@@ -139,7 +140,7 @@ def build_loop(
     return wire(backend, limits, chunk, recorder, observe, open_trace, on_trace_error, scheduler, drafter)
 
 
-def build_drafter(model: Transformer, settings: EngineSettings) -> Drafter:
+def build_drafter(model: ServedModel, settings: EngineSettings) -> Drafter:
     """What guesses with a model, under the settings of the engine that it guesses for."""
     own = msgspec.structs.replace(
         settings, max_context=None, most_iterations=None, iteration_slots=None, cuda_graphs=False
@@ -184,7 +185,7 @@ def wire(
     return DeviceLoop(backend, journal, planner, threads, requests, recordings, observe)
 
 
-def build_backend(model: Transformer, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:
+def build_backend(model: ServedModel, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:
     """The backend that the settings ask for, or that suits the model's device.
 
     Raises `ValueError` where the one asked for does not run.
@@ -199,7 +200,7 @@ def build_backend(model: Transformer, settings: EngineSettings, cache: CacheShap
             state_std=state_std,
         )
     if not is_native(model, settings):
-        if settings.backend == "auto" and model.device.type == "cpu":
+        if settings.backend == "auto" and model.device.type == "cpu" and isinstance(model, Transformer):
             _log.warning("no_native_backend", reason=why_not_native(model))
         return TorchBackend(
             model,
@@ -214,7 +215,7 @@ def build_backend(model: Transformer, settings: EngineSettings, cache: CacheShap
     return NativeBackend(model, cache, state_std=state_std, cpu_threads=threads)
 
 
-def load_native_code(model: Transformer, settings: EngineSettings) -> None:
+def load_native_code(model: ServedModel, settings: EngineSettings) -> None:
     """Loads what the backend will call, if that is native; where it is not on disk yet, it is compiled.
 
     Raises `ValueError` where native code is asked for and does not run.
@@ -225,15 +226,20 @@ def load_native_code(model: Transformer, settings: EngineSettings) -> None:
         load_native_functions(model.dtype is torch.bfloat16)
 
 
-def torch_threads(model: Transformer, settings: EngineSettings) -> int | None:
+def torch_threads(model: ServedModel, settings: EngineSettings) -> int | None:
     """Threads that PyTorch may use on the device thread: one beside native code, which has threads of its own."""
     if model.device.type != "cpu":
         return None
     return 1 if is_native(model, settings) else settings.cpu_threads
 
 
-def is_native(model: Transformer, settings: EngineSettings) -> bool:
-    """Whether ticks will be native code. Raises `ValueError` where the settings ask for that and it does not run."""
+def is_native(model: ServedModel, settings: EngineSettings) -> TypeGuard[Transformer]:
+    """Whether ticks will be native code. Raises `ValueError` where the settings ask for what the model cannot do."""
+    if settings.cuda_graphs and not isinstance(model, Transformer):
+        raise ValueError(
+            "EngineSettings.cuda_graphs is True, but transformers' own code runs this model, and is not captured. Set "
+            "it to False."
+        )
     if settings.backend == "torch" or settings.cuda_graphs:
         return False
     reason = why_not_native(model)
@@ -242,8 +248,10 @@ def is_native(model: Transformer, settings: EngineSettings) -> bool:
     return reason is None
 
 
-def why_not_native(model: Transformer) -> str | None:
+def why_not_native(model: ServedModel) -> str | None:
     """Why ticks of a model cannot be computed natively where it is; None if they can."""
+    if not isinstance(model, Transformer):
+        return "transformers' own code runs this model"
     if model.device.type != "cpu":
         return "the device is not a CPU"
     if importlib.util.find_spec("numba") is None:
@@ -259,14 +267,14 @@ def why_not_native(model: Transformer) -> str | None:
     return None
 
 
-def worthwhile_threads(model: Transformer) -> int:
+def worthwhile_threads(model: ServedModel) -> int:
     """As many as there are cores for this process, but one for each so many parameters."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, parameters // PARAMETERS_PER_THREAD))
 
 
-def choose_attention(model: Transformer, settings: EngineSettings) -> PagedAttention:
+def choose_attention(model: ServedModel, settings: EngineSettings) -> PagedAttention:
     """Attention of the PyTorch backend: the Triton kernel on CUDA where it is installed, else plain PyTorch."""
     if model.device.type == "cuda" and settings.attention == "auto" and not settings.deterministic:
         return (triton_attention() if has_kernel(model.specification) else None) or TorchAttention()

@@ -11,7 +11,7 @@ import torch
 from runtime.backend.interface import CacheShape
 from runtime.device.settings import EngineSettings
 from runtime.errors import CapacityError, described
-from runtime.model.transformer import Transformer
+from runtime.model.served import ServedModel
 
 _GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 """What a container may use, on Linux."""
@@ -32,7 +32,7 @@ def choose_device(settings: EngineSettings) -> torch.device:
     return device
 
 
-def check_memory(model: Transformer, settings: EngineSettings, cache: CacheShape, page_bytes: int) -> None:
+def check_memory(model: ServedModel, settings: EngineSettings, cache: CacheShape, page_bytes: int) -> None:
     """Raises `CapacityError`, naming the settings, where the machine has not the memory for pages and lanes."""
     own = model.specification
     per_lane = _NUMBER * (cache.pages_per_row + own.vocab_size + 8 * own.width + 2 * own.mlp_width)

@@ -22,6 +22,7 @@ from runtime.model.families.raven import raven_config
 from runtime.model.families.retrofit import kind_of, read_retrofit
 from runtime.model.families.smollm3 import SMOLLM3
 from runtime.model.published import read_object, shown
+from runtime.model.wide.configuration import WideConfig, read_wide
 
 CAUSAL: dict[str, CausalFamily] = {
     family.model_type: family
@@ -48,6 +49,15 @@ Names = Callable[[], Collection[str]]
 """Names of the tensors beside a `config.json`, for families that it does not tell apart."""
 
 
+def read_described(path: Path, names: Names = lambda: ()) -> ModelConfig | WideConfig:
+    """Reads the `config.json` of any model that can be served: of a native family, or else by transformers itself.
+
+    Raises `CheckpointError` if there is none, or for a model that is neither.
+    """
+    raw = read_object(path)
+    return parse_config(path, raw, names) if raw.get("model_type") in _native() else read_wide(path, raw, _listed())
+
+
 def read_config(path: Path, names: Names = lambda: ()) -> ModelConfig:
     """Reads a published `config.json`; see `parse_config`. Raises `CheckpointError` if there is none."""
     return parse_config(path, read_object(path), names)
@@ -65,6 +75,12 @@ def parse_config(path: Path, raw: Mapping[str, Any], names: Names = lambda: ()) 
         return raven_config(path, raw) if retrofitted is None else read_retrofit(path, raw, retrofitted)
     if isinstance(kind, str) and kind in CAUSAL:
         return read_causal(path, raw, CAUSAL[kind])
-    raise CheckpointError(
-        f"{path}: model_type is {shown(kind)}; supported are {raven.MODEL_TYPE!r}, {', '.join(map(repr, CAUSAL))}."
-    )
+    raise CheckpointError(f"{path}: model_type is {shown(kind)}; supported are {_listed()}.")
+
+
+def _native() -> tuple[str, ...]:
+    return (raven.MODEL_TYPE, *CAUSAL)
+
+
+def _listed() -> str:
+    return ", ".join(map(repr, _native()))

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from runtime.errors import CheckpointError
-from runtime.model.architecture import parse_config, read_config
+from runtime.model.architecture import parse_config, read_described
 from runtime.model.assembly import DTYPES, assemble
 from runtime.model.chat_files import ChatTemplates, read_chat_templates
 from runtime.model.configuration import ModelConfig
@@ -37,9 +37,12 @@ from runtime.model.gguf_file import GgufFile, open_gguf
 from runtime.model.gguf_header import is_gguf
 from runtime.model.parameters import is_derived, published_weights
 from runtime.model.published import holds, is_directory, read_bytes
+from runtime.model.served import ServedModel
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.transformer import Transformer
 from runtime.model.weights import WEIGHTS, StoredWeights, find_tensors, find_weights, is_pickle, refuse_pickle
+from runtime.model.wide.configuration import WideConfig
+from runtime.model.wide.loading import load_wide
 
 HUGINN_STOPS = (65504, 65505, 65508)
 """begin_text, end_text and end_turn: Huginn's reference stops at them whatever generation_config.json says."""
@@ -50,7 +53,7 @@ class Description:
     """What a checkpoint directory, or a GGUF file, holds beside its weights."""
 
     path: Path
-    config: ModelConfig
+    config: ModelConfig | WideConfig
     tokenizer: Tokenizer | None
     """Of tokenizer.json, or of the shipped checkpoint that braid.json names; None without either: prompts are token
     ids then."""
@@ -66,11 +69,19 @@ class Description:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Checkpoint(Description):
-    """What a checkpoint holds."""
+class ServedCheckpoint(Description):
+    """What a checkpoint holds, for an engine: a native model, or one of transformers."""
 
-    model: Transformer
+    model: ServedModel
     """In evaluation mode; parameters in the dtype and on the device asked for, a rotary table in float32."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint(ServedCheckpoint):
+    """What a checkpoint of a native family holds."""
+
+    config: ModelConfig
+    model: Transformer
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -107,17 +118,40 @@ def resolve(name_or_path: str | Path) -> Path:
 def load_checkpoint(
     name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Checkpoint:
-    """Loads a checkpoint by shipped name, directory or GGUF file, with weights converted to `dtype` on `device`.
+    """Loads a checkpoint of a native family by shipped name, directory or GGUF file, converted to `dtype` on `device`.
 
     A Raven's rotary table stays float32 and is computed where the file has none. Raises `CheckpointError`, naming the
-    file, the key and what was expected, for anything that is not a complete checkpoint of a supported architecture,
-    and `ValueError` for a dtype other than float32 and bfloat16.
+    file, the key and what was expected, for anything that is not a complete checkpoint of such a family, and
+    `ValueError` for a dtype other than float32 and bfloat16.
     """
+    loaded = _load(name_or_path, dtype, device, is_native=True)
+    assert isinstance(loaded, Checkpoint)
+    return loaded
+
+
+def load_served(
+    name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> ServedCheckpoint:
+    """Loads any checkpoint that an engine can run: as `load_checkpoint` does, or else a model of transformers."""
+    return _load(name_or_path, dtype, device, is_native=False)
+
+
+def _load(
+    name_or_path: str | Path, dtype: torch.dtype, device: torch.device | str, *, is_native: bool
+) -> ServedCheckpoint:
+    """A checkpoint with its model; with `is_native`, one of a native family or none."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype}; supported are {', '.join(map(str, DTYPES))}.")
     description, find = _described(resolve(name_or_path))
-    model = assemble(description.config, find(), dtype, torch.device(device))
-    return Checkpoint(**vars(description), model=model)
+    config, place = description.config, torch.device(device)
+    if not isinstance(config, WideConfig):
+        return Checkpoint(**vars(description), model=assemble(config, find(), dtype, place))
+    if is_native:
+        raise CheckpointError(
+            f"{description.path}: model_type {config.family!r} has no native family. An engine runs it; train and "
+            "convert it by transformers."
+        )
+    return ServedCheckpoint(**vars(description), model=load_wide(config, find(), dtype, place))
 
 
 def describe(name_or_path: str | Path) -> Description:
@@ -161,7 +195,7 @@ def save_checkpoint(
             replace_file(directory / name, content)
 
 
-def fingerprint(model: Transformer) -> str:
+def fingerprint(model: ServedModel) -> str:
     """32 hexadecimal digits that tell models apart: a digest of configuration, tensor names, dtypes and weights.
 
     The same for equal models on any device and after saving and loading; another dtype gives another fingerprint.
@@ -178,15 +212,15 @@ def _described(path: Path) -> tuple[Description, Callable[[], StoredWeights]]:
     if is_directory(path):
         return _description_in(path), partial(find_weights, path)
     file = open_gguf(path)
-    description = _description_of(file)
-    names = [*(tensor.name for tensor in description.config.published_tensors()), description.config.head_name]
-    return description, partial(file.weights, names)
+    config = parse_config(path, file.config)
+    names = [*(tensor.name for tensor in config.published_tensors()), config.head_name]
+    return _description_of(file, config), partial(file.weights, names)
 
 
 def _description_in(directory: Path) -> Description:
     if not holds(directory / CONFIG) and (files := sorted(directory.glob("*.gguf"))):
         raise CheckpointError(f"{directory}: no {CONFIG}, but GGUF files; open one of them, such as {files[0]}.")
-    config = read_config(directory / CONFIG, lambda: find_tensors(directory))
+    config = read_described(directory / CONFIG, lambda: find_tensors(directory))
     file = tokenizer_file(directory)
     generation = read_generation(directory, config.specification.vocab_size)
     return Description(
@@ -200,9 +234,8 @@ def _description_in(directory: Path) -> Description:
     )
 
 
-def _description_of(file: GgufFile) -> Description:
+def _description_of(file: GgufFile, config: ModelConfig) -> Description:
     path = file.header.path
-    config = parse_config(path, file.config)
     stops = inside_vocabulary(path, file.stop_tokens, config.specification.vocab_size, path)
     generation = Generation(stop_tokens=stops)
     return Description(
@@ -216,7 +249,7 @@ def _description_of(file: GgufFile) -> Description:
     )
 
 
-def _fitting(tokenizer: Tokenizer, config: ModelConfig, file: str) -> Tokenizer:
+def _fitting(tokenizer: Tokenizer, config: ModelConfig | WideConfig, file: str) -> Tokenizer:
     """The tokenizer. Raises `CheckpointError` for one with ids that the model described by `file` does not have."""
     vocab_size = config.specification.vocab_size
     if tokenizer.vocab_size > vocab_size:
@@ -228,7 +261,7 @@ def _fitting(tokenizer: Tokenizer, config: ModelConfig, file: str) -> Tokenizer:
     return tokenizer
 
 
-def _stop_tokens(generation: Generation, config: ModelConfig) -> tuple[int, ...]:
+def _stop_tokens(generation: Generation, config: ModelConfig | WideConfig) -> tuple[int, ...]:
     always = HUGINN_STOPS if isinstance(config, RavenConfig) else ()
     known = (token for token in always if token < config.specification.vocab_size)
     return tuple(sorted({*generation.stop_tokens, *known}))

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from runtime.model.served import ServedModel
 from runtime.model.transformer import Transformer
 
 
-def published_weights(model: Transformer) -> dict[str, Tensor]:
+def published_weights(model: ServedModel) -> dict[str, Tensor]:
     """Views of a model's own tensors by published name, without gradients; what is written to them is the model's.
 
     A head that is the embedding table is no tensor of its own.
@@ -18,12 +19,15 @@ def published_weights(model: Transformer) -> dict[str, Tensor]:
     views = {}
     for tensor in model.config.published_tensors():
         own = own_tensor(model, tensor.own).detach()
+        if own.shape == tensor.shape:
+            views[tensor.name] = own
+            continue
         rows = math.prod(tensor.shape) // math.prod(own.shape[1:])
         views[tensor.name] = own[tensor.start : tensor.start + rows].view(tensor.shape)
     return views
 
 
-def own_tensor(model: Transformer, name: str) -> Tensor:
+def own_tensor(model: ServedModel, name: str) -> Tensor:
     """A parameter or buffer of a model by its own name."""
     module, _, attribute = name.rpartition(".")
     tensor: Tensor = getattr(model.get_submodule(module), attribute)

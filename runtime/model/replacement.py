@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from runtime.model.parameters import published_weights
-from runtime.model.transformer import Transformer
+from runtime.model.served import ServedModel
 from runtime.model.weights import count_not_finite, listed
 
 
 @torch.no_grad()
-def replace_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
+def replace_weights(model: ServedModel, weights: Mapping[str, Tensor]) -> None:
     """Copies tensors into a model's parameters, whose storage stays where it is.
 
     `weights` has a floating-point tensor for every parameter, by its published name and of its published shape, of any
@@ -27,7 +27,7 @@ def replace_weights(model: Transformer, weights: Mapping[str, Tensor]) -> None:
         own.copy_(converted)
 
 
-def _matched(model: Transformer, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
+def _matched(model: ServedModel, weights: Mapping[str, Tensor]) -> list[tuple[str, Tensor, Tensor]]:
     """(name, given tensor, the model's own) for each of the model's tensors that is given."""
     own, tensors = published_weights(model), model.config.published_tensors()
     head = model.config.head_name

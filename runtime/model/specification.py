@@ -16,12 +16,15 @@ A model that is not recurrent has all its layers in a core block that runs once.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from runtime.link.sampling import FilterRule
 from runtime.model.rotary import Rotary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_LAYERS = 4096
 """Each is written down, so that a configuration of more would take memory before anything else is looked at."""
@@ -68,6 +71,8 @@ class AttentionRule(msgspec.Struct, frozen=True, kw_only=True):
     window: int | None = None
     softcap: float | None = None
     """Scores s become softcap * tanh(s / softcap)."""
+    sinks: Tensor | None = None
+    """[heads]: a score of each head that takes its share of attention and gives no value; a parameter, as it is."""
 
 
 class Specification(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,6 +125,9 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """The whole model. `[...]` below is any leading shape: [batch, length] in training, [tokens] in the engine."""
 
+    tile_rows = 32
+    """Rows of matrix products in deterministic mode: each then has one shape, whatever the batch is."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -220,7 +223,7 @@ def attend_densely(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRul
     A window is the mask's affair.
     """
     grouped = query.shape[1] != key.shape[1]
-    if rule.softcap is None:
+    if rule.softcap is None and rule.sinks is None:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=visible, is_causal=visible is None, scale=rule.scale, enable_gqa=grouped
         )
@@ -229,8 +232,13 @@ def attend_densely(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRul
         times = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
     scores = query @ key.transpose(-1, -2) * rule.scale
-    scores = (scores / rule.softcap).tanh() * rule.softcap
-    shares = scores.masked_fill(~visible, -torch.inf).softmax(-1, dtype=torch.float32)
+    if rule.softcap is not None:
+        scores = (scores / rule.softcap).tanh() * rule.softcap
+    scores = scores.masked_fill(~visible, -torch.inf).float()
+    if rule.sinks is not None:
+        sinks = rule.sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], -1)
+    shares = scores.softmax(-1)[..., : key.shape[-2]]
     return shares.type_as(value) @ value
 
 

@@ -106,7 +106,7 @@ def test_state_scale_of_zero_means_a_zero_state_as_for_the_reference(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model_type": "gpt2"}, ["model_type", "'gpt2'", "'huginn_raven'", "'llama'", "'ouro'"]),
+        ({"model_type": "gpt0"}, ["model_type", "'gpt0'", "'huginn_raven'", "'llama'", "'ouro'"]),
         ({"model_type": DELETED}, ["model_type", "None", "'huginn_raven'", "'llama'"]),
         ({"injection_type": "add"}, ["injection_type", "'add'", "'linear'"]),
         ({"nonlin_name": "ReLU"}, ["nonlin_name", "'ReLU'", "'SiLU'"]),

@@ -16,10 +16,8 @@ from runtime.backend.attention import PagedAttention, PagedMemory, Queries
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.ticking import LaneBackend
 from runtime.model.replacement import replace_weights
-from runtime.model.transformer import Attend, Rotation, Transformer
-
-TILE = 32
-"""Rows of a matrix product in deterministic mode: every product then has one shape, whatever the batch is."""
+from runtime.model.served import ServedModel
+from runtime.model.transformer import Attend, Rotation
 
 
 @dataclass(slots=True)
@@ -39,7 +37,7 @@ class TorchBackend(LaneBackend):
 
     def __init__(
         self,
-        model: Transformer,
+        model: ServedModel,
         cache: CacheShape,
         attention: PagedAttention,
         *,
@@ -134,7 +132,7 @@ class TorchBackend(LaneBackend):
     # ---- small parts ------------------------------------------------------------------------------------------------
 
     def _tiles(self, lanes: Int64) -> Iterator[Tile]:
-        size = TILE if self._deterministic else len(lanes)
+        size = self._model.tile_rows if self._deterministic else len(lanes)
         for start in range(0, len(lanes), max(size, 1)):
             own = lanes[start : start + size]
             padded = np.concatenate([own, np.repeat(own[:1], size - len(own))])

@@ -21,7 +21,8 @@ from torch import Tensor
 from runtime.backend.attention import PagedAttention, Queries
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.torch.backend import TorchBackend
-from runtime.model.transformer import Attend, Transformer
+from runtime.model.served import ServedModel
+from runtime.model.transformer import Attend
 
 LARGEST = 256
 """Largest bucket: beyond it the device, not the host, is what a tick waits for."""
@@ -136,7 +137,7 @@ class GraphedBackend(TorchBackend):
 
     def __init__(
         self,
-        model: Transformer,
+        model: ServedModel,
         cache: CacheShape,
         attention: PagedAttention | CapturableAttention,
         capture: Capture,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from runtime.backend.attention import PagedAttention, PagedMemory, Queries
-from runtime.model.specification import AttentionRule, Specification
+from runtime.model.served import Served
+from runtime.model.specification import AttentionRule
 
 _TILE_ROWS = 16
 """Heads and queries that go over keys and values together: the smallest matrix product there is on tensor cores."""
@@ -59,10 +60,10 @@ class TritonAttention:
         """See `PagedAttention`. Rows, positions, slots and pages that do not exist are not noticed.
 
         Raises `TypeError` for memory of another dtype and `ValueError` for shapes that do not fit each other, and for
-        rules with a window or a soft cap, which the kernel does not have.
+        rules with a window, a soft cap or sinks, which the kernel does not have.
         """
-        if rule.window is not None or rule.softcap is not None:
-            raise ValueError(f"{rule}: this kernel has neither windows nor soft caps. Use TorchAttention.")
+        if not _knows(rule):
+            raise ValueError(f"{rule}: this kernel has neither windows, nor soft caps, nor sinks. Use TorchAttention.")
         _check(memory, queries, query, key, value)
         if not len(query):
             return torch.empty_like(query)
@@ -164,10 +165,13 @@ def triton_attention() -> PagedAttention | None:
     return TritonAttention() if importlib.util.find_spec("triton") else None
 
 
-def has_kernel(specification: Specification) -> bool:
+def has_kernel(specification: Served) -> bool:
     """Whether the kernel knows how all layers attend."""
-    rules = [specification.attention(layer) for layer in range(len(specification.layers))]
-    return all(rule.window is None and rule.softcap is None for rule in rules)
+    return all(_knows(specification.attention(layer)) for layer in range(len(specification.layers)))
+
+
+def _knows(rule: AttentionRule) -> bool:
+    return rule.window is None and rule.softcap is None and rule.sinks is None
 
 
 def constants(memory: PagedMemory, heads: int) -> dict[str, Any]:
