@@ -58,6 +58,8 @@ class IncrementalDecoder:
         before = tokenizer.decode([*self._window, *self._run]) if self._run else self._text
         self._known = before[self._shown :]
         """Text that the context has, but that may still change."""
+        self._began_whole = not self._character
+        """Whether the context ends with a whole character; else the text of its run is not known before that is."""
 
     def feed(self, token: int) -> str:
         """Takes the next token; returns the text that is settled with it, "" where nothing is."""
@@ -68,6 +70,7 @@ class IncrementalDecoder:
             return ""
         self._window += [*self._run, token]
         self._run, self._run_text, self._last, self._character = [], "", [], []
+        self._began_whole = True
         if not self._settling.is_local:
             return ""
         self._text = self._tokenizer.decode(self._window)
@@ -88,13 +91,14 @@ class IncrementalDecoder:
     @property
     def pending(self) -> str:
         """The text after what `feed` has returned, as it is if no token follows, without characters that lack bytes."""
-        if self._run_text and self._settling.cleans_up:
+        run_text = self._run_text if self._began_whole or not self._character else ""
+        if run_text and self._settling.cleans_up:
             # Spaces at the end of what precedes the run may be gone.
             whole = self._run[: len(self._run) - len(self._character)]
             tail = self._tokenizer.decode([*self._window, *whole])[self._shown :]
         else:
             text = self._text if self._settling.is_local else self._tokenizer.decode(self._window)
-            tail = text[self._shown :] + self._run_text
+            tail = text[self._shown :] + run_text
         if self._settling.joins_bytes:
             tail = tail.removesuffix(REPLACEMENT)
         return _after(self._known, tail)
