@@ -229,22 +229,23 @@ class LaneBackend(ABC):
         """Coda, head and sampling for lanes that leave, as far as the exit tests have not computed them already."""
         lanes, count = self._lanes, len(leaving)
         wanted = np.array([lanes.sampling[lane] is not None for lane in leaving], np.bool_)
-        has_logits = [tested for tested in exits.tested if tested.logits is not None]
         # Of groups that are scored, the tests have computed the logits of one token alone.
         scored = lanes.group[leaving[lanes.target[leaving] >= 0]]
-        done = np.concatenate([tested.lane for tested in has_logits] or [np.empty(0, np.int64)])
-        done = done[~np.isin(done, scored)]
-        missing = ~lanes.in_groups(leaving, done)
+        has_logits = [
+            (tested.logits, tested.lane, np.isin(tested.lane, leaving[wanted]) & ~np.isin(tested.lane, scored))
+            for tested in exits.tested
+            if tested.logits is not None
+        ]
+        done = [lane[~np.isin(lane, scored)] for _, lane, _ in has_logits]
+        missing = ~lanes.in_groups(leaving, np.concatenate(done or [np.empty(0, np.int64)]))
         token, logprob = np.full(count, -1, np.int32), np.full(count, np.nan, np.float32)
         top: list[dict[int, float]] = [{}] * count
         entropy = np.full(count, np.nan, np.float32)
         logits = [self._logits(leaving[missing], wanted[missing])]
         source = [leaving[missing & wanted]]
-        for tested in has_logits:
-            picked = np.isin(tested.lane, leaving[wanted]) & ~np.isin(tested.lane, scored)
-            assert tested.logits is not None
-            logits.append(tested.logits[self._on_device(np.flatnonzero(picked))])
-            source.append(tested.lane[picked])
+        for tested, lane, picked in has_logits:
+            logits.append(tested[self._on_device(np.flatnonzero(picked))])
+            source.append(lane[picked])
         row_of = np.zeros(self._cache.lanes, np.int64)
         row_of[leaving] = np.arange(count)
         order = row_of[np.concatenate(source)]

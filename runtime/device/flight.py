@@ -56,9 +56,9 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         draft += [flight.draft] * count
         run += [flight.run] * count
         halts += [halting.setdefault(flight.halts, len(halting)) if flight.run else 0] * count
-        if targets := targets_of(flight):
+        if flight.generate.request.scores:
             index = samplings.setdefault(flight.generate.request.sampling, len(samplings))
-            for offset, successor in targets:
+            for offset, successor in targets_of(flight):
                 at = offset - count
                 sample[at] = index
                 target[len(lane) + at] = successor

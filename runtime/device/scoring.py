@@ -35,10 +35,9 @@ class Scored(NamedTuple):
 
 
 def targets_of(flight: Flight) -> list[Target]:
-    """What a flight scores, in order: nothing that was scored before its tokens had to be computed again."""
+    """What a flight of a generate that scores scores, in order: nothing that was scored before its tokens had to be
+    computed again."""
     generate, tokens = flight.generate, flight.sequence.tokens
-    if not generate.request.scores:
-        return []
     first = max(flight.start, generate.start - 1 + len(generate.logprobs))
     return [Target(position - flight.start, tokens[position + 1]) for position in range(first, flight.end)]
 

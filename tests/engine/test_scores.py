@@ -8,13 +8,24 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 import torch
 
 from policies import KL, DepthPolicy, Fixed, LatentDiff, Limits, Policy, Speculative
-from runtime import Engine, LimitExceeded, PromptError, ReasoningThread, Sampling, Score, ThreadStateError
+from runtime import (
+    Engine,
+    EngineSettings,
+    LimitExceeded,
+    PromptError,
+    ReasoningThread,
+    Sampling,
+    Score,
+    ThreadStateError,
+    open_device,
+)
 from tests.llamas import VARIANTS, make_llama, save_llama
-from traces import imbalances, read, totals_of
+from traces import Scored, Verification, imbalances, read, totals_of, verify
 from traces.__main__ import main as traces_command
 
 pytestmark = pytest.mark.anyio
@@ -234,3 +245,34 @@ async def test_what_cannot_be_scored_is_refused_before_anything_is_computed(tiny
                     await root.score([1], top=wrong)
             assert engine.usage.computed == 0
             assert len((await root.score([1] * 62)).logprobs) == 62
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [({}, None), ({"logprob": -9.0}, "score"), ({"depth": 1}, "depth")],
+)
+async def test_verifying_compares_what_was_scored(
+    tiny_checkpoint: Path, tmp_path: Path, change: dict[str, Any], kind: str | None
+) -> None:
+    path = tmp_path / "run.trace"
+    async with opened(tiny_checkpoint, trace=path) as engine:
+        await scored(engine, [1, 2, 3], some_tokens(1, 20))
+    trace = read(path)
+    place = [index for index, event in enumerate(trace.events) if isinstance(event, Scored)][7]
+    trace.events[place] = msgspec.structs.replace(trace.events[place], **change)
+    settings = EngineSettings(**SIZES, backend="torch")
+
+    def execute() -> Verification:
+        return verify(
+            trace, open_device(tiny_checkpoint, settings, policy=Policy(depth=Fixed(3)), trace=None, seed=0).device
+        )
+
+    found = await anyio.to_thread.run_sync(execute)
+    assert found.calls == 1
+    if kind is None:
+        assert found.equal
+        assert found.tokens == 20
+    else:
+        assert found.divergence is not None
+        assert (found.divergence.kind, found.divergence.position) == (kind, 10)
+        assert found.tokens == 7
