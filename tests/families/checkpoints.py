@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from runtime.backend.native.support import unsupported
-from runtime.model.architecture import parse_config
 from tests.llamas import LLAMA3
 
 WINDOW = 7
@@ -148,14 +146,8 @@ def config_of(family: str, variant: str, **changes: Any) -> Any:
     return AutoConfig.for_model(family, **{**SIZES, **VARIANTS[family][variant], **changes})
 
 
-def backends(family: str, variant: str) -> list[str]:
-    """Which backends run a variant on a CPU."""
-    raw = {**config_of(family, variant).to_dict(), "architectures": None}
-    is_native = unsupported(parse_config(Path("config.json"), raw).specification) is None
-    return ["torch", "native"] if is_native else ["torch"]
-
-
-RUN = [(*each, backend) for each in ALL for backend in backends(*each)]
+BACKENDS = ("torch", "native")
+RUN = [(*each, backend) for each in ALL for backend in BACKENDS]
 
 
 def make(family: str, variant: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
