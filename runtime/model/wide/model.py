@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from runtime.link.sampling import FilterRule
 from runtime.model.configuration import PublishedTensor
@@ -101,6 +102,8 @@ class WideModel(nn.Module):
         place = next(name for name, module in causal.named_modules() if module is self._body)
         if not place:
             raise NotServable("its layers and its head are not apart")
+        if convolution := next((each for each in self._body.modules() if isinstance(each, _ConvNd)), None):
+            raise NotServable(f"it has a convolution over tokens ({type(convolution).__name__}), which keeps a state")
         self._head = _without(causal, place.split("."))
         self.config = _names_of(config, causal, self.embedding)
         self._calls: list[LayerCall] = []
