@@ -121,7 +121,7 @@ class Engine:
             seed=given.seed,
             overwrite=converted(overwrite, bool, "overwrite"),
             on_trace_error=converted(on_trace_error, OnTraceError, "on_trace_error"),
-            drafts=None if drafts is None else checkpoint_of(drafts),
+            drafts=None if drafts is None else checkpoint_of(drafts, "drafts"),
         )
         return cls(opening, **options)
 

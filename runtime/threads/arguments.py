@@ -209,11 +209,11 @@ def path_of(value: object, name: str) -> Path:
         raise ValueError(f"{name} is {shown(value)}: {error}".rstrip(".") + ".") from None
 
 
-def checkpoint_of(value: object) -> str | Path:
-    """A checkpoint's name or path. Raises `ValueError` for what can be neither."""
+def checkpoint_of(value: object, name: str = "checkpoint") -> str | Path:
+    """A checkpoint's name or path. Raises `ValueError`, beginning with `name`, for what can be neither."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text or "\0" in text:
-        raise ValueError(f"checkpoint is {shown(value)}; give the name of one that comes along, or a directory.")
+        raise ValueError(f"{name} is {shown(value)}; give the name of one that comes along, or a directory.")
     return text if text is value else Path(text)
 
 

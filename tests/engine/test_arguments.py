@@ -212,6 +212,7 @@ async def test_numbers_of_other_libraries_are_converted(
         ("sampling", NO_STRUCTS),
         ("observer", NO_FUNCTIONS),
         ("checkpoint", [None, 1, b"countdown", "", "a\0b", []]),
+        ("drafts", [1, b"countdown", "", "a\0b", []]),
         *(
             (field, NO_COUNTS)
             for field in (
