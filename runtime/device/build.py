@@ -41,7 +41,7 @@ from runtime.device.speculation import Speculation
 from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError, PolicyError, described
 from runtime.link.commands import OnTraceError
-from runtime.model.served import ServedModel
+from runtime.model.served import Served, ServedModel
 from runtime.model.transformer import Transformer
 
 PARAMETERS_PER_THREAD = 100_000
@@ -133,11 +133,18 @@ def build_loop(
         vocab=model.specification.vocab_size,
         mean_recurrence=model.specification.mean_recurrence,
         most_iterations=most,
+        window=longest_window(model.specification),
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
     drafter = None if drafts is None else build_drafter(drafts, settings)
     chunk = settings.prefill_chunk
     return wire(backend, limits, chunk, recorder, observe, open_trace, on_trace_error, scheduler, drafter)
+
+
+def longest_window(own: Served) -> int | None:
+    """How many positions a token sees at most, in any layer; None where a layer sees all before it."""
+    windows = [own.attention(layer).window for layer in range(len(own.layers))]
+    return None if None in windows else max(window for window in windows if window is not None)
 
 
 def build_drafter(model: ServedModel, settings: EngineSettings) -> Drafter:
@@ -163,7 +170,7 @@ def wire(
     cache = backend.cache
     grouping = Grouping(chunk, matters=cache.slots < model.most_iterations)
     journal, queues, in_flight = Journal(recorder), Queues(), InFlight(cache.lanes)
-    memory = ThreadMemory(cache, backend.page_table, grouping, reuse=model.shares_prefixes)
+    memory = ThreadMemory(cache, backend.page_table, grouping, window=model.window, reuse=model.shares_prefixes)
     speculation = Speculation(
         journal, memory, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter
     )

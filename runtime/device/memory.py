@@ -20,8 +20,11 @@ AMPLE = 4
 class ThreadMemory:
     """Owns the page pool and the rows of the page table; the scheduler decides who gets what."""
 
-    def __init__(self, cache: CacheShape, page_table: Int32, grouping: Grouping, *, reuse: bool) -> None:
-        """`reuse` says whether prefixes are shared."""
+    def __init__(
+        self, cache: CacheShape, page_table: Int32, grouping: Grouping, *, window: int | None, reuse: bool
+    ) -> None:
+        """`window` is the number of positions that a token sees at most, None for all; `reuse` says whether prefixes
+        are shared."""
         self.page_size = cache.page_size
         self.pool = PagePool(cache.pages)
         self.copies: list[tuple[int, int]] = []
@@ -29,6 +32,7 @@ class ThreadMemory:
         self._table = page_table
         self._free_rows = list(range(cache.rows - 1, -1, -1))
         self._grouping = grouping
+        self._window = window
         self._reuse = reuse and grouping.chunk % cache.page_size == 0
         self._led: dict[bytes, Sequence] = {}
         """By key, who has a page of its prompt in flight that will be stored."""
@@ -49,6 +53,21 @@ class ThreadMemory:
         if sequence.row is not None:
             self._free_rows.append(sequence.row)
             sequence.row = sequence.state_at = None
+
+    def free_unseen(self, sequence: Sequence) -> None:
+        """Gives back the pages before every window of the tokens that a sequence has still to compute."""
+        first = self._first_seen(sequence.computed)
+        if first > sequence.freed:
+            self.release(sequence.pages[sequence.freed : first])
+            sequence.freed = first
+
+    def least_pages(self, sequence: Sequence, end: int) -> int:
+        """Pages that a sequence refers to at least, while positions up to `end` are computed."""
+        return math.ceil(end / self.page_size) - self._first_seen(sequence.computed)
+
+    def _first_seen(self, position: int) -> int:
+        """The first page that the token at a position, or one after it, sees."""
+        return 0 if self._window is None else max(0, position + 1 - self._window) // self.page_size
 
     def pages_needed(self, sequence: Sequence, end: int) -> int:
         """Pages to allocate before positions `sequence.computed .. end` can be written, a copied page included."""
@@ -109,12 +128,17 @@ class ThreadMemory:
 
     def clear(self, sequence: Sequence) -> int:
         """Takes all pages and the row from a sequence; its tokens stay. Returns how many pages it referred to."""
-        count = len(sequence.pages)
-        self.release(sequence.pages)
-        sequence.pages.clear()
-        sequence.computed = 0
+        count = self._start_over(sequence)
         self.take_row(sequence)
         return count
+
+    def _start_over(self, sequence: Sequence) -> int:
+        """Takes all pages from a sequence, whose tokens are to be computed again. Returns how many it referred to."""
+        held = sequence.held
+        self.release(held)
+        sequence.pages.clear()
+        sequence.freed = sequence.computed = 0
+        return len(held)
 
     def step_back(self, sequence: Sequence, position: int) -> None:
         """Makes a computed token, and all after it, be computed again, with those that it entered with where that
@@ -123,8 +147,10 @@ class ThreadMemory:
         self.release_unused(sequence)
 
     def release_unused(self, sequence: Sequence) -> None:
-        """Drops pages beyond what is computed."""
+        """Drops pages beyond what is computed; all of them where what is next would see some that were given back."""
         self.release(sequence.cut_pages(self.page_size))
+        if sequence.freed > self._first_seen(sequence.computed):
+            self._start_over(sequence)
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forgets a context's tokens from `length` on, and their pages."""
@@ -260,10 +286,11 @@ class ThreadMemory:
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
         """Raises `AssertionError` unless pages and rows are exactly those that `sequences`, all there are, hold."""
         threads = list(sequences)
-        self.pool.check_integrity(page for thread in threads for page in thread.pages)
+        self.pool.check_integrity(page for thread in threads for page in thread.held)
         rows = sorted([*self._free_rows, *(thread.row for thread in threads if thread.row is not None)])
         assert rows == list(range(len(self._table))), "rows are lost or doubled"
         for thread in threads:
             assert thread.computed <= len(thread.pages) * self.page_size
+            assert thread.freed <= self._first_seen(thread.computed), f"{thread.path} lacks what it sees"
             if thread.row is not None:
-                assert self._table[thread.row, : len(thread.pages)].tolist() == thread.pages
+                assert self._table[thread.row, thread.freed : len(thread.pages)].tolist() == thread.held

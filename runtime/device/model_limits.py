@@ -14,5 +14,7 @@ class ModelLimits(Struct, frozen=True, kw_only=True):
     """Token ids are below it."""
     mean_recurrence: int
     most_iterations: int
+    window: int | None = None
+    """How many positions a token sees at most; None for all before it."""
     shares_prefixes: bool
     """Whether equal prompts give equal states in every thread: not so where they start from noise."""

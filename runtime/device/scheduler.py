@@ -154,6 +154,7 @@ class Scheduler:
                 self.memory.step_back(sequence, sequence.carrying_from(sequence.computed) - 1)
             if sequence.computed < sequence.spans[0].end:
                 self._reuse_prefix(sequence)
+            self.memory.free_unseen(sequence)
             start, end = self._grouping.next_flight(sequence)
             end = min(end, sequence.needed)
             if not self._fits_pool(sequence, end):
@@ -194,7 +195,7 @@ class Scheduler:
 
     def _fits_pool(self, sequence: Sequence, end: int) -> bool:
         """Whether the pool could hold a context up to position `end`; a thread fails whose context it could not."""
-        needed = math.ceil(end / self.memory.page_size)
+        needed = self.memory.least_pages(sequence, end)
         if needed <= self.memory.pool.size:
             return True
         error = CapacityError(

@@ -116,9 +116,9 @@ class Chain:
 class Sequence:
     """State of one thread. The scheduler owns it; nothing here touches a tensor.
 
-    Invariants: tokens 0 .. computed - 1 are in `pages`; at most one flight, which starts at `computed`, and a
-    chain only behind a flight; `depths` knows the depth of every token that was ever computed in this context, also
-    after its pages were evicted.
+    Invariants: tokens 0 .. computed - 1 are in `pages`, but for those that no window reaches; at most one flight, which
+    starts at `computed`, and a chain only behind a flight; `depths` knows the depth of every token that was ever
+    computed in this context, also after its pages were evicted.
     """
 
     __slots__ = (
@@ -129,6 +129,7 @@ class Sequence:
         "depth",
         "depths",
         "flight",
+        "freed",
         "generate",
         "generate_start",
         "key",
@@ -166,6 +167,9 @@ class Sequence:
         self.depths = array("H")
         self.computed = 0
         self.pages: list[int] = []
+        """By number of the page; the first `freed` are no longer its own."""
+        self.freed = 0
+        """Leading pages that were given back, because no window of what is still to compute reaches them."""
         self.page_keys: list[bytes] = []
         """Content keys of the leading pages under `page_rule`, as far as they are known."""
         self.page_rule: PrefixRule | None = None
@@ -211,11 +215,17 @@ class Sequence:
         self.depths = parent.depths[:]
         self.computed = parent.computed
         self.pages = parent.pages[:]
+        self.freed = parent.freed
         self.page_keys = parent.page_keys[:]
         self.page_rule = parent.page_rule
         self.shareable = parent.shareable
         self.acceptance = parent.acceptance
         self.generate_start = len(self.tokens)
+
+    @property
+    def held(self) -> list[int]:
+        """The pages that it refers to."""
+        return self.pages[self.freed :]
 
     def received_in(self, start: int, end: int) -> int:
         """How many of the tokens `start .. end` were received rather than sampled."""
@@ -276,7 +286,7 @@ class Sequence:
     def cut_pages(self, page_size: int) -> list[int]:
         """Drops, and returns, pages beyond what is computed."""
         keep = math.ceil(self.computed / page_size)
-        dropped = self.pages[keep:]
+        dropped = self.pages[max(keep, self.freed) :]
         del self.pages[keep:]
         del self.page_keys[self.computed // page_size :]
         return dropped

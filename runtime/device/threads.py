@@ -95,7 +95,7 @@ class OpenThreads:
         )
         if parent is not None:
             sequence.inherit(parent)
-            self._memory.share(sequence.pages)
+            self._memory.share(sequence.held)
             self._queues.park(sequence)
 
     def extend(self, command: Extend) -> None:

@@ -66,8 +66,11 @@ class TorchAttention:
         for batch in _batches(memory, queries, slots, self.fixed_shape, rule.window):
             first, last = batch.members[:, 0], position[batch.members].amax(1)
             positions = batch.start[:, None] + torch.arange(batch.length, device=keys.device)
-            # Nobody has written what is beyond a group's last query: read that query's own entry in its place.
+            # Nobody has written what is beyond a group's last query, and what no query sees may be another's: read
+            # an entry that is seen in its place.
             seen = positions.minimum(last[:, None])
+            if rule.window is not None:
+                seen = seen.maximum((position[batch.members].amin(1) + 1 - rule.window).clamp(min=0)[:, None])
             columns = column + _slots_read(memory, row[first, None], seen, slot[first, None], slots)
             index = _flat_index(memory, row[first, None], seen, columns)
             distance = position[batch.members][..., None] - positions[:, None]
