@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from benchmarks import backends, cancelling, continuous, depthwise, fork, overhead, parked, peaks, speculation
+from benchmarks import backends, cancelling, continuous, depthwise, fork, overhead, parked, peaks, speculation, wide
 from benchmarks.machine import Environment
 from benchmarks.result import Report, Result, as_markdown, as_table
 from runtime.console import Printer, output_file, status_of, whole
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[int], Result]] = {
     "fork": partial(fork.measure, fork.Size()),
     "continuous": partial(continuous.measure, continuous.Size()),
     "speculation": partial(speculation.measure, speculation.Size()),
+    "wide": partial(wide.measure, wide.Size()),
 }
 
 

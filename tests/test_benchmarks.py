@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import backends, cancelling, continuous, depthwise, fork, models, overhead, parked, peaks, speculation
+from benchmarks import (
+    backends,
+    cancelling,
+    continuous,
+    depthwise,
+    fork,
+    models,
+    overhead,
+    parked,
+    peaks,
+    speculation,
+    wide,
+)
 from benchmarks.machine import cores, processor
 from benchmarks.result import Aim, Result, Spread
 from benchmarks.timing import in_turn, ratios
@@ -71,6 +83,11 @@ def test_peaks_are_found() -> None:
 def test_backends_give_equal_answers() -> None:
     result = sound(backends.measure(backends.Size(threads=(1, 3), prompt=5, tokens=4, depth=2), rounds=1))
     assert column(result, "equal answers") == ["1 of 1", "3 of 3"] * 2
+
+
+def test_a_model_under_two_names_says_the_same() -> None:
+    result = sound(wide.measure(wide.Size(threads=(3,), width=32, layers=2, prompt=5, tokens=6), rounds=1))
+    assert column(result, "equal answers") == ["3 of 3"]
 
 
 def test_trees_fall_at_every_size() -> None:

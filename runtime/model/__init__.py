@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.model.checkpoint import describe as describe
     from runtime.model.checkpoint import fingerprint as fingerprint
     from runtime.model.checkpoint import load_checkpoint as load_checkpoint
+    from runtime.model.checkpoint import load_served as load_served
     from runtime.model.checkpoint import resolve as resolve
     from runtime.model.checkpoint import save_checkpoint as save_checkpoint
     from runtime.model.configuration import ModelConfig as ModelConfig
