@@ -81,8 +81,8 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True):
     """Whether checkpoints hold the table of cosines and sines, which then counts."""
 
 
-def frequencies(rotary: Rotary, is_long: bool = False) -> Tensor:
-    """[width / 2] float32: radians a token; `is_long` for contexts beyond the original length, where that matters."""
+def frequencies(rotary: Rotary) -> Tensor:
+    """[width / 2] float32: radians a token; with LongRoPE, in contexts of at most the original length."""
     exponents = torch.arange(0, rotary.width, 2).float() / rotary.width
     plain = 1.0 / rotary.base**exponents
     match rotary.scaling:
@@ -92,8 +92,7 @@ def frequencies(rotary: Rotary, is_long: bool = False) -> Tensor:
             return _llama3(plain, scaling)
         case YarnScaling() as scaling:
             return _yarn(plain, rotary, scaling)
-        case LongScaling(short_factor=short, long_factor=long):
-            factors = long if is_long else short
+        case LongScaling(short_factor=factors):
             return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rotary.base**exponents)
         case _:
             return plain

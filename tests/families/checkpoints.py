@@ -57,6 +57,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "windows": {"sliding_window": WINDOW},
         "plain": {"sliding_window": None, "head_dim": 10},
         "yarn": {"sliding_window": WINDOW, "rope_parameters": {**YARN, "truncate": False}},
+        "longrope": {
+            "head_dim": 6,
+            "sliding_window": WINDOW,
+            "rope_parameters": {**LONG, "original_max_position_embeddings": 40},
+        },
     },
     "ministral": {
         "windows": {"sliding_window": WINDOW, "head_dim": 10},
@@ -122,6 +127,16 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "phi3": {
         "plain": {"num_key_value_heads": 4},
         "windows": {"sliding_window": WINDOW, "partial_rotary_factor": 0.5},
+        "longrope": {
+            "original_max_position_embeddings": 40,
+            "rope_parameters": {**LONG, "partial_rotary_factor": 0.75},
+            "sliding_window": 30,
+        },
+        "factor": {
+            "original_max_position_embeddings": 40,
+            "rope_parameters": {**LONG, "partial_rotary_factor": 0.75, "factor": 2.0},
+            "tie_word_embeddings": True,
+        },
     },
     "granite": {
         "plain": {},

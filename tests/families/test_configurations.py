@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from runtime.errors import CheckpointError
 from runtime.model.checkpoint import load_checkpoint
-from tests.families.checkpoints import ALTERNATING, FIRST, WINDOW, YARN, change_config, make, save
+from tests.families.checkpoints import ALTERNATING, CONTEXT, FIRST, LONG, WINDOW, YARN, change_config, make, save
 from tests.families.test_parity import logits_of, random_tokens, run_dense
 
 NEW_KEYS = ("rope_parameters", "layer_types")
@@ -88,6 +88,13 @@ def test_what_a_file_leaves_out_is_as_in_transformers(tmp_path: Path, family: st
     assert {layer.window for layer in own.layers} <= {None, getattr(config, "sliding_window", None)}
 
 
+@pytest.mark.parametrize("family", ["phi3", "mistral"])
+def test_contexts_end_where_rotations_would_change(tmp_path: Path, family: str) -> None:
+    """As LongRoPE changes them, of all positions, beyond the original length."""
+    own = load_checkpoint(save(tmp_path, make(family, "longrope"))).config.specification
+    assert own.max_context == 40 < CONTEXT
+
+
 REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("qwen2", {"use_sliding_window": 1}, ["use_sliding_window is 1", "true or false"]),
     ("qwen2", {"layer_types": ALTERNATING}, ["'sliding_attention'", "no sliding_window is given or used"]),
@@ -118,6 +125,9 @@ REFUSED: list[tuple[str, dict[str, Any], list[str]]] = [
     ("gemma3_text", {"query_pre_attn_scalar": 0}, ["query_pre_attn_scalar is 0", "at least 1"]),
     ("gemma3_text", {"layer_types": None, "sliding_window_pattern": 0}, ["sliding_window_pattern is 0"]),
     ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, ["'linear'", "default, longrope"]),
+    ("phi3", {"rope_parameters": {**LONG, "long_factor": [1.0]}}, ["short_factor has 3 numbers; expected 4"]),
+    ("phi3", {"rope_parameters": {**LONG, "short_factor": [1.0] * 4}}, ["long_factor has 3 numbers; expected 4"]),
+    ("phi3", {"rope_scaling": {"type": "su", "long_factor": [1.0] * 4}}, ["`short_factor`"]),
     ("phi3", {"partial_rotary_factor": 0.4}, ["partial_rotary_factor is 0.4", "even number"]),
     ("phi3", {"partial_rotary_factor": 1.5}, ["partial_rotary_factor is 1.5", "at most 1"]),
     ("granite", {"residual_multiplier": 0}, ["residual_multiplier is 0", "positive"]),

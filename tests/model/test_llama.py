@@ -270,7 +270,7 @@ def test_stop_tokens_are_the_declared_ones_and_no_others(tmp_path: Path) -> None
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor is 0.5", "1.0"]),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, ["partial_rotary_factor is 0.5", "1.0"]),
         ({"rope_parameters": {"rope_type": "su", "factor": 2.0}}, ["'su'", "default, linear, dynamic, llama3, yarn"]),
-        ({"rope_scaling": {"type": "longrope"}}, ["'longrope'", "default, linear, dynamic, llama3"]),
+        ({"rope_scaling": {"type": "longrope"}}, ["`short_factor`"]),
         ({"rope_scaling": "linear"}, ["rope_scaling is 'linear'", "JSON object"]),
         ({"rope_parameters": {"rope_type": "linear"}}, ["`factor`"]),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, ["> 0", "factor"]),

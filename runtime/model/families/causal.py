@@ -17,7 +17,7 @@ from torch import Tensor
 
 from runtime.model.configuration import PublishedTensor
 from runtime.model.families.causal_layers import all_full
-from runtime.model.families.causal_rotary import shared_rotary
+from runtime.model.families.causal_rotary import context_of, shared_rotary
 from runtime.model.families.causal_sizes import CausalSizes, read_sizes, with_defaults
 from runtime.model.published import expect
 from runtime.model.rotary import Rotary
@@ -174,6 +174,7 @@ def read_causal(path: Path, raw: Mapping[str, Any], family: CausalFamily) -> Cau
     }.items():
         expect(path, values, key, supported)
     sizes = read_sizes(path, values)
+    rotaries = family.rotaries(path, values, sizes)
     fields: dict[str, Any] = {
         "width": sizes.width,
         "heads": sizes.heads,
@@ -182,10 +183,10 @@ def read_causal(path: Path, raw: Mapping[str, Any], family: CausalFamily) -> Cau
         "mlp_width": sizes.mlp_width,
         "vocab_size": sizes.vocab_size,
         "table_rows": sizes.vocab_size,
-        "max_context": sizes.max_context,
+        "max_context": context_of(rotaries, sizes.max_context),
         "core_layers": sizes.layers,
         "layers": family.layers(path, values, sizes),
-        "rotaries": family.rotaries(path, values, sizes),
+        "rotaries": rotaries,
         "norms": NormPlaces(),
         "norm_eps": sizes.norm_eps,
         "attention_scale": sizes.head_dim**-0.5,

@@ -29,6 +29,7 @@ _SCALINGS: dict[str, type[RotaryScaling]] = {
     "dynamic": DynamicScaling,
     "llama3": Llama3Scaling,
     "yarn": YarnScaling,
+    "longrope": LongScaling,
 }
 _DEFAULT_BASE = 10_000.0
 
@@ -42,6 +43,20 @@ def shared_rotary(path: Path, values: Mapping[str, Any], sizes: CausalSizes) -> 
     parameters = shared_parameters(path, values)
     expect_whole(path, parameters, values)
     return (rotary_of(path, parameters, values, sizes.head_dim, sizes.max_context),)
+
+
+def context_of(rotaries: tuple[Rotary, ...], max_context: int) -> int:
+    """The longest context whose rotations do not depend on how long it is.
+
+    LongRoPE turns all positions of a context otherwise as soon as it outgrows the original length, so that whatever was
+    computed would have to be computed again.
+    """
+    lengths = [
+        rotary.scaling.original_max_position_embeddings
+        for rotary in rotaries
+        if isinstance(rotary.scaling, LongScaling)
+    ]
+    return min(max_context, *lengths) if lengths else max_context
 
 
 def expect_whole(path: Path, parameters: Mapping[str, Any], values: Mapping[str, Any]) -> None:
