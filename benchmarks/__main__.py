@@ -9,22 +9,37 @@ from functools import partial
 
 import msgspec
 
-from benchmarks import backends, cancelling, continuous, depthwise, fork, overhead, parked, peaks, speculation, wide
+from benchmarks import (
+    backends,
+    cancelling,
+    continuous,
+    depthwise,
+    early_exits,
+    fork,
+    overhead,
+    parked,
+    peaks,
+    speculation,
+    wide,
+)
 from benchmarks.machine import Environment
 from benchmarks.result import Report, Result, as_markdown, as_table
 from runtime.console import Printer, output_file, status_of, whole
 
-BENCHMARKS: dict[str, Callable[[int], Result]] = {
-    "depthwise": partial(depthwise.measure, depthwise.Size()),
-    "overhead": partial(overhead.measure, overhead.Size()),
-    "peaks": partial(peaks.measure, peaks.Size()),
-    "backends": partial(backends.measure, backends.Size()),
-    "parked": partial(parked.measure, parked.Size()),
-    "cancelling": partial(cancelling.measure, cancelling.Size()),
-    "fork": partial(fork.measure, fork.Size()),
-    "continuous": partial(continuous.measure, continuous.Size()),
-    "speculation": partial(speculation.measure, speculation.Size()),
-    "wide": partial(wide.measure, wide.Size()),
+BENCHMARKS: dict[str, tuple[Callable[[int], Result], ...]] = {
+    "depthwise": (
+        partial(depthwise.measure, depthwise.Size()),
+        partial(early_exits.measure, early_exits.Size()),
+    ),
+    "overhead": (partial(overhead.measure, overhead.Size()),),
+    "peaks": (partial(peaks.measure, peaks.Size()),),
+    "backends": (partial(backends.measure, backends.Size()),),
+    "parked": (partial(parked.measure, parked.Size()),),
+    "cancelling": (partial(cancelling.measure, cancelling.Size()),),
+    "fork": (partial(fork.measure, fork.Size()),),
+    "continuous": (partial(continuous.measure, continuous.Size()),),
+    "speculation": (partial(speculation.measure, speculation.Size()),),
+    "wide": (partial(wide.measure, wide.Size()),),
 }
 
 
@@ -43,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     printer, results, environment = Printer(), [], Environment.here()
     printer.print(f"{environment}\n", highlight=False, soft_wrap=True)
     for name in chosen.names or BENCHMARKS:
-        results.append(BENCHMARKS[name](chosen.rounds))
-        printer.print(as_table(results[-1]))
-        printer.print()
+        for measure in BENCHMARKS[name]:
+            results.append(measure(chosen.rounds))
+            printer.print(as_table(results[-1]))
+            printer.print()
     report = Report(environment=environment, rounds=chosen.rounds, results=tuple(results))
     if chosen.json is not None:
         chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
-from runtime.model import RavenConfig, Transformer, initialise, published_weights
+from runtime.model import ModelConfig, RavenConfig, Transformer, initialise, parse_config, published_weights
 
 VOCABULARY = 215
 """Tokens of the Countdown model."""
@@ -132,7 +133,38 @@ def uneven_with_prelude(most: int = 16, context: int = 256) -> Transformer:
     return model
 
 
-def _drawn(config: RavenConfig) -> Transformer:
+def looped(width: int, layers: int, loops: int, context: int = 256) -> Transformer:
+    """The layout of Ouro, with an exit gate that says of some tokens that they are done after one loop, of others that
+    they never are.
+
+    The embedding is so strong that the latent states of tokens stay apart, and the gate's weights so large that it is
+    sure of most.
+    """
+    model = _drawn(
+        parse_config(
+            Path("config.json"),
+            {
+                "model_type": "ouro",
+                "hidden_size": width,
+                "num_attention_heads": 4,
+                "intermediate_size": 11 * width // 4,
+                "vocab_size": VOCABULARY,
+                "num_hidden_layers": layers,
+                "max_position_embeddings": context,
+                "total_ut_steps": loops,
+                "tie_word_embeddings": False,
+            },
+        )
+    )
+    assert model.exit_gate is not None
+    with torch.no_grad():
+        model.embedding.weight.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(1))
+        model.exit_gate.weight.normal_(0.0, 2 * width**-0.5, generator=torch.Generator().manual_seed(2))
+        model.exit_gate.bias.fill_(-1.0)
+    return model
+
+
+def _drawn(config: ModelConfig) -> Transformer:
     model = Transformer(config)
     initialise(model, torch.Generator().manual_seed(0))
     return model.eval()

@@ -15,6 +15,7 @@ from benchmarks import (
     cancelling,
     continuous,
     depthwise,
+    early_exits,
     fork,
     models,
     overhead,
@@ -57,6 +58,16 @@ def test_depthwise_compares_equal_work() -> None:
     assert isinstance(ticks, float)
     assert bound > 1, "exit depths do not spread"
     assert ticks <= bound + 1e-9, "depth-wise batching beat its bound"
+
+
+def test_early_exits_spread() -> None:
+    size = early_exits.Size(threads=(4,), width=32, layers=1, tokens=8)
+    result = sound(early_exits.measure(size, rounds=1))
+    ((mean,), (bound,)) = column(result, "mean depth"), column(result, result.columns[2])
+    assert isinstance(mean, float)
+    assert isinstance(bound, float)
+    assert 1 < mean < size.loops
+    assert 1 < bound < size.loops / mean, "what is done once a token saves nothing"
 
 
 def test_overhead_repeats_the_same_ticks() -> None:
@@ -161,7 +172,7 @@ def test_command_prints_tables_and_writes_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     size = backends.Size(threads=(2,), prompt=5, tokens=3, wide=False)
-    monkeypatch.setitem(command.BENCHMARKS, "backends", lambda rounds: backends.measure(size, rounds))
+    monkeypatch.setitem(command.BENCHMARKS, "backends", (lambda rounds: backends.measure(size, rounds),))
     files = ["--json", str(tmp_path / "found.json"), "--markdown", str(tmp_path / "found.md")]
     assert command.main(["backends", "--rounds", "1", *files]) == 0
     printed = capsys.readouterr().out
