@@ -65,7 +65,9 @@ def test_threads_forks_and_evictions_say_what_transformers_generates(tmp_path: P
     reference.save_pretrained(tmp_path)
     expected = [generated(reference, prompt) for prompt in prompts()]
     assert len({token for tokens in expected for token in tokens}) > 8, "what is said is to vary"
-    parents, children, recomputed = anyio.run(lambda: said(tmp_path))
+    # Threads of models all of whose layers have windows hold few pages.
+    pages = 12 if model_type in ("mixtral", "starcoder2") else PAGES["num_pages"]
+    parents, children, recomputed = anyio.run(lambda: said(tmp_path, num_pages=pages))
     assert parents == expected
     assert children == expected
     assert recomputed > 0, "memory is to run short"
