@@ -146,23 +146,24 @@ CALLS: list[tuple[Call, dict[str, list[object]]]] = [
     (first, {"children": NO_CHILDREN, "accept": NO_FUNCTIONS, "append": NO_FLAGS}),
     (as_completed, {"children": NO_CHILDREN}),
 ]
-PARAMETERS = [(call, name) for call, arguments in CALLS for name in arguments]
 Made = TypeVar("Made")
 UNNAMED = {"prompt": "text", "message": "text"}
 """Arguments that are told about under another name."""
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize(("call", "name"), PARAMETERS, ids=[f"{call.__name__}-{name}" for call, name in PARAMETERS])
-async def test_a_wrong_value_is_its_callers_error(engine: Engine, call: Call, name: str) -> None:
-    values = dict(CALLS)[call][name]
-    for value in values:
-        async with engine.thread([1, 2, 3]) as thread:
-            with pytest.raises(ValueError, match=rf"\b{UNNAMED.get(name, name)}\b.*[^.]\.$"):
-                await call(engine, thread, {name: value})
-            assert thread.tokens == (1, 2, 3)
-            assert not len(thread.children)
-    assert await works(engine)
+@pytest.mark.parametrize(("call", "arguments"), CALLS, ids=[call.__name__ for call, _ in CALLS])
+async def test_a_wrong_value_is_its_callers_error(
+    engine: Engine, call: Call, arguments: dict[str, list[object]]
+) -> None:
+    for name, values in arguments.items():
+        for value in values:
+            async with engine.thread([1, 2, 3]) as thread:
+                with pytest.raises(ValueError, match=rf"\b{UNNAMED.get(name, name)}\b.*[^.]\.$"):
+                    await call(engine, thread, {name: value})
+                assert thread.tokens == (1, 2, 3)
+                assert not len(thread.children)
+        assert await works(engine)
 
 
 def of(kind: Callable[..., Made], *numbers: object, **named: object) -> Made:
@@ -189,14 +190,12 @@ RIGHT: list[tuple[Call, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "given"), RIGHT)
-async def test_numbers_of_other_libraries_are_converted(
-    engine: Engine, call: Call, given: dict[str, Any], anyio_backend: str
-) -> None:
-    async with engine.thread([1, 2, 3]) as thread:
-        await call(engine, thread, given)
-        await thread.join(append=False)
-    assert await works(engine)
+async def test_numbers_of_other_libraries_are_converted(engine: Engine) -> None:
+    for call, given in RIGHT:
+        async with engine.thread([1, 2, 3]) as thread:
+            await call(engine, thread, given)
+            await thread.join(append=False)
+        assert await works(engine)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

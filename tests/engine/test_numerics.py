@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Fixed
-from runtime import Engine, EngineSettings, NumericalError, Sampling
+from runtime import Engine, EngineSettings, NumericalError, ReasoningThread, Sampling
 from runtime.link.commands import Extend, Finished, Generate, OpenThread
 from runtime.model.transformer import Transformer
 from tests.engine.solo import Solo
@@ -73,33 +74,27 @@ async def test_any_positive_temperature_is_one_that_can_be_drawn_with(llama: Pat
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("is_streamed", [False, True])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.1), Sampling(logprobs=2)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", BACKENDS)
-async def test_logits_that_are_not_finite_end_their_own_thread(
-    counting: Path, backend: Any, dtype: Any, sampling: Sampling, is_streamed: bool
-) -> None:
-    async with (
-        Engine.open(counting, backend=backend, dtype=dtype, **SIZES) as engine,
-        engine.thread([LAST_GOOD + 1]) as other,
-        engine.thread([2]) as thread,
-    ):
-        shown: list[int] = []
+async def test_logits_that_are_not_finite_end_their_own_thread(counting: Path, backend: Any, dtype: Any) -> None:
+    async def fail(thread: ReasoningThread, sampling: Sampling, is_streamed: bool, shown: list[int]) -> None:
+        if not is_streamed:
+            await thread.generate(12, sampling=sampling)
+        async for chunk in thread.stream(12, sampling=sampling):
+            shown.extend(chunk.tokens)
 
-        async def fail() -> None:
-            if not is_streamed:
-                await thread.generate(12, sampling=sampling)
-            async for chunk in thread.stream(12, sampling=sampling):
-                shown.extend(chunk.tokens)
-
-        message = rf"thread \({thread.path[0]},\): the logits for the token at position {LAST_GOOD - 1} are not"
-        with pytest.raises(NumericalError, match=message):
-            await fail()
-        assert shown == (list(range(3, LAST_GOOD + 1)) if is_streamed else [])
-        assert thread.tokens == (2, *shown)
-        said = await other.generate(4, sampling=sampling)
-        assert said.tokens == tuple(range(LAST_GOOD + 2, LAST_GOOD + 6))
+    samplings = (Sampling(), Sampling(temperature=0.1), Sampling(logprobs=2))
+    async with Engine.open(counting, backend=backend, dtype=dtype, **SIZES) as engine:
+        for sampling, is_streamed in itertools.product(samplings, (False, True)):
+            async with engine.thread([LAST_GOOD + 1]) as other, engine.thread([2]) as thread:
+                shown: list[int] = []
+                position = rf"the logits for the token at position {LAST_GOOD - 1} are not"
+                with pytest.raises(NumericalError, match=rf"thread \({thread.path[0]},\): {position}"):
+                    await fail(thread, sampling, is_streamed, shown)
+                assert shown == (list(range(3, LAST_GOOD + 1)) if is_streamed else [])
+                assert thread.tokens == (2, *shown)
+                said = await other.generate(4, sampling=sampling)
+                assert said.tokens == tuple(range(LAST_GOOD + 2, LAST_GOOD + 6))
 
 
 @pytest.mark.anyio
