@@ -200,12 +200,16 @@ CASES: dict[str, list[Case]] = {
 }
 
 
+STARTED_BY_THE_RUNTIME = {"runtime.chat.rendering"}
+"""Programs that talk with the process that starts them, and that nobody types."""
+
+
 def commands() -> list[str]:
     """All modules of the repository that do something when they are run."""
     files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     found = [path for path in files if '__name__ == "__main__"' in path.read_text().split("\n\n\n")[-1]]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in found]
-    return [name.removesuffix(".__main__") for name in names]
+    return [command for name in names if (command := name.removesuffix(".__main__")) not in STARTED_BY_THE_RUNTIME]
 
 
 @pytest.fixture
