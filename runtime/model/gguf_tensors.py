@@ -92,6 +92,9 @@ def read_numbers(header: GgufHeader, place: TensorPlace) -> NDArray[np.float32]:
         raise CheckpointError(f"{header.path}: cannot be read ({error}). Check its permissions and disk.") from error
     if stored.size != place.size:
         raise CheckpointError(f"{header.path}: became shorter while it was read; copy it again.")
+    if not place.size:
+        # A damaged file may say so; what needs the tensor refuses its shape.
+        return np.zeros(place.shape, np.float32)
     rows = stored.reshape(*place.shape[:-1], -1)
     try:
         # Numbers that are not finite are refused where all weights are looked at.
