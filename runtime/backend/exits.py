@@ -12,6 +12,7 @@ from torch import Tensor
 from policies import DepthPolicy, DepthView, exit_rule
 from runtime.backend.interface import Bool, Entering, Int32, Int64
 from runtime.backend.lanes import Lanes
+from runtime.model.served import Served
 
 Finish = Callable[[Int64, Bool], Tensor]
 """Runs the coda over lanes and returns the logits of those marked; see `TorchBackend`."""
@@ -57,6 +58,12 @@ class TickExits:
 
 KEPT = 16
 """Policies without threads whose memory is kept, because the next thread is likely to follow one of them."""
+
+
+def check_readable(policy: DepthPolicy, specification: Served) -> None:
+    """Raises `ValueError` for a policy that reads what a model has not."""
+    if policy.reads == "gate" and not specification.exit_gate:
+        raise ValueError(f"{policy!r} reads an exit gate, and the model has none; use LatentDiff, say.")
 
 
 class ExitTests:

@@ -13,7 +13,6 @@ class GateSums:
         """[lanes] float32: p_1 + ... + p_r after r iterations."""
         self._going_on = going_on
         """[lanes] float32: (1 - l_1) ... (1 - l_r)."""
-        self._before = self._going_on[:0].long(), self.exit_probability[:0], self._going_on[:0]
 
     def begin(self, lanes: Tensor) -> None:
         """For tokens that enter in lanes [n]."""
@@ -22,13 +21,14 @@ class GateSums:
 
     def add(self, lanes: Tensor, gates: Tensor) -> None:
         """After an iteration of lanes [n] at which the gate says `gates` [n]."""
-        total, going_on = self.exit_probability[lanes], self._going_on[lanes]
-        self._before = lanes, total, going_on
-        self.exit_probability[lanes] = total + gates * going_on
+        going_on = self._going_on[lanes]
+        self.exit_probability[lanes] += gates * going_on
         self._going_on[lanes] = going_on * (1 - gates)
 
-    def undo(self) -> None:
-        """Forgets the last `add`, unless that was done already."""
-        lanes, total, going_on = self._before
-        self.exit_probability[lanes], self._going_on[lanes] = total, going_on
-        self._before = lanes[:0], total[:0], going_on[:0]
+    def copy(self, lanes: Tensor) -> tuple[Tensor, Tensor]:
+        """What is known of lanes [n], for `restore`."""
+        return self.exit_probability[lanes], self._going_on[lanes]
+
+    def restore(self, lanes: Tensor, copied: tuple[Tensor, Tensor]) -> None:
+        """Makes of lanes [n] what they were when they were copied."""
+        self.exit_probability[lanes], self._going_on[lanes] = copied

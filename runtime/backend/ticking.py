@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policies import DepthPolicy
-from runtime.backend.exits import ExitTests, TickExits
+from runtime.backend.exits import ExitTests, TickExits, check_readable
 from runtime.backend.gate_sums import GateSums
 from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
 from runtime.backend.lanes import Lanes
@@ -52,8 +52,8 @@ class LaneBackend(ABC):
         self._exits = ExitTests(cache.lanes, specification.width, specification.vocab_size, device)
         gate_sums = GateSums(*torch.zeros(2, cache.lanes, device=device))
         self._gate_sums = gate_sums if specification.exit_gate else None
-        self._before: tuple[Tensor, Tensor] | None = None
-        """The lanes that iterate in this tick, and their states before it."""
+        self._before: tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None] | None = None
+        """The lanes that iterate in this tick, and their states and what their exit gate has said before it."""
 
     @property
     def cache(self) -> CacheShape:
@@ -64,8 +64,7 @@ class LaneBackend(ABC):
         return self._table
 
     def register(self, policy: DepthPolicy) -> int:
-        if policy.reads == "gate" and not self._specification.exit_gate:
-            raise ValueError(f"{policy!r} reads an exit gate, and the model has none; use LatentDiff, say.")
+        check_readable(policy, self._specification)
         return self._exits.register(policy)
 
     def release(self, index: int) -> None:
@@ -103,10 +102,10 @@ class LaneBackend(ABC):
             lanes.leave(tick.entering.lane)
             lanes.age[:] = age
             if self._before is not None:
-                active, state = self._before
+                active, state, gates = self._before
                 self._state[active] = state
-            if self._gate_sums is not None:
-                self._gate_sums.undo()
+                if self._gate_sums is not None and gates is not None:
+                    self._gate_sums.restore(active, gates)
             raise
 
     # ---- what a subclass computes -----------------------------------------------------------------------------------
@@ -156,10 +155,10 @@ class LaneBackend(ABC):
         occupied = occupied[np.lexsort((lanes.position[occupied], lanes.row[occupied]))]
         active = occupied[lanes.age[occupied] < lanes.bound[occupied]]
         at = self._on_device(active)
-        self._before = at, self._state[at]
+        gates = self._gate_sums
+        self._before = at, self._state[at], gates.copy(at) if gates is not None else None
         self._iterate(active)
         lanes.age[occupied] += 1
-        gates = self._gate_sums
         if gates is not None:
             gates.add(at, self._gates(active))
         exits = self._exits.run(lanes, active, self._state, self._logits, gates.exit_probability if gates else None)

@@ -16,6 +16,7 @@ import torch
 from policies import DepthPolicy, Fixed
 from policies.conversion import Count, converted
 from runtime.backend.attention import PagedAttention
+from runtime.backend.exits import check_readable
 from runtime.backend.interface import Backend, CacheShape, TickResult
 from runtime.backend.torch.attention import TorchAttention
 from runtime.backend.torch.backend import TorchBackend
@@ -116,8 +117,10 @@ def build_loop(
     it if it fails. `open_trace` opens the traces that are asked for later. `observe` sees every tick's
     result before it is committed.
     """
-    if policy.reads == "gate" and not model.specification.exit_gate:
-        raise PolicyError(f"{policy!r} reads an exit gate, and the model has none; use LatentDiff, say.")
+    try:
+        check_readable(policy, model.specification)
+    except ValueError as error:
+        raise PolicyError(str(error)) from error
     most = most_iterations(model, settings, policy)
     state_std = 0.0 if settings.initial_state == "zero" else model.specification.state_std
     cache = cache_shape(model, settings, most)

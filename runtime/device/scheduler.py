@@ -265,27 +265,37 @@ class Scheduler:
         rows = zip(
             result.lane.tolist(), result.depth.tolist(), result.token.tolist(), result.logprob.tolist(), strict=True
         )
-        left = {row[0]: (index, row) for index, row in enumerate(rows)}
-        for lane in left:
+        row_of: dict[int, int] | None = None
+        for row, (lane, depth, token, logprob) in enumerate(rows):
             leaving = self.in_flight.in_lane(lane)
-            while leaving is not None:
-                index, (_, depth, token, logprob) = left[lane]
-                try:
-                    self._arrive(leaving, result, index, depth, token, logprob)
-                except Exception as cause:
-                    self._generates.fail_unforeseen(leaving, cause)
-                # A guess that was right has left in the same tick.
-                flight = leaving.flight
-                if flight is None or flight.last_lane not in left:
+            if leaving is None:
+                continue
+            self._arrive(leaving, result, row, depth, token, logprob)
+            while leaving.flight is not None:
+                # A draft that was right goes on, or, as a guess of another model, has left in the same tick.
+                if row_of is None:
+                    row_of = {each: index for index, each in enumerate(result.lane.tolist())}
+                guess = row_of.get(leaving.flight.last_lane)
+                if guess is None:
                     break
-                lane = flight.last_lane
+                said = result.depth[guess], result.token[guess], result.logprob[guess]
+                self._arrive(leaving, result, guess, *(number.item() for number in said))
         for lane, token in zip(result.drafting.tolist(), result.drafted.tolist(), strict=True):
             self._speculation.take_draft(lane, token)
 
     def _arrive(
         self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int, logprob: float
     ) -> None:
-        """Takes in a flight that left with row `index` of a tick's result; the thread goes on if its generate does."""
+        """Takes in a flight that left with row `index` of a tick's result; what fails of that ends the generate."""
+        try:
+            self._take_in(sequence, result, index, depth, token, logprob)
+        except Exception as cause:
+            self._generates.fail_unforeseen(sequence, cause)
+
+    def _take_in(
+        self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int, logprob: float
+    ) -> None:
+        """Takes in a flight that left; the thread goes on if its generate does."""
         flight = sequence.flight
         assert flight is not None
         run = result.runs.get(flight.last_lane) if result.runs else None

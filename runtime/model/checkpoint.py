@@ -35,7 +35,7 @@ from runtime.model.files import replace_file, replacing
 from runtime.model.generation_file import Generation, inside_vocabulary, read_generation
 from runtime.model.gguf_file import GgufFile, open_gguf
 from runtime.model.gguf_header import is_gguf
-from runtime.model.parameters import is_derived, published_weights
+from runtime.model.parameters import derived_names, published_weights
 from runtime.model.published import holds, is_directory, read_bytes
 from runtime.model.served import ServedModel
 from runtime.model.tokenizer import Tokenizer
@@ -178,7 +178,7 @@ def save_checkpoint(
         raise ValueError(f"the model's dtype is {dtype}; supported are {', '.join(map(str, DTYPES))}.")
     # Copies, because safetensors refuses tensors that share memory, as the parts of a fused matrix do.
     tensors = {name: tensor.cpu().clone() for name, tensor in published_weights(model).items()}
-    tensors = {name: tensor.float() if is_derived(model, name) else tensor for name, tensor in tensors.items()}
+    tensors |= {name: tensors[name].float() for name in derived_names(model)}
     generation = {"_from_model_config": True, **({"eos_token_id": sorted(eos)} if eos else {})}
     directory.mkdir(parents=True, exist_ok=True)
     # The references' loaders want the format in the metadata.

@@ -36,11 +36,12 @@ def own_tensor(model: ServedModel, name: str) -> Tensor:
 
 def initialise(model: Transformer, generator: torch.Generator) -> None:
     """Draws fresh weights as the reference implementation of the model's family does."""
+    derived = derived_names(model)
     for name, tensor in published_weights(model).items():
-        if not is_derived(model, name):
+        if name not in derived:
             model.config.draw(name, tensor, generator)
 
 
-def is_derived(model: Transformer, name: str) -> bool:
-    """Whether a published tensor follows from the configuration: it is computed, and stays float32."""
-    return any(tensor.name == name and tensor.is_optional for tensor in model.config.published_tensors())
+def derived_names(model: Transformer) -> frozenset[str]:
+    """Published tensors that follow from the configuration: they are computed, and stay float32."""
+    return frozenset(tensor.name for tensor in model.config.published_tensors() if tensor.is_optional)

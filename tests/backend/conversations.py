@@ -24,7 +24,7 @@ from runtime.link.commands import CloseThread, Extend, Failed, Finished, Generat
 from runtime.link.sampling import Sampling
 from runtime.model.architecture import parse_config
 from runtime.model.families.raven import RavenConfig
-from runtime.model.parameters import initialise, is_derived, published_weights
+from runtime.model.parameters import derived_names, initialise, published_weights
 from runtime.model.specification import Specification
 from runtime.model.transformer import Transformer
 
@@ -40,8 +40,9 @@ def sharpened(model: Transformer, seed: int) -> Transformer:
     """Random weights of which every one matters, so that tokens vary and nothing can be left out unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     initialise(model, generator)
+    derived = derived_names(model)
     for name, parameter in published_weights(model).items():
-        if is_derived(model, name):
+        if name in derived:
             continue
         if parameter.dim() == 1 and "bias" not in name:
             parameter.uniform_(0.5, 1.5, generator=generator)

@@ -20,7 +20,7 @@ from tests.engine.speculating import (
     only,
     solo_over,
 )
-from tests.engine.test_programs import MOST, PAGE, PAGES_FOR_ONE, SAMPLINGS, Program, prompts, say_alone
+from tests.engine.test_programs import MOST, PAGE, PAGES_FOR_ONE, SAMPLINGS, Program, one_operation, prompts, say_alone
 
 policies = st.one_of(
     st.builds(
@@ -39,19 +39,7 @@ beginnings = st.lists(
     st.tuples(policies, prompts, st.integers(2, 40), st.sampled_from(SAMPLINGS)), min_size=1, max_size=6
 )
 
-operations = st.lists(
-    st.one_of(
-        st.tuples(st.just("open"), policies, prompts),
-        st.tuples(st.just("extend"), st.integers(0, 9), prompts),
-        st.tuples(st.just("generate"), st.integers(0, 9), st.integers(1, 20), st.sampled_from(SAMPLINGS)),
-        st.tuples(st.just("generate"), st.integers(0, 9), st.integers(1, 20), st.sampled_from(SAMPLINGS)),
-        st.tuples(st.just("fork"), st.integers(0, 9)),
-        st.tuples(st.just("interrupt"), st.integers(0, 9), st.integers(0, 6)),
-        st.tuples(st.just("close"), st.integers(0, 9)),
-        st.tuples(st.just("advance"), st.integers(1, 12)),
-    ),
-    max_size=24,
-)
+operations = st.lists(one_operation(policies, most_tokens=20), max_size=24)
 
 
 @st.composite

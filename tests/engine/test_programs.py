@@ -168,17 +168,29 @@ prompts = st.one_of(
     # Whole pages, which an evicted thread finds again up to its first sampled token.
     st.sampled_from([PAGE, 2 * PAGE, 3 * PAGE]).map(lambda length: tuple(range(length))),
 )
-operations = st.lists(
-    st.one_of(
-        st.tuples(st.just("open"), st.sampled_from([*POLICIES, FailsAtTest(), FailsAtBound()]), prompts),
-        st.tuples(st.just("open"), st.sampled_from(POLICIES), prompts),
+
+
+def one_operation(policies: st.SearchStrategy[DepthPolicy], *, most_tokens: int) -> st.SearchStrategy[Any]:
+    """What a program does next with one of its threads, or to begin another."""
+    generate = st.tuples(
+        st.just("generate"), st.integers(0, 9), st.integers(1, most_tokens), st.sampled_from(SAMPLINGS)
+    )
+    return st.one_of(
+        st.tuples(st.just("open"), policies, prompts),
         st.tuples(st.just("extend"), st.integers(0, 9), prompts),
-        st.tuples(st.just("generate"), st.integers(0, 9), st.integers(1, 12), st.sampled_from(SAMPLINGS)),
-        st.tuples(st.just("generate"), st.integers(0, 9), st.integers(1, 12), st.sampled_from(SAMPLINGS)),
+        generate,
+        generate,
         st.tuples(st.just("fork"), st.integers(0, 9)),
         st.tuples(st.just("interrupt"), st.integers(0, 9), st.integers(0, 6)),
         st.tuples(st.just("close"), st.integers(0, 9)),
         st.tuples(st.just("advance"), st.integers(1, 12)),
+    )
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("open"), st.sampled_from([*POLICIES, FailsAtTest(), FailsAtBound()]), prompts),
+        one_operation(st.sampled_from(POLICIES), most_tokens=12),
     ),
     min_size=3,
     max_size=30,

@@ -21,7 +21,7 @@ from runtime.backend.torch.cuda_graphs import GraphedBackend
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from runtime.model.parameters import is_derived, published_weights
+from runtime.model.parameters import derived_names, published_weights
 from runtime.model.replacement import replace_weights
 from runtime.model.transformer import Transformer
 from tests.backend import conversations
@@ -57,7 +57,8 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def weights_of(model: Transformer) -> Weights:
-    return {name: tensor.clone() for name, tensor in published_weights(model).items() if not is_derived(model, name)}
+    derived = derived_names(model)
+    return {name: tensor.clone() for name, tensor in published_weights(model).items() if name not in derived}
 
 
 async def say(engine: Engine) -> tuple[tuple[object, ...], ...]:

@@ -7,23 +7,12 @@ import pytest
 
 from runtime import ChildStatus, Engine, ReasoningThread
 from tests.runtime_loop.scripted import ScriptedDevice
-from tests.runtime_loop.scripted_core import assert_all_closed, counting
+from tests.runtime_loop.scripted_core import assert_all_closed
 
-from .engines import engine_on
 from .programs import fails, says
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def device() -> ScriptedDevice:
-    return ScriptedDevice(counting)
-
-
-@pytest.fixture
-def engine(device: ScriptedDevice) -> Engine:
-    return engine_on(device, records=True)
 
 
 async def test_the_status_says_how_far_it_has_come(device: ScriptedDevice, engine: Engine) -> None:

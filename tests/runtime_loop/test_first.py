@@ -10,23 +10,12 @@ from runtime import Answer, Engine, ReasoningThread
 from runtime.link.commands import CloseThread
 from runtime.link.events import Joined, ThreadEnded
 from tests.runtime_loop.scripted import ScriptedDevice
-from tests.runtime_loop.scripted_core import assert_all_closed, counting
+from tests.runtime_loop.scripted_core import assert_all_closed
 
-from .engines import engine_on
 from .programs import fails, says
 from .turns import turn
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def device() -> ScriptedDevice:
-    return ScriptedDevice(counting)
-
-
-@pytest.fixture
-def engine(device: ScriptedDevice) -> Engine:
-    return engine_on(device, records=True)
 
 
 async def test_the_others_are_cancelled(device: ScriptedDevice, engine: Engine) -> None:

@@ -20,16 +20,6 @@ from .turns import turn
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def device() -> ScriptedDevice:
-    return ScriptedDevice(counting)
-
-
-@pytest.fixture
-def engine(device: ScriptedDevice) -> Engine:
-    return engine_on(device, records=True)
-
-
 async def test_all_are_appended_in_spawn_order(device: ScriptedDevice, engine: Engine) -> None:
     late = anyio.Event()
     async with engine, engine.thread("a") as root:

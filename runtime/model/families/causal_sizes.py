@@ -48,21 +48,32 @@ def read_sizes(path: Path, values: Mapping[str, Any]) -> CausalSizes:
 
     Raises `CheckpointError`, naming the file and the key, for sizes that are missing, or that no model has.
     """
-    width, heads = values.get("hidden_size"), values.get("num_attention_heads")
-    if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-        values = {"num_key_value_heads": heads, "head_dim": width // heads, **values}
+    values = with_derived_heads(values, width="hidden_size", heads="num_attention_heads")
     try:
         sizes = msgspec.convert(values, CausalSizes)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: {error}.") from error
-    if sizes.heads % sizes.kv_heads:
-        raise CheckpointError(
-            f"{path}: num_attention_heads is {sizes.heads}; expected a multiple of num_key_value_heads, "
-            f"{sizes.kv_heads}."
-        )
-    if sizes.head_dim % 2:
-        raise CheckpointError(f"{path}: head_dim is {sizes.head_dim}; rotary positions need an even one.")
+    check_heads(path, sizes.heads, sizes.kv_heads, sizes.head_dim, key="num_attention_heads")
     return sizes
+
+
+def check_heads(path: Path, heads: int, kv_heads: int, head_dim: int, *, key: str) -> None:
+    """Raises `CheckpointError`, naming the file and the key, for heads that cannot share keys, or be rotated.
+
+    `key` is what the file calls the number of heads.
+    """
+    if heads % kv_heads:
+        raise CheckpointError(f"{path}: {key} is {heads}; expected a multiple of num_key_value_heads, {kv_heads}.")
+    if head_dim % 2:
+        raise CheckpointError(f"{path}: head_dim is {head_dim}; rotary positions need an even one.")
+
+
+def with_derived_heads(values: Mapping[str, Any], *, width: str, heads: str) -> dict[str, Any]:
+    """The values of a file with what follows, where it says nothing else, from its `width` and `heads` keys."""
+    size, count = values.get(width), values.get(heads)
+    if not (isinstance(size, int) and isinstance(count, int) and count > 0):
+        return dict(values)
+    return {"num_key_value_heads": count, "head_dim": size // count, **values}
 
 
 def flag(path: Path, values: Mapping[str, Any], key: str, default: bool = False) -> bool:

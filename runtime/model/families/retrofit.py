@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from runtime.errors import CheckpointError
 from runtime.model.configuration import PublishedTensor
 from runtime.model.families.causal_rotary import rotary_of, shared_parameters
+from runtime.model.families.causal_sizes import check_heads, with_derived_heads
 from runtime.model.families.raven import KEYS, MODEL_TYPE, SUPPORTED, blocks, fused_matrices
-from runtime.model.published import expect, shown
+from runtime.model.published import expect
 from runtime.model.specification import (
     Count,
     Layers,
@@ -141,21 +142,13 @@ def read_retrofit(path: Path, raw: Mapping[str, Any], kind: Kind) -> RetrofitCon
     expect(path, values, "initial_state_mode", "random")
     # Whatever tie_embeddings says, the head is a tensor of its own.
     expect(path, values, "tie_word_embeddings", False)
-    width, heads = values.get("n_embd"), values.get("n_heads")
-    if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-        values = {"num_key_value_heads": heads, "head_dim": width // heads, **values}
+    values = with_derived_heads(values, width="n_embd", heads="n_heads")
     values = {"max_position_embeddings": raw.get("block_size"), **values}
     try:
         keys = msgspec.convert(values, _Keys)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: {error}.") from error
-    if keys.n_heads % keys.num_key_value_heads:
-        raise CheckpointError(
-            f"{path}: n_heads is {keys.n_heads}; expected a multiple of num_key_value_heads, "
-            f"{keys.num_key_value_heads}."
-        )
-    if keys.head_dim % 2:
-        raise CheckpointError(f"{path}: head_dim is {shown(keys.head_dim)}; rotary positions need an even one.")
+    check_heads(path, keys.n_heads, keys.num_key_value_heads, keys.head_dim, key="n_heads")
     rows = keys.padded_vocab_size or keys.vocab_size
     rotary = rotary_of(path, shared_parameters(path, values), values, keys.head_dim, keys.max_position_embeddings)
     layers = keys.n_layers_in_prelude + keys.n_layers_in_recurrent_block + keys.n_layers_in_coda
