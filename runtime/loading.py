@@ -47,7 +47,7 @@ def open_device(
     drafts: str | Path | None = None,
 ) -> Opened:
     """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
-    first time on a machine, native code is compiled, for about a quarter of a minute.
+    first time on a machine, native code is compiled, for about half a minute.
 
     Raises `CheckpointError` for what cannot be loaded, `CapacityError` and `ValueError` for settings that the machine
     cannot meet, and `TraceError` for a trace that cannot be written.
