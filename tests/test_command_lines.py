@@ -188,7 +188,7 @@ CASES: dict[str, list[Case]] = {
         (["{torn_run}"], "metrics.jsonl"),
     ],
     "traces": [
-        ([], "show|replay|export"),
+        ([], "show|"),
         (["list"], "list"),
         *(([command, f"{{{name}}}"], name) for command in ("show", "export") for name in ("missing", "empty", "torn")),
         *((["replay", *verify, "{directory}"], "directory") for verify in ([], ["--verify"])),
