@@ -70,12 +70,12 @@ def described(error: BaseException) -> str:
     """An error's kind and text, to be quoted in a sentence: without its full stop, and whatever its text does."""
     try:
         text = str(error).rstrip(" .")
-    except Exception:
+    except BaseException:
         text = "its text cannot be had"
     return f"{type(error).__name__}: {text}"
 
 
-def device_error(thread: tuple[int, ...], cause: Exception) -> BraidError:
+def device_error(thread: tuple[int, ...], cause: BaseException) -> BraidError:
     """What a thread ends with when the device raised something unforeseen while it worked for that thread alone."""
     error = BraidError(f"Thread {thread} ended, because the device failed for it: {described(cause)}.")
     error.__cause__ = cause

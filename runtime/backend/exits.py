@@ -46,7 +46,7 @@ class TickExits:
     """All tests of a tick."""
 
     tested: list[Tested]
-    failures: dict[int, Exception]
+    failures: dict[int, BaseException]
     """By the last lane of the group whose policy raised."""
     remembered: list[tuple[Tensor, Tensor, Tensor]]
     """Memory of a policy, lanes of it, and what they are to remember once the tick is done."""
@@ -112,12 +112,12 @@ class ExitTests:
         """Policies that memory is kept for."""
         return len(self._policies)
 
-    def begin(self, entering: Entering, state: Tensor) -> dict[int, Exception]:
+    def begin(self, entering: Entering, state: Tensor) -> dict[int, BaseException]:
         """Sets the memory of entering tokens whose initial latent states are `state` [n, width].
 
         Returns what policies raised, by the last lane of the group that they raised for.
         """
-        failures: dict[int, Exception] = {}
+        failures: dict[int, BaseException] = {}
         for index in np.unique(entering.policy[entering.tests]):
             if self._memory[index].shape[1]:
                 rows = np.flatnonzero((entering.policy == index) & entering.tests)
@@ -125,7 +125,7 @@ class ExitTests:
         return failures
 
     def _begin(
-        self, index: int, rows: Int64, entering: Entering, state: Tensor, failures: dict[int, Exception]
+        self, index: int, rows: Int64, entering: Entering, state: Tensor, failures: dict[int, BaseException]
     ) -> None:
         """Begins all groups of one policy together; if that raises, each group alone, so that only those that it
         raises for fail."""
@@ -134,7 +134,7 @@ class ExitTests:
             self._memory[index][lane] = self._policies[index].begin(state[at].float(), self._vocab)
         except torch.OutOfMemoryError:
             raise
-        except Exception as cause:
+        except BaseException as cause:  # a policy may raise SystemExit too
             groups = np.unique(entering.group[rows])
             if len(groups) == 1:
                 failures[int(groups[0])] = cause
@@ -177,7 +177,7 @@ class ExitTests:
             self._measure(index, lanes, due, measured, logits, exits)
         except torch.OutOfMemoryError:
             raise
-        except Exception as cause:
+        except BaseException as cause:  # a policy may raise SystemExit too
             groups = np.unique(lanes.group[due])
             if len(groups) == 1:
                 exits.failures[int(groups[0])] = cause

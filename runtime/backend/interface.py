@@ -157,7 +157,7 @@ class TickResult(msgspec.Struct, frozen=True, kw_only=True):
     """Lanes whose exit was tested in this tick, one a group (its last lane)."""
     exit_value: Float32
     """Their exit values, after reduction over the group."""
-    failures: dict[int, Exception]
+    failures: dict[int, BaseException]
     """Lanes (a group's last) whose policy raised; those tokens were dropped, the others are unharmed."""
     in_flight: int
     """Tokens that took part in the last core iteration."""

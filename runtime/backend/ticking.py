@@ -181,7 +181,7 @@ class LaneBackend(ABC):
         lanes.leave(occupied[dropped])
         return result
 
-    def _enter(self, tick: Tick) -> dict[int, Exception]:
+    def _enter(self, tick: Tick) -> dict[int, BaseException]:
         """Puts the entering tokens into their lanes, runs their prelude and sets their initial latent states.
 
         Returns what policies raised at it, by the last lane of the group that they raised for.

@@ -64,7 +64,7 @@ def _ask(
     policy = members[0].sequence.depth
     try:
         answer = _checked(policy, entry_view(members, pressure), most)
-    except Exception as cause:
+    except BaseException as cause:
         if len(members) == 1:
             errors[members[0].last_lane] = policy_error(policy, cause)
         else:
@@ -90,7 +90,7 @@ def _checked(policy: DepthPolicy, view: EntryView, most: int) -> list[int]:
     return answer
 
 
-def policy_error(policy: DepthPolicy, cause: Exception) -> PolicyError:
+def policy_error(policy: DepthPolicy, cause: BaseException) -> PolicyError:
     error = PolicyError(f"depth policy {shown(policy)} failed: {described(cause)}.")
     error.__cause__ = cause
     return error

@@ -90,7 +90,7 @@ class Generates:
         for after, token in zip(range(len(tokens) - 1, -1, -1), tokens, strict=True):
             try:
                 signals = watcher.feed(token)
-            except Exception as cause:
+            except BaseException as cause:
                 self.fail(sequence, watcher_error(watcher, token, cause))
                 return
             if signals == (LIMIT_REACHED,):
@@ -172,7 +172,7 @@ class Generates:
         if generate is not None:
             self._close(sequence, generate, "failed")
 
-    def fail_unforeseen(self, sequence: Sequence, cause: Exception) -> None:
+    def fail_unforeseen(self, sequence: Sequence, cause: BaseException) -> None:
         """Ends a thread's generate, wherever it stands, with what the device could not do for it."""
         self.abort(sequence)
         self.fail(sequence, device_error(sequence.path, cause))
@@ -242,7 +242,7 @@ class Generates:
                 start = position
 
 
-def watcher_error(watcher: Watcher, token: int, cause: Exception) -> ProtocolError:
+def watcher_error(watcher: Watcher, token: int, cause: BaseException) -> ProtocolError:
     """What a thread fails of whose watcher raised."""
     error = ProtocolError(f"watcher {type(watcher).__name__} raised at token {token}: {described(cause)}.")
     error.__cause__ = cause

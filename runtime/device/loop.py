@@ -79,7 +79,7 @@ class DeviceLoop:
         thread it names."""
         try:
             self._execute(command)
-        except Exception as cause:
+        except BaseException as cause:
             thread: ThreadPath | None = getattr(command, "thread", None)
             if thread is None:
                 raise

@@ -103,7 +103,7 @@ class Scheduler:
                 try:
                     self._set_out(flight, bounds[lane])
                     entering.append(flight)
-                except Exception as cause:
+                except BaseException as cause:
                     self._generates.fail_unforeseen(flight.sequence, cause)
         if self._queues.first(self.memory.has_free_row) is None:
             entering += self._speculation.guess(entering)
@@ -289,7 +289,7 @@ class Scheduler:
         """Takes in a flight that left with row `index` of a tick's result; what fails of that ends the generate."""
         try:
             self._take_in(sequence, result, index, depth, token, logprob)
-        except Exception as cause:
+        except BaseException as cause:
             self._generates.fail_unforeseen(sequence, cause)
 
     def _take_in(
@@ -364,7 +364,7 @@ class Scheduler:
         if request.watcher is not None:
             try:
                 stops |= self._watch(sequence, generate, request.watcher, token)
-            except Exception as cause:
+            except BaseException as cause:
                 self._generates.fail(sequence, watcher_error(request.watcher, token, cause))
                 return
         reason = "stop" if stops else generate.bound_reached(len(sequence.tokens), self._model.max_context)

@@ -199,7 +199,7 @@ class OpenThreads:
         self._speculation.forget(command.thread)
         self._journal.record(events.ThreadClosed, thread=command.thread)
 
-    def fail_unforeseen(self, path: ThreadPath, cause: Exception) -> None:
+    def fail_unforeseen(self, path: ThreadPath, cause: BaseException) -> None:
         """Ends a thread, open or not, for what the device could not do for it."""
         sequence = self._by_path.get(path)
         if sequence is None:
@@ -241,7 +241,7 @@ class OpenThreads:
             sequence.constant_bound = converted(depth.constant_bound(mean), Count | None, "constant_bound()")
             sequence.rule = self._prefix_rules.rule_of(depth, sequence.constant_bound)
             sequence.policy = self._backend.register(depth)
-        except Exception as cause:
+        except BaseException as cause:
             raise policy_error(depth, cause) from cause
 
     def _forget_policy(self, sequence: Sequence) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policies import DepthPolicy, EntryView, Fixed, LatentDiff, Policy
+from policies import DepthPolicy, DepthView, EntryView, Fixed, LatentDiff, Policy
 from policies.depth.base import IntArray
 from runtime import Engine
 from runtime.errors import PolicyError
@@ -53,10 +54,51 @@ class NumbersAsMask(LatentDiff, frozen=True):
         return torch.zeros(len(values), dtype=torch.int64)
 
 
+class Leaves(LatentDiff, frozen=True):
+    """Raises, in one of its methods, what would end the program on its main thread."""
+
+    method: str = ""
+
+    def _maybe(self, method: str) -> None:
+        if self.method == method:
+            sys.exit("enough")
+
+    def constant_bound(self, mean_recurrence: int) -> int | None:
+        self._maybe("constant_bound")
+        return super().constant_bound(mean_recurrence)
+
+    def bound(self, entering: EntryView) -> IntArray:
+        self._maybe("bound")
+        return super().bound(entering)
+
+    def memory_width(self, width: int, vocab: int) -> int:
+        self._maybe("memory_width")
+        return super().memory_width(width, vocab)
+
+    def begin(self, latent: Tensor, vocab: int) -> Tensor:
+        self._maybe("begin")
+        return super().begin(latent, vocab)
+
+    def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
+        self._maybe("measure")
+        return super().measure(view)
+
+    def is_done(self, values: Tensor) -> Tensor:
+        self._maybe("is_done")
+        return super().is_done(values)
+
+
+LEAVING = [
+    Leaves(0.7, max_iterations=3, method=method)
+    for method in ("constant_bound", "bound", "memory_width", "begin", "measure", "is_done")
+]
+
+
 @pytest.mark.parametrize(
     "policy",
     [
         HoldsAList(steps=[2]),
+        *LEAVING,
         BadWidth(),
         BadBegin(0.7, max_iterations=3),
         BadMask(0.7, max_iterations=3),

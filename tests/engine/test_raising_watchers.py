@@ -31,6 +31,13 @@ class Raises:
         return ()
 
 
+class Leaves:
+    """A watcher that raises what would end the program on its main thread."""
+
+    def feed(self, token: int) -> tuple[Signal, ...]:
+        raise SystemExit(3)
+
+
 class Misplaces:
     """A watcher whose signal begins after the last token."""
 
@@ -38,7 +45,7 @@ class Misplaces:
         return (Signal("spawn", start=5),)
 
 
-@pytest.mark.parametrize("watcher", [Raises, Misplaces])
+@pytest.mark.parametrize("watcher", [Raises, Leaves, Misplaces])
 def test_a_watcher_that_raises_ends_its_thread_alone(model: Transformer, watcher: type[Any]) -> None:
     solo, expected = bystander(model)
     solo.send(*beginning((0,), prompt_for(0), 9, watcher=watcher(), entropies=True))
