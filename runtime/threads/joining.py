@@ -56,9 +56,12 @@ class Children:
         """
         if children is None:
             return list(self)
-        if not isinstance(children, Iterable) or isinstance(children, str):
-            raise ValueError(f"children is {shown(children)}; give a list of children, or None for all.")
-        chosen = list(children)
+        try:
+            if isinstance(children, str):
+                raise TypeError
+            chosen = list(children)
+        except TypeError as cause:
+            raise ValueError(f"children is {shown(children)}; give a list of children, or None for all.") from cause
         for child in chosen:
             if not isinstance(child, Child):
                 raise ValueError(f"children has {shown(child)}; give what spawn() and fork() return.")

@@ -131,7 +131,7 @@ async def as_completed(engine: Engine, thread: ReasoningThread, given: dict[str,
     thread.as_completed(**given)
 
 
-NO_CHILDREN: list[object] = [1, "x", [1], [None], [[]], object()]
+NO_CHILDREN: list[object] = [np.array(3), 1, "x", [1], [None], [[]], object()]
 CALLS: list[tuple[Call, dict[str, list[object]]]] = [
     (open_thread, {**THREAD, "prompt": NO_TOKENS, "policy": NO_STRUCTS}),
     (run, {**THREAD, "prompt": NO_TOKENS, "policy": NO_STRUCTS}),
