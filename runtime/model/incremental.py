@@ -113,7 +113,7 @@ class IncrementalDecoder:
         # A decoder may take a space from a text's beginning, where the run may stand.
         before = [*self._window, *self._last]
         character = _after(self._tokenizer.decode(before), self._tokenizer.decode([*before, *self._character]))
-        if character and REPLACEMENT not in character:
+        if REPLACEMENT not in character:
             self._run_text += character
             self._last, self._character = self._character, []
 

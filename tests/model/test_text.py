@@ -250,3 +250,10 @@ def test_panics_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(tokenizers.Tokenizer, "from_file", Panicking().from_file)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         Tokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+def test_a_space_that_is_taken_from_a_text_s_beginning_is_a_whole_character() -> None:
+    ours = pair(byte_fallback)[0]
+    space, *face = (3 + byte for byte in " 🟟".encode())
+    decoder = IncrementalDecoder(ours, [space, *face])
+    assert decoder.feed(3) + decoder.pending == "\x00"
