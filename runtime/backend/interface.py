@@ -107,6 +107,9 @@ class Entering(msgspec.Struct, frozen=True, kw_only=True):
     """The token whose log-probability under the model's own distribution is wanted, instead of one that is sampled; -1
     for none, and None for none anywhere. Such a token has a sampling, which says how many likeliest ones are reported,
     and neither drafts nor runs; of a group any number may have one."""
+    is_long: Bool | None = None
+    """Whether its context has more than the model's `short_context`; None where no context of the tick has. It holds
+    for what its lane goes on with by itself, too."""
 
 
 class Run(NamedTuple):

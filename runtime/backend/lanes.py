@@ -44,6 +44,8 @@ class Lanes:
         """Where in paged memory the token is: page * page_size + offset."""
         self.entropy: Bool = np.zeros(count, np.bool_)
         self.keeps: Bool = np.zeros(count, np.bool_)
+        self.is_long: Bool = np.zeros(count, np.bool_)
+        """Whether LongRoPE turns it by its long factors."""
         self.target: Int32 = np.full(count, -1, np.int32)
         """The token that is scored instead of sampled; -1 for none."""
         self.sampling: list[Sampling | None] = [None] * count
@@ -57,6 +59,7 @@ class Lanes:
         self.cell[lane] = cell
         for name in _ENTERING:
             getattr(self, name)[lane] = getattr(entering, name)
+        self.is_long[lane] = False if entering.is_long is None else entering.is_long
         self.target[lane] = -1 if entering.target is None else entering.target
         for place, index in zip(lane.tolist(), entering.sample.tolist(), strict=True):
             self.sampling[place] = samplings[index] if index >= 0 else None

@@ -136,6 +136,7 @@ def build_loop(
         vocab=model.specification.vocab_size,
         mean_recurrence=model.specification.mean_recurrence,
         most_iterations=most,
+        short_context=model.specification.short_context,
         window=longest_window(model.specification),
         shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
     )
@@ -173,7 +174,14 @@ def wire(
     cache = backend.cache
     grouping = Grouping(chunk, matters=cache.slots < model.most_iterations)
     journal, queues, in_flight = Journal(recorder), Queues(), InFlight(cache.lanes)
-    memory = ThreadMemory(cache, backend.page_table, grouping, window=model.window, reuse=model.shares_prefixes)
+    memory = ThreadMemory(
+        cache,
+        backend.page_table,
+        grouping,
+        short_context=model.short_context,
+        window=model.window,
+        reuse=model.shares_prefixes,
+    )
     speculation = Speculation(
         journal, memory, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter
     )

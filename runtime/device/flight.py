@@ -30,6 +30,7 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
     samplings: dict[Sampling, int] = {}
     halting: dict[frozenset[int], int] = {}
     contexts: dict[int, Int32] = {}
+    is_long = list[bool]()
     target: dict[int, int] = {}
     """By row of the arrays."""
     for flight in flights:
@@ -47,6 +48,7 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         tests += [not flight.known and (span.sampled or sequence.depth.exit_received)] * count
         policy += [sequence.policy] * count
         last += [flight.last_lane] * count
+        is_long += [sequence.is_long] * count
         noise += [span.key] * count if one_span else [sequence.span_at(p).key for p in range(flight.start, flight.end)]
         draws += [sequence.key] * count
         carries += [CARRY_KINDS[span.carry]] * count
@@ -87,6 +89,7 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         draft=np.array(draft, np.int32),
         run=np.array(run, np.int32),
         halts=np.array(halts, np.int32),
+        is_long=np.array(is_long, np.bool_) if any(is_long) else None,
         target=_sparse(target, len(lane)) if target else None,
     )
     return EnteringArrays(entering, tuple(samplings), tuple(halting), contexts)

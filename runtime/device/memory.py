@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from itertools import islice, takewhile
 
@@ -21,10 +22,16 @@ class ThreadMemory:
     """Owns the page pool and the rows of the page table; the scheduler decides who gets what."""
 
     def __init__(
-        self, cache: CacheShape, page_table: Int32, grouping: Grouping, *, window: int | None, reuse: bool
+        self,
+        cache: CacheShape,
+        page_table: Int32,
+        grouping: Grouping,
+        *,
+        short_context: int | None,
+        window: int | None,
+        reuse: bool,
     ) -> None:
-        """`window` is the number of positions that a token sees at most, None for all; `reuse` says whether prefixes
-        are shared."""
+        """`short_context` and `window` are those of `ModelLimits`; `reuse` says whether prefixes are shared."""
         self.page_size = cache.page_size
         self.pool = PagePool(cache.pages)
         self.copies: list[tuple[int, int]] = []
@@ -32,6 +39,7 @@ class ThreadMemory:
         self._table = page_table
         self._free_rows = list(range(cache.rows - 1, -1, -1))
         self._grouping = grouping
+        self._short_context = short_context
         self._window = window
         self._reuse = reuse and grouping.chunk % cache.page_size == 0
         self._led: dict[bytes, Sequence] = {}
@@ -53,6 +61,23 @@ class ThreadMemory:
         if sequence.row is not None:
             self._free_rows.append(sequence.row)
             sequence.row = sequence.state_at = None
+
+    def settle_length(self, sequence: Sequence) -> None:
+        """Makes a context be computed again whose keys turn otherwise now, as it has outgrown the model's short context
+        or is back in it."""
+        is_long = self._short_context is not None and sequence.needed > self._short_context
+        if is_long == sequence.is_long:
+            return
+        self._start_over(sequence)
+        sequence.is_long = is_long
+        sequence.page_keys.clear()
+        if sequence.page_rule is not None and sequence.page_rule.tests:
+            # What exits by tests may have other depths in contexts that were so long from the beginning.
+            sequence.page_rule = None
+
+    def longest_alike(self, sequence: Sequence) -> int:
+        """How long a sequence may grow before all its keys turn otherwise."""
+        return sys.maxsize if self._short_context is None or sequence.is_long else self._short_context
 
     def free_unseen(self, sequence: Sequence) -> None:
         """Gives back the pages before every window of the tokens that a sequence has still to compute."""

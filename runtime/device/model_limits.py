@@ -14,6 +14,8 @@ class ModelLimits(Struct, frozen=True, kw_only=True):
     """Token ids are below it."""
     mean_recurrence: int
     most_iterations: int
+    short_context: int | None = None
+    """Longer contexts turn all their positions otherwise, so that all their keys are others; None where none does."""
     window: int | None = None
     """How many positions a token sees at most; None for all before it."""
     shares_prefixes: bool

@@ -24,7 +24,7 @@ def page_keys(sequence: Sequence, rule: PrefixRule, page_size: int, grouping: Gr
             end = start + page_size
             if rule.tests:
                 end = min(prompt_end, grouping.flight_end(start))
-            before = sequence.page_keys[-1] if sequence.page_keys else rule.tag
+            before = sequence.page_keys[-1] if sequence.page_keys else rule.tag + b"long" * sequence.is_long
             digest = blake2b(before, digest_size=16)
             digest.update(sequence.tokens[start:end].tobytes())
             sequence.page_keys.append(digest.digest())

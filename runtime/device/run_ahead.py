@@ -43,7 +43,7 @@ def run_ahead_of(flight: Flight, max_context: int, memory: ThreadMemory) -> RunA
     if left is not None:
         most = min(most, left // flight.bounds[0] - 1)
     halts, quiet = _halts(request)
-    most = min(most, quiet)
+    most = min(most, quiet, memory.longest_alike(sequence) - flight.end)
     if most < 1:
         return NONE
     room = memory.writable_after(sequence, flight.end)

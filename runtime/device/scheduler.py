@@ -150,6 +150,7 @@ class Scheduler:
         while (sequence := self._queues.first(self.memory.has_free_row)) is not None:
             if sequence.row is None:
                 self._give_row(sequence)
+            self.memory.settle_length(sequence)
             if sequence.lacks_state:
                 self.memory.step_back(sequence, sequence.carrying_from(sequence.computed) - 1)
             if sequence.computed < sequence.spans[0].end:

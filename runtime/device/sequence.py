@@ -132,6 +132,7 @@ class Sequence:
         "freed",
         "generate",
         "generate_start",
+        "is_long",
         "key",
         "order",
         "page_keys",
@@ -170,6 +171,8 @@ class Sequence:
         """By number of the page; the first `freed` are no longer its own."""
         self.freed = 0
         """Leading pages that were given back, because no window of what is still to compute reaches them."""
+        self.is_long = False
+        """Whether its pages, if it has any, hold keys of a context that is longer than the model's `short_context`."""
         self.page_keys: list[bytes] = []
         """Content keys of the leading pages under `page_rule`, as far as they are known."""
         self.page_rule: PrefixRule | None = None
@@ -216,6 +219,7 @@ class Sequence:
         self.computed = parent.computed
         self.pages = parent.pages[:]
         self.freed = parent.freed
+        self.is_long = parent.is_long
         self.page_keys = parent.page_keys[:]
         self.page_rule = parent.page_rule
         self.shareable = parent.shareable

@@ -289,7 +289,10 @@ class Speculation:
         return flight
 
     def _has_page(self, sequence: Sequence, position: int) -> bool:
-        """Whether a position can be written; takes a page for it where there are plenty."""
+        """Whether a position can be written, beside keys that turn as its own does; takes a page for it where there are
+        plenty."""
+        if position >= self._memory.longest_alike(sequence):
+            return False
         if self._memory.writable_after(sequence, position) < 1:
             self._memory.grow_ahead(sequence, position + 1)
         return self._memory.writable_after(sequence, position) > 0

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from runtime.errors import CheckpointError
 from runtime.model.configuration import ModelConfig
 from runtime.model.families import raven
@@ -21,6 +23,7 @@ from runtime.model.families.qwen import QWEN2, QWEN3
 from runtime.model.families.raven import raven_config
 from runtime.model.families.retrofit import kind_of, read_retrofit
 from runtime.model.families.smollm3 import SMOLLM3
+from runtime.model.families.wrapped import WRAPPERS, text_object
 from runtime.model.published import read_object, shown
 from runtime.model.wide.configuration import WideConfig, read_wide
 
@@ -75,11 +78,17 @@ def parse_config(path: Path, raw: Mapping[str, Any], names: Names = lambda: ()) 
         return raven_config(path, raw) if retrofitted is None else read_retrofit(path, raw, retrofitted)
     if isinstance(kind, str) and kind in CAUSAL:
         return read_causal(path, raw, CAUSAL[kind])
+    if isinstance(kind, str) and kind in WRAPPERS:
+        text = text_object(path, raw, CAUSAL)
+        within = Path(f"{path} (text_config)")
+        family = CAUSAL[text["model_type"]]
+        text["architectures"] = [family.architecture]
+        return msgspec.structs.replace(read_causal(within, text, family), wrapper=kind)
     raise CheckpointError(f"{path}: model_type is {shown(kind)}; supported are {_listed()}.")
 
 
 def _native() -> tuple[str, ...]:
-    return (raven.MODEL_TYPE, *CAUSAL)
+    return (raven.MODEL_TYPE, *CAUSAL, *WRAPPERS)
 
 
 def _listed() -> str:

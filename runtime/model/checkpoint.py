@@ -30,7 +30,9 @@ from runtime.model.directories import (
     shipped_directory,
     tokenizer_file,
 )
+from runtime.model.families.causal import CausalConfig
 from runtime.model.families.raven import RavenConfig
+from runtime.model.families.wrapped import text_tensors
 from runtime.model.files import replace_file, replacing
 from runtime.model.generation_file import Generation, inside_vocabulary, read_generation
 from runtime.model.gguf_file import GgufFile, open_gguf
@@ -210,7 +212,9 @@ def fingerprint(model: ServedModel) -> str:
 def _described(path: Path) -> tuple[Description, Callable[[], StoredWeights]]:
     """What a directory or a GGUF file holds beside its weights, and how these are found."""
     if is_directory(path):
-        return _description_in(path), partial(find_weights, path)
+        description = _description_in(path)
+        is_part = isinstance(description.config, CausalConfig) and description.config.wrapper is not None
+        return description, lambda: text_tensors(find_weights(path)) if is_part else find_weights(path)
     file = open_gguf(path)
     config = parse_config(path, file.config)
     names = [*(tensor.name for tensor in config.published_tensors()), config.head_name]

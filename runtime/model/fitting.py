@@ -43,7 +43,7 @@ def check_sizes(path: Path, config: ModelConfig, stored: Mapping[str, StoredTens
                 f"{path}: {', '.join(sizes)}: too large for weights that are {numbers} numbers in all; expected the "
                 "configuration of the weights beside it."
             )
-    if own.max_context * own.head_dim > max(numbers, _SMALL_TABLE) and own.rotaries:
+    if (own.max_context + (own.short_context or 0)) * own.head_dim > max(numbers, _SMALL_TABLE) and own.rotaries:
         raise CheckpointError(
             f"{path}: {keys['max_context']} is {own.max_context}, whose table of rotations would be larger than the "
             "weights; expected the longest context that the model was trained for."

@@ -107,7 +107,10 @@ def _stop_tokens(directory: Path, raw: Mapping[str, Any], vocab_size: int) -> tu
     declared = _declared(path, raw)
     if declared is None:
         path = directory / CONFIG
-        declared = _declared(path, read_object(path))
+        raw = read_object(path)
+        declared = _declared(path, raw)
+        if declared is None and isinstance(text := raw.get("text_config"), dict):
+            declared = _declared(path, text)
     return inside_vocabulary(path, declared or (), vocab_size, directory / CONFIG)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -81,8 +82,9 @@ class Rotary(msgspec.Struct, frozen=True, kw_only=True):
     """Whether checkpoints hold the table of cosines and sines, which then counts."""
 
 
-def frequencies(rotary: Rotary) -> Tensor:
-    """[width / 2] float32: radians a token; with LongRoPE, in contexts of at most the original length."""
+def frequencies(rotary: Rotary, is_long: bool = False) -> Tensor:
+    """[width / 2] float32: radians a token; `is_long` says whether the context is longer than LongRoPE's original
+    one, and is of no matter to others."""
     exponents = torch.arange(0, rotary.width, 2).float() / rotary.width
     plain = 1.0 / rotary.base**exponents
     match rotary.scaling:
@@ -92,10 +94,19 @@ def frequencies(rotary: Rotary) -> Tensor:
             return _llama3(plain, scaling)
         case YarnScaling() as scaling:
             return _yarn(plain, rotary, scaling)
-        case LongScaling(short_factor=factors):
+        case LongScaling(short_factor=short, long_factor=long):
+            factors = long if is_long else short
             return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rotary.base**exponents)
         case _:
             return plain
+
+
+def short_context_of(rotaries: Iterable[Rotary], max_context: int) -> int | None:
+    """Most tokens of a context that LongRoPE turns by its short factors; None where none is turned otherwise."""
+    lengths = [
+        each.scaling.original_max_position_embeddings for each in rotaries if isinstance(each.scaling, LongScaling)
+    ]
+    return min(lengths) if lengths and min(lengths) < max_context else None
 
 
 def magnitude(rotary: Rotary) -> float:
@@ -146,22 +157,29 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, rotary: Rotary, max_context: int) -> None:
         super().__init__()
         self.rotary = rotary
-        self._frequencies = {torch.device("cpu"): frequencies(rotary)}
+        both = torch.stack([frequencies(rotary, is_long) for is_long in (False, True)])
+        self._frequencies = {torch.device("cpu"): both}
+        """[2, width / 2] of short contexts and of long ones, by device."""
         self.table: Tensor | None
         table = self._computed(torch.arange(max_context)) if rotary.is_stored else None
         # Not a part of the state dict: `runtime.model.parameters` knows what checkpoints call it.
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """[..., width / 2, 2] float32 for positions [...]."""
-        return self._computed(positions) if self.table is None else self.table[positions]
+    def forward(self, positions: Tensor, is_long: Tensor | None = None) -> Tensor:
+        """[..., width / 2, 2] float32 for positions [...]; bool `is_long` [...] as in `Transformer.rotation`."""
+        return self._computed(positions, is_long) if self.table is None else self.table[positions]
 
-    def _computed(self, positions: Tensor) -> Tensor:
+    def _computed(self, positions: Tensor, is_long: Tensor | None = None) -> Tensor:
         # No buffer, because a model that is cast to another dtype must keep them in float32.
         own = self._frequencies.get(positions.device)
         if own is None:
             own = self._frequencies[torch.device("cpu")].to(positions.device)
             self._frequencies[positions.device] = own
+        match self.rotary.scaling:
+            case LongScaling(original_max_position_embeddings=original):
+                own = own[((positions >= original).any() if is_long is None else is_long).long()]
+            case _:
+                own = own[0]
         angles = positions[..., None].float() * own
         return torch.stack([angles.cos(), angles.sin()], dim=-1) * magnitude(self.rotary)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from runtime.link.sampling import FilterRule
-from runtime.model.rotary import Rotary
+from runtime.model.rotary import Rotary, short_context_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,6 +111,8 @@ class Specification(msgspec.Struct, frozen=True, kw_only=True):
     attention_softcap: Positive | None = None
     logits_softcap: Positive | None = None
     embedding_scale: Positive = 1.0
+    rounds_embedding_scale: bool = False
+    """Whether that is rounded to the dtype of the weights first."""
     residual_scale: Positive = 1.0
     """Of what a half of a layer adds."""
     logits_scale: Positive = 1.0
@@ -132,6 +134,11 @@ class Specification(msgspec.Struct, frozen=True, kw_only=True):
     """Iterations that a token gets if nothing else is said."""
     filter_rule: FilterRule = "transformers"
     """Whose rules top-k, top-p and min-p follow unless a sampling says otherwise."""
+
+    @property
+    def short_context(self) -> int | None:
+        """Most tokens of a context that LongRoPE turns by its short factors; None where none is turned otherwise."""
+        return short_context_of(self.rotaries, self.max_context)
 
     @property
     def core_start(self) -> int:

@@ -152,15 +152,21 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.head.weight.dtype
 
-    def rotation(self, positions: Tensor) -> Rotation:
-        """Cosines and sines for positions [...]."""
-        return [rotary(positions) for rotary in self.rotaries]
+    def rotation(self, positions: Tensor, is_long: Tensor | None = None) -> Rotation:
+        """Cosines and sines for positions [...].
+
+        LongRoPE turns all positions of a context by its long factors once that has more than `short_context` tokens.
+        Bool `is_long` [...] says whether that of each position has; None takes them for one batch of transformers,
+        all of whose positions are turned as the largest is.
+        """
+        return [rotary(positions, is_long) for rotary in self.rotaries]
 
     def prelude(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """Embeds token ids [...] into the input [..., width] that every iteration is given."""
         x = self.embedding(tokens)
-        if self.specification.embedding_scale != 1.0:
-            x = x * self.specification.embedding_scale
+        scale = embedding_scale(self.specification, x.dtype)
+        if scale != 1.0:
+            x = x * scale
         return self._through(range(self.specification.core_start), x, rotation, attend)
 
     def first_state(self, embedded: Tensor) -> Tensor:
@@ -240,6 +246,11 @@ def attend_densely(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRul
         scores = torch.cat([scores, sinks], -1)
     shares = scores.softmax(-1)[..., : key.shape[-2]]
     return shares.type_as(value) @ value
+
+
+def embedding_scale(own: Specification, dtype: torch.dtype) -> float:
+    """What embedded tokens are multiplied by, where weights are of `dtype`."""
+    return torch.tensor(own.embedding_scale, dtype=dtype).item() if own.rounds_embedding_scale else own.embedding_scale
 
 
 def _visible(length: int, window: int, device: torch.device) -> Tensor:

@@ -60,7 +60,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "longrope": {
             "head_dim": 6,
             "sliding_window": WINDOW,
-            "rope_parameters": {**LONG, "original_max_position_embeddings": 40},
+            "rope_parameters": {**LONG, "original_max_position_embeddings": 28},
         },
     },
     "ministral": {
@@ -128,12 +128,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"num_key_value_heads": 4},
         "windows": {"sliding_window": WINDOW, "partial_rotary_factor": 0.5},
         "longrope": {
-            "original_max_position_embeddings": 40,
+            "original_max_position_embeddings": 28,
             "rope_parameters": {**LONG, "partial_rotary_factor": 0.75},
             "sliding_window": 30,
         },
         "factor": {
-            "original_max_position_embeddings": 40,
+            "original_max_position_embeddings": 28,
             "rope_parameters": {**LONG, "partial_rotary_factor": 0.75, "factor": 2.0},
             "tie_word_embeddings": True,
         },

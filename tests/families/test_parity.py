@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from policies import Fixed
+from runtime.backend.native.backend import NativeBackend
 from runtime.device.settings import EngineSettings
 from runtime.link.commands import Extend, Generate, OpenThread
 from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.model.transformer import Transformer
 from tests.engine.solo import Solo
-from tests.families.checkpoints import ALL, FIRST, RUN, make, save
+from tests.families.checkpoints import ALL, FIRST, RUN, VARIANTS, make, save
 
 PROMPT, NEW = 20, 16
 """Longer together than any window, and than the original contexts of what is scaled."""
@@ -81,10 +82,29 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, family: str, va
     new = set[int]()
     for index, prompt in enumerate(prompts):
         said = list(solo.core.threads[(index,)].tokens)
-        expected = reference.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False)
+        # Without its cache, in which LongRoPE would leave keys as short contexts turn them.
+        expected = reference.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, use_cache=False)
         assert said == expected[0].tolist()
         new.update(said[len(prompt) :])
     assert len(new) > 2, "tokens are to vary"
+
+
+@pytest.mark.parametrize("family", ["gemma", "gemma2", "gemma3_text"])
+def test_scaled_embeddings_are_bit_for_bit_those_of_transformers(tmp_path: Path, family: str) -> None:
+    """In bfloat16, in which the square root of a width is another number; the native backend does not round them."""
+    reference: Any = make(family, next(iter(VARIANTS[family])))
+    model = load_checkpoint(save(tmp_path, reference.to(torch.bfloat16)), dtype=torch.bfloat16).model
+    tokens = torch.arange(40)
+    expected = reference.model.embed_tokens(tokens)
+    nothing = model.rotation(tokens)
+    assert torch.equal(model.prelude(tokens, nothing, model.attend_causally), expected)
+    solo = Solo.over(model, EngineSettings(**SETTINGS, backend="native", dtype="bfloat16"), Fixed(1))
+    solo.send(OpenThread(thread=(0,), seed=0, depth=Fixed(1)), Extend((0,), (7,)))
+    solo.send(Generate(thread=(0,), max_tokens=1, sampling=Sampling()))
+    solo.core.step()
+    assert isinstance(solo.backend, NativeBackend)
+    embedded = torch.from_numpy(solo.backend._buffers.lanes.embedded)
+    assert (embedded.to(torch.bfloat16) == expected[7]).all(-1).any()
 
 
 @pytest.mark.parametrize(("family", "variant"), FIRST)

@@ -23,7 +23,7 @@ from runtime.backend.native.tick_buffers import (
     TickBuffers,
     WorkSpace,
 )
-from runtime.model.transformer import Transformer
+from runtime.model.transformer import Transformer, embedding_scale
 
 LONGEST_RUN = 64
 """Most tokens that a lane samples before it stops."""
@@ -86,12 +86,13 @@ def _sizes(model: Transformer, cache: CacheShape, workers: int) -> Sizes:
         is_plain_gate=own.activation == "silu" and not own.mlp_bias,
         injection=INJECTIONS[own.injection],
         eps=float(own.norm_eps),
-        embedding_scale=float(own.embedding_scale),
+        embedding_scale=float(embedding_scale(own, model.dtype)),
         residual_scale=float(own.residual_scale),
         attention_scale=float(own.attention_scale),
         attention_softcap=float(own.attention_softcap or 0.0),
         logits_scale=float(own.logits_scale),
         logits_softcap=float(own.logits_softcap or 0.0),
+        short_context=own.short_context or 0,
         workers=workers,
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 from runtime.backend.native.activations import cap_block
 from runtime.backend.native.intrinsics import VECTOR, jit
 from runtime.backend.native.key_blocks import block_exponentials, block_largest, block_scores, block_values, fetch
-from runtime.backend.native.number_formats import floats, ints, longs, put, stored
+from runtime.backend.native.number_formats import floats, ints, longs, octets, put, stored
 from runtime.backend.native.structure import BY_HEAD, NO_NORM
 
 ROTATION, APART, WINDOW = range(3)
@@ -76,7 +76,10 @@ def rotate_and_write(buffers: Any, i: Any, lane: Any, layer: Any, column: Any, s
     qkv, table = floats(buffers.qkv), longs(buffers.layer_table)
     _bias_and_norm(buffers, i, layer)
     rotation = floats(buffers.rotation)
-    turn = table[3 * layer + ROTATION] + ints(buffers.position)[lane] * table[3 * layer + APART]
+    position = np.int64(ints(buffers.position)[lane])
+    if octets(buffers.is_long)[lane] != 0:
+        position += buffers.short_context
+    turn = table[3 * layer + ROTATION] + position * table[3 * layer + APART]
     scale = np.float32(buffers.attention_scale)
     page, offset = longs(buffers.cell)[lane] // buffers.page_size, longs(buffers.cell)[lane] % buffers.page_size
     block, place = offset // VECTOR, offset % VECTOR

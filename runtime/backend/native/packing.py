@@ -132,13 +132,15 @@ def _rotations(model: Transformer) -> tuple[Float32, Int64]:
     """`rotation` and `layer_table`."""
     own, half = model.specification, model.specification.head_dim // 2
     identity = torch.tensor([1.0, 0.0]).expand(half, 2)
-    positions = torch.arange(own.max_context)
+    short = own.short_context or 0
+    positions = torch.cat([torch.arange(short), torch.arange(own.max_context)])
+    is_long = torch.arange(len(positions)) >= short if short else torch.zeros(len(positions), dtype=torch.bool)
     tables = [
         torch.cat([table.float(), identity[table.shape[1] :].expand(len(positions), -1, -1)], dim=1)
-        for table in model.rotation(positions)
+        for table in model.rotation(positions, is_long)
     ]
     rotation = torch.cat([table.flatten() for table in (*tables, identity)])
-    size = own.max_context * own.head_dim
+    size = len(positions) * own.head_dim
     described = [
         (len(tables) * size, 0, layer.window or own.max_context)
         if layer.rotary is None

@@ -79,6 +79,8 @@ class Sizes(NamedTuple):
     logits_scale: float
     logits_softcap: float
     """0 for none."""
+    short_context: int
+    """Most tokens of a context that LongRoPE turns by its short factors; 0 where none is turned otherwise."""
     workers: int
 
 
@@ -106,7 +108,8 @@ class PackedWeights(NamedTuple):
     exit_gate: Float32
     """[width + 1] weights and bias; zeros without one."""
     rotation: Float32
-    """Cosines and sines [positions, head_dim / 2, 2] of each rotary embedding; then [head_dim / 2, 2] of none at all.
+    """Cosines and sines [positions, head_dim / 2, 2] of each rotary embedding, for LongRoPE first those of short
+    contexts and then those of long ones; then [head_dim / 2, 2] of none at all.
     Dimensions that are not rotated have cosine 1."""
     layer_table: Int64
     """[layers, 3]: where in `rotation` the layer's begins, how far apart two positions are there, and the window of
@@ -132,6 +135,7 @@ class SharedLanes(NamedTuple):
     until: Int32
     group: Int32
     tests: Bool
+    is_long: Bool
     occupied: Bool
     cell: Int64
     sampling_key: Int64

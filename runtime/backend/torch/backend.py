@@ -136,8 +136,8 @@ class TorchBackend(LaneBackend):
         for start in range(0, len(lanes), max(size, 1)):
             own = lanes[start : start + size]
             padded = np.concatenate([own, np.repeat(own[:1], size - len(own))])
-            positions = self._on_device(self._lanes.position[padded])
-            yield Tile(own, self._on_device(padded), self._model.rotation(positions))
+            positions, is_long = (self._on_device(each[padded]) for each in (self._lanes.position, self._lanes.is_long))
+            yield Tile(own, self._on_device(padded), self._model.rotation(positions, is_long))
 
     def _attend(self, tile: Tile, age: Int32 | None) -> Attend:
         """Attention for the lanes of a tile; `age` [lanes] chooses the iteration slot within the core block."""

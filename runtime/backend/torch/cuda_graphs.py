@@ -22,7 +22,7 @@ from runtime.backend.attention import PagedAttention, Queries
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.torch.backend import TorchBackend
 from runtime.model.served import ServedModel
-from runtime.model.transformer import Attend
+from runtime.model.transformer import Attend, Rotation
 
 LARGEST = 256
 """Largest bucket: beyond it the device, not the host, is what a tick waits for."""
@@ -93,6 +93,8 @@ class Field(IntEnum):
     DEPTH = 5
     """Iterations done, the one under way included."""
     TOKEN = 6
+    LONG = 7
+    """Whether LongRoPE turns its context by the long factors."""
 
 
 class Bucket:
@@ -212,31 +214,35 @@ class GraphedBackend(TorchBackend):
         return self._buckets[at] if count and at < len(self._sizes) else None
 
     def _places(self, lanes: Int64) -> dict[Field, Int32 | Int64]:
-        row, position = self._lanes.row[lanes], self._lanes.position[lanes]
-        return {Field.LANE: lanes, Field.ROW: row, Field.POSITION: position}
+        own = self._lanes
+        places = {Field.ROW: own.row[lanes], Field.POSITION: own.position[lanes]}
+        return {Field.LANE: lanes, **places, Field.LONG: own.is_long[lanes].astype(np.int64)}
 
     def _capture(self, bucket: Bucket, capture: Capture) -> None:
         """Captures every step over the bucket's buffer, which holds nothing but scratch so far."""
 
         def prelude() -> Tensor:
-            rotation = self._model.rotation(bucket[Field.POSITION])
+            rotation = self._rotation(bucket)
             embedded = self._model.prelude(bucket[Field.TOKEN], rotation, self._attend_as(bucket.queries, 1))
             self._embedded[bucket[Field.LANE]] = embedded
             return embedded
 
         def iterate() -> Tensor:
             self._memory.depths.view(-1)[bucket[Field.CELL]] = bucket[Field.DEPTH].int()
-            lane, rotation = bucket[Field.LANE], self._model.rotation(bucket[Field.POSITION])
+            lane, rotation = bucket[Field.LANE], self._rotation(bucket)
             attend = self._attend_as(bucket.queries, self._cache.slots)
             state = self._model.iterate(self._state[lane], self._embedded[lane], rotation, attend)
             self._state[lane] = state
             return state
 
         def coda() -> Tensor:
-            rotation = self._model.rotation(bucket[Field.POSITION])
+            rotation = self._rotation(bucket)
             return self._model.coda(self._state[bucket[Field.LANE]], rotation, self._attend_as(bucket.queries, 1))
 
         bucket.steps = {"prelude": capture(prelude), "iterate": capture(iterate), "coda": capture(coda)}
+
+    def _rotation(self, bucket: Bucket) -> Rotation:
+        return self._model.rotation(bucket[Field.POSITION], bucket[Field.LONG].bool())
 
     def _attend_as(self, queries: Queries, slots: int) -> Attend:
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from runtime.model.configuration import PublishedTensor
 from runtime.model.families.causal_layers import all_full
-from runtime.model.families.causal_rotary import context_of, shared_rotary
+from runtime.model.families.causal_rotary import shared_rotary
 from runtime.model.families.causal_sizes import CausalSizes, read_sizes, with_defaults
 from runtime.model.published import expect
 from runtime.model.rotary import Rotary
@@ -70,6 +70,8 @@ class CausalConfig(msgspec.Struct, frozen=True, kw_only=True):
     norms: dict[str, str]
     is_fused: bool
     init_std: float
+    wrapper: str | None = None
+    """The `model_type` of the model of text and images whose text it is; None for one by itself."""
 
     @property
     def identity(self) -> object:
@@ -183,7 +185,7 @@ def read_causal(path: Path, raw: Mapping[str, Any], family: CausalFamily) -> Cau
         "mlp_width": sizes.mlp_width,
         "vocab_size": sizes.vocab_size,
         "table_rows": sizes.vocab_size,
-        "max_context": context_of(rotaries, sizes.max_context),
+        "max_context": sizes.max_context,
         "core_layers": sizes.layers,
         "layers": family.layers(path, values, sizes),
         "rotaries": rotaries,

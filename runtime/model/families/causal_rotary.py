@@ -45,20 +45,6 @@ def shared_rotary(path: Path, values: Mapping[str, Any], sizes: CausalSizes) -> 
     return (rotary_of(path, parameters, values, sizes.head_dim, sizes.max_context),)
 
 
-def context_of(rotaries: tuple[Rotary, ...], max_context: int) -> int:
-    """The longest context whose rotations do not depend on how long it is.
-
-    LongRoPE turns all positions of a context otherwise as soon as it outgrows the original length, so that whatever was
-    computed would have to be computed again.
-    """
-    lengths = [
-        rotary.scaling.original_max_position_embeddings
-        for rotary in rotaries
-        if isinstance(rotary.scaling, LongScaling)
-    ]
-    return min(max_context, *lengths) if lengths else max_context
-
-
 def expect_whole(path: Path, parameters: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Raises `CheckpointError` where only a part of each head would turn."""
     expect(path, parameters, "partial_rotary_factor", 1.0)

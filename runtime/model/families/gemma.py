@@ -33,6 +33,7 @@ def _describe(path: Path, values: Mapping[str, Any], sizes: CausalSizes) -> Mapp
         "norm_offset": 1.0,
         "activation": "gelu_tanh",
         "embedding_scale": sizes.width**0.5,
+        "rounds_embedding_scale": True,
     }
 
 

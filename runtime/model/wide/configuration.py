@@ -92,7 +92,8 @@ def read_wide(path: Path, raw: Mapping[str, Any], native: str) -> WideConfig:
     except Exception as error:
         raise CheckpointError(f"{path}: transformers cannot read it ({_line(error)}). Correct the value.") from error
     if type(published) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise CheckpointError(f"{path}: transformers' {family!r} is no causal language model.")
+        part = " Save its text model by itself with transformers." if "text_config" in raw else ""
+        raise CheckpointError(f"{path}: transformers' {family!r} is no causal language model.{part}")
     model_class = _declared_class(path, raw, MODEL_FOR_CAUSAL_LM_MAPPING[type(published)])
     _refuse(path, family, published, model_class)
     return WideConfig(

@@ -49,6 +49,7 @@ class WideSpecification(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     layers: tuple[AttentionRule, ...]
     """By layer, in the order in which they run."""
+    short_context: None = None
     exit_gate: bool = False
     exit_threshold: float = 1.0
     core_layers: int = 0
@@ -136,7 +137,7 @@ class WideModel(nn.Module):
         dtype: torch.dtype = self.embedding.weight.dtype
         return dtype
 
-    def rotation(self, positions: Tensor) -> Rotation:
+    def rotation(self, positions: Tensor, is_long: Tensor | None = None) -> Rotation:
         """The positions themselves: transformers rotates by itself."""
         return [positions]
 
