@@ -11,6 +11,7 @@ from policies.depth.by_load import ByLoad
 from policies.depth.by_role import ByRole
 from policies.depth.cosine import Cosine
 from policies.depth.entropy_diff import EntropyDiff
+from policies.depth.entropy_switch import EntropySwitch
 from policies.depth.even_budget import EvenBudget
 from policies.depth.fixed import Fixed
 from policies.depth.gate_exit import GateExit
@@ -43,6 +44,7 @@ __all__ = [
     "DepthPolicy",
     "DepthView",
     "EntropyDiff",
+    "EntropySwitch",
     "EntryView",
     "EvenBudget",
     "Fixed",

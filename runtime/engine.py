@@ -91,7 +91,8 @@ class Engine:
         trees (`RunStarted`, `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with `time` 0; what
         it raises is logged. `drafts` is a checkpoint of the same vocabulary, usually a much smaller one, that guesses
         what threads say next, under `Speculative(drafts="model")`, which then is the policy where the model's own would
-        give every token the same depth; what is said is the same, token by token. `settings` are fields of
+        give every token the same depth; what is said is the same, token by token. Under `EntropySwitch` it speaks in
+        turns with the checkpoint's model. `settings` are fields of
         `EngineSettings`: dtype, device, max_in_flight, ...
 
         Raises `ValueError`, naming the argument, for one that does not fit. Entering raises `CheckpointError`;

@@ -78,7 +78,7 @@ def open_device(
     drafting = None if smaller is None else smaller.model
 
     def open_trace(path: Path, overwrite: bool) -> Recorder:
-        header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed)
+        header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed, drafts)
         return _tracing().write(path, header, overwrite=overwrite)
 
     def open_loop() -> DeviceLoop:
@@ -239,7 +239,14 @@ def _published_policy(checkpoint: Description) -> Policy | None:
     return Policy(depth=GateExit(own.exit_threshold)) if own.exit_gate else None
 
 
-def _header(checkpoint: str | Path, model: str, settings: EngineSettings, policy: Policy, seed: int) -> Header:
+def _header(
+    checkpoint: str | Path,
+    model: str,
+    settings: EngineSettings,
+    policy: Policy,
+    seed: int,
+    drafts: str | Path | None,
+) -> Header:
     """The header of a trace that begins now; `model` is the fingerprint of its weights."""
     libraries = ("torch", "numpy", "numba", "tokenizers", "msgspec", "anyio")
     return Header(
@@ -251,6 +258,7 @@ def _header(checkpoint: str | Path, model: str, settings: EngineSettings, policy
         seed=seed,
         engine=msgspec.to_builtins(settings),
         versions={"python": platform.python_version(), **_versions_of(libraries)},
+        drafts=None if drafts is None else encodable(str(drafts)),
     )
 
 

@@ -88,7 +88,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: tuple[Mapping[int, float], ...]
     """The likeliest tokens at each step, as many as `Sampling.logprobs` asks for."""
     depths: tuple[int, ...]
-    """Iterations that made each token's logits."""
+    """Iterations that made each token's logits; 0 where a second model said it (`EntropySwitch`)."""
     reason: FinishReason
     limit: Literal["tokens", "iterations"] | None = None
     """The limit that cut it short; the next call raises `LimitExceeded`."""

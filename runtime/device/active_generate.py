@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from runtime.link.commands import Generate
 from runtime.link.work import Work
+
+
+class Drawn(NamedTuple):
+    """A token that was sampled."""
+
+    token: int
+    depth: int
+    """Iterations that made its logits; 0 where another model said it."""
+    logprob: float
+    entropy: float | None
+    """Nats, of the distribution that it came from; None where that is of no interest."""
+    top_logprobs: dict[int, float] | None
+    """The likeliest tokens, where the sampling asks for them."""
 
 
 @dataclass(slots=True)
@@ -25,6 +38,8 @@ class ActiveGenerate:
     """Tokens that entered before it was sure that they are said."""
     accepted: int = 0
     """Those of them that were said."""
+    is_alone: bool = False
+    """Whether a second model that was to speak too could not go on."""
 
     def keep(self, count: int) -> None:
         """Forgets what is known of sampled tokens after the first `count`; what they cost still counts."""

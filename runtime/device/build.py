@@ -39,6 +39,7 @@ from runtime.device.requests import Requests
 from runtime.device.scheduler import Scheduler
 from runtime.device.settings import DEEPEST, EngineSettings
 from runtime.device.speculation import Speculation
+from runtime.device.switching import Switching
 from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError, PolicyError, described
 from runtime.link.commands import OnTraceError
@@ -111,7 +112,8 @@ def build_loop(
 ) -> DeviceLoop:
     """A device loop on the model's device. `policy` is the engine's default depth policy.
 
-    `drafts` is a model of the same vocabulary that guesses for threads under `Speculative(drafts="model")`.
+    `drafts` is a model of the same vocabulary that guesses for threads under `Speculative(drafts="model")`, and
+    speaks in turns with the first under `EntropySwitch`.
 
     `recorder` gets trace events from the beginning and is closed with the loop; `on_trace_error` says what ends with
     it if it fails. `open_trace` opens the traces that are asked for later. `observe` sees every tick's
@@ -185,7 +187,7 @@ def wire(
     speculation = Speculation(
         journal, memory, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter
     )
-    generates = Generates(journal, queues, memory, in_flight, speculation, backend.run_of)
+    generates = Generates(journal, queues, memory, in_flight, speculation, backend.run_of, model.max_context)
     threads = OpenThreads(model, journal, queues, memory, speculation, generates, backend)
     recordings = Recordings(journal, open_trace, on_trace_error)
     requests = Requests(backend, threads, memory, journal, recordings)
@@ -197,6 +199,7 @@ def wire(
         in_flight,
         grouping,
         speculation,
+        Switching(queues, generates, drafter),
         generates,
         stepwise=observe is not None,
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from policies import Fixed
+from runtime.device.active_generate import Drawn
 from runtime.device.drafter import DraftRequest
 from runtime.device.loop import DeviceLoop
 from runtime.link.commands import CloseThread, Extend, Finished, Generate, Interrupt, OpenThread, ThreadPath
@@ -40,24 +41,19 @@ class DraftModel:
 
     def draft(self, requests: SequenceOf[DraftRequest]) -> list[tuple[int, ...]]:
         """See `Drafter`."""
-        asked = [request for request in requests if len(request.tokens) < self._max_context]
-        for request in asked:
-            self._catch_up(request)
-            count = min(request.count, self._max_context - len(request.tokens))
-            # Only the tokens are of interest.
-            sampling = msgspec.structs.replace(request.sampling, logprobs=0)
-            self._loop.handle(Generate(thread=request.path, max_tokens=count, sampling=sampling))
-        while self._loop.has_work:
-            self._loop.step()
-        reports = self._loop.journal.take_reports()
-        guessed = {report.thread: report.tokens for report in reports if isinstance(report, Finished)}
-        for request in asked:
-            found = guessed.get(request.path)
-            if found is None:
-                self.forget(request.path)
-            else:
-                self._mirrors[request.path].tokens += found
-        return [guessed.get(request.path, ()) for request in requests]
+        # Only the tokens are of interest.
+        guessed = self._generate(
+            [
+                msgspec.structs.replace(request, sampling=msgspec.structs.replace(request.sampling, logprobs=0))
+                for request in requests
+            ]
+        )
+        return [guessed[request.path].tokens if request.path in guessed else () for request in requests]
+
+    def say(self, requests: SequenceOf[DraftRequest]) -> list[Drawn | None]:
+        """See `Drafter`."""
+        said = self._generate(requests, entropies=True)
+        return [_drawn(said[request.path]) if request.path in said else None for request in requests]
 
     def forget(self, path: ThreadPath) -> None:
         """See `Drafter`."""
@@ -67,6 +63,26 @@ class DraftModel:
     def close(self) -> None:
         """See `Drafter`."""
         self._loop.close()
+
+    def _generate(self, requests: SequenceOf[DraftRequest], *, entropies: bool = False) -> dict[ThreadPath, Finished]:
+        """What comes after the contexts that fit, all together, by thread."""
+        asked = [request for request in requests if len(request.tokens) < self._max_context]
+        for request in asked:
+            self._catch_up(request)
+            count = min(request.count, self._max_context - len(request.tokens))
+            self._loop.handle(
+                Generate(thread=request.path, max_tokens=count, sampling=request.sampling, entropies=entropies)
+            )
+        while self._loop.has_work:
+            self._loop.step()
+        reports = self._loop.journal.take_reports()
+        found = {report.thread: report for report in reports if isinstance(report, Finished)}
+        for request in asked:
+            if request.path in found:
+                self._mirrors[request.path].tokens += found[request.path].tokens
+            else:
+                self.forget(request.path)
+        return found
 
     def _catch_up(self, request: DraftRequest) -> None:
         """Brings a thread's mirror to its context."""
@@ -86,3 +102,9 @@ class DraftModel:
             del mirror.tokens[kept:]
         self._loop.handle(Extend(path, tuple(tokens[len(mirror.tokens) :])))
         mirror.tokens, mirror.guessed_from = tokens, len(tokens)
+
+
+def _drawn(said: Finished) -> Drawn:
+    """The one token of a generate, as the larger model's scheduler takes it."""
+    top = said.top_logprobs[0] if said.top_logprobs else None
+    return Drawn(said.tokens[0], 0, said.logprobs[0], said.entropies[0], None if top is None else dict(top))

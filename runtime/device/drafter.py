@@ -1,4 +1,4 @@
-"""Another model that guesses what threads say next: what it is asked, and what it answers."""
+"""Another model that guesses what threads say next, or says it: what it is asked, and what it answers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from runtime.device.active_generate import Drawn
 from runtime.link.commands import ThreadPath
 from runtime.link.sampling import Sampling
 
@@ -29,6 +30,10 @@ class Drafter(Protocol):
 
     def draft(self, requests: SequenceOf[DraftRequest]) -> list[tuple[int, ...]]:
         """Guesses for each thread, in order; fewer than wanted, or none, where it can do no more."""
+        ...
+
+    def say(self, requests: SequenceOf[DraftRequest]) -> list[Drawn | None]:
+        """The next token of each thread, in order, of depth 0 and with its entropy; None where it can do no more."""
         ...
 
     def forget(self, path: ThreadPath) -> None:

@@ -67,7 +67,7 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         elif flight.samples:
             request = flight.generate.request
             sample[-1] = samplings.setdefault(request.sampling, len(samplings))
-            entropy[-1] = request.entropies
+            entropy[-1] = sequence.keeps_entropies
             if request.sampling.repetition_penalty != 1.0:
                 contexts[flight.last_lane] = np.array([*sequence.tokens, *guessed], np.int32)
     entering = Entering(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from runtime.backend.interface import Run
-from runtime.device.active_generate import ActiveGenerate
+from runtime.device.active_generate import ActiveGenerate, Drawn
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
 from runtime.device.memory import ThreadMemory
@@ -16,7 +16,7 @@ from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import NumericalError, ProtocolError, described, device_error
 from runtime.link import events
-from runtime.link.commands import Failed, Finished, FinishReason, Signalled, ThreadPath, Watcher
+from runtime.link.commands import Emitted, Failed, Finished, FinishReason, Signalled, ThreadPath, Watcher
 from runtime.link.metering import LIMIT_REACHED
 from runtime.link.work import Work
 
@@ -32,14 +32,16 @@ class Generates:
         in_flight: InFlight,
         speculation: Speculation,
         run_of: Callable[[int], Run | None],
+        max_context: int,
     ) -> None:
-        """`run_of` tells what a lane in flight has sampled since it was entered."""
+        """`run_of` tells what a lane in flight has sampled since it was entered; `max_context` is `ModelLimits`'s."""
         self._journal = journal
         self._queues = queues
         self._memory = memory
         self._in_flight = in_flight
         self._speculation = speculation
         self._run_of = run_of
+        self._max_context = max_context
 
     # ---- tokens -----------------------------------------------------------------------------------------------------
 
@@ -136,6 +138,58 @@ class Generates:
         if self._memory.stop_leading(sequence):
             self._queues.release_followers(sequence)
 
+    def take_sampled(self, sequence: Sequence, generate: ActiveGenerate, drawn: Drawn) -> None:
+        """Appends a sampled token and ends the generate where it was the last."""
+        position, request = len(sequence.tokens), generate.request
+        if not math.isfinite(drawn.logprob):
+            self.fail(sequence, numerical_error(sequence, position))
+            return
+        if self._journal.recorder is not None:
+            self._journal.record(
+                events.Sampled,
+                tick=self._journal.ticks - 1,
+                thread=sequence.path,
+                position=position,
+                token=drawn.token,
+                depth=drawn.depth,
+                logprob=drawn.logprob,
+                entropy=drawn.entropy,
+                top_logprobs=drawn.top_logprobs,
+            )
+        if drawn.depth:
+            sequence.append_sampled(drawn.token)
+        else:
+            sequence.append_said(drawn.token, generate.start)
+        self._journal.work.generated += 1
+        generate.work.generated += 1
+        generate.logprobs.append(drawn.logprob)
+        generate.depths.append(drawn.depth)
+        if drawn.entropy is not None:
+            generate.entropies.append(drawn.entropy)
+        if drawn.top_logprobs is not None:
+            generate.top_logprobs.append(drawn.top_logprobs)
+        if request.stream:
+            self._journal.reports.append(Emitted(sequence.path, (drawn.token,)))
+        stops = drawn.token in request.stop_tokens
+        if request.watcher is not None:
+            try:
+                stops |= self._watch(sequence, generate, request.watcher, drawn.token)
+            except BaseException as cause:
+                self.fail(sequence, watcher_error(request.watcher, drawn.token, cause))
+                return
+        reason = "stop" if stops else generate.bound_reached(len(sequence.tokens), self._max_context)
+        if reason is not None:
+            self.finish(sequence, reason)
+
+    def _watch(self, sequence: Sequence, generate: ActiveGenerate, watcher: Watcher, token: int) -> bool:
+        """Reports what a watcher recognises; whether the thread stops."""
+        stops = False
+        for signal in watcher.feed(token):
+            entropy = generate.entropies[signal.start] if generate.entropies else math.nan
+            self._journal.reports.append(Signalled(sequence.path, signal, entropy))
+            stops |= signal.stops
+        return stops
+
     # ---- ends -------------------------------------------------------------------------------------------------------
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -156,6 +210,7 @@ class Generates:
                 logprobs=tuple(generate.logprobs),
                 top_logprobs=tuple(generate.top_logprobs),
                 depths=tuple(generate.depths),
+                entropies=tuple(generate.entropies),
                 reason=reason,
                 work=generate.work,
             )

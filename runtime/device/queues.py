@@ -7,6 +7,8 @@ next is opened. Memory is taken from parked threads (longest parked first), then
      │          ^          │ ^
      v          │          v │
     PARKED <────┴──── FOLLOWING          (any of the upper row parks when its generate ends)
+
+A thread that is ready or waiting is set aside (ASIDE) while another model says its next token.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ class Queues:
     def __init__(self) -> None:
         self.waiting: list[Sequence] = []
         """In order, as all lists here."""
+        self.aside: dict[ThreadPath, Sequence] = {}
+        """Those whose next token another model says."""
         self._ready: list[Sequence] = []
         self._with_row: list[Sequence] = []
-        """Those that generate and have a row: ready, following or in flight."""
+        """Those that generate and have a row: ready, aside, following or in flight."""
         self._waiting_with_pages: list[Sequence] = []
         self._parked: dict[ThreadPath, Sequence] = {}
         """Longest parked first."""
@@ -62,6 +66,17 @@ class Queues:
         _discard(self._ready, sequence)
         sequence.status = Status.IN_FLIGHT
 
+    def set_aside(self, sequence: Sequence) -> None:
+        """Another model is to say a ready or waiting thread's next token; it keeps what it has, but for who comes
+        first."""
+        self.leave(sequence)
+        sequence.status = Status.ASIDE
+        self.aside[sequence.path] = sequence
+        if sequence.row is not None:
+            insort(self._with_row, sequence, key=_by_order)
+        elif sequence.pages:
+            insort(self._waiting_with_pages, sequence, key=_by_order)
+
     def follow(self, sequence: Sequence, leader: Sequence) -> None:
         """A ready thread waits until the tokens of another one have left."""
         _discard(self._ready, sequence)
@@ -90,6 +105,10 @@ class Queues:
             case Status.WAITING:
                 _discard(self.waiting, sequence)
                 _discard(self._waiting_with_pages, sequence)
+            case Status.ASIDE:
+                del self.aside[sequence.path]
+                _discard(self._with_row, sequence)
+                _discard(self._waiting_with_pages, sequence)
             case Status.PARKED:
                 del self._parked[sequence.path]
                 self._parked_with_row.pop(sequence.path, None)
@@ -112,8 +131,8 @@ class Queues:
 
     @property
     def have_work(self) -> bool:
-        """Whether a thread could enter, or be given a row."""
-        return bool(self._ready or self.waiting)
+        """Whether a thread could enter, be given a row, or have another model speak for it."""
+        return bool(self._ready or self.waiting or self.aside)
 
     def count_going_on(self) -> int:
         """Ready threads whose present generate has had tokens in flight before."""
@@ -163,6 +182,7 @@ class Queues:
         assert (sequence in self._with_row) == (generates and has_row), f"{path} has a row wrongly"
         assert (path in self._parked) == (status is Status.PARKED)
         assert (path in self._parked_with_row) == (status is Status.PARKED and has_row)
+        assert (path in self.aside) == (status is Status.ASIDE)
         assert (path in self._leaders) == (status is Status.FOLLOWING)
         assert path not in self._followers or sequence.flight is not None, f"{path} is followed for nothing"
 

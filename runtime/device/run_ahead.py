@@ -34,7 +34,7 @@ def run_ahead_of(flight: Flight, max_context: int, memory: ThreadMemory) -> RunA
     """How far the thread of a flight may go on by itself after it; takes pages for it where there are plenty."""
     sequence, generate = flight.sequence, flight.generate
     request = generate.request
-    if len(flight) != 1 or not flight.samples or flight.known or request.stream or request.entropies:
+    if len(flight) != 1 or not flight.samples or flight.known or request.stream or sequence.keeps_entropies:
         return NONE
     if sequence.depth.carry != "none" or sequence.constant_bound is None or not sequence.span_at(flight.start).sampled:
         return NONE

@@ -8,16 +8,15 @@ The scheduler steps with the ticks, on the device thread, and never touches a te
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
 
 from runtime.backend.interface import Tick, TickResult
-from runtime.device.active_generate import ActiveGenerate
+from runtime.device.active_generate import Drawn
 from runtime.device.bounds import Pressure, bounds_of, policy_error
 from runtime.device.flight import arrays_of
-from runtime.device.generates import Generates, numerical_error, watcher_error
+from runtime.device.generates import Generates
 from runtime.device.grouping import Grouping
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
@@ -28,9 +27,9 @@ from runtime.device.run_ahead import run_ahead_of
 from runtime.device.scoring import scored_in
 from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
+from runtime.device.switching import Switching
 from runtime.errors import CapacityError
 from runtime.link import events
-from runtime.link.commands import Emitted, Signalled, Watcher
 
 
 class Scheduler:
@@ -45,6 +44,7 @@ class Scheduler:
         in_flight: InFlight,
         grouping: Grouping,
         speculation: Speculation,
+        switching: Switching,
         generates: Generates,
         *,
         stepwise: bool = False,
@@ -58,6 +58,7 @@ class Scheduler:
         self.in_flight = in_flight
         self._grouping = grouping
         self._speculation = speculation
+        self._switching = switching
         self._generates = generates
         self._stepwise = stepwise
         self._nothing = arrays_of([])
@@ -86,6 +87,7 @@ class Scheduler:
 
     def plan(self) -> list[Flight]:
         """Chooses what enters the next tick and puts it into flight."""
+        self._switching.speak()
         tokens_in_flight = self.tokens_in_flight
         chosen = self._choose()
         pressure = Pressure(tokens_in_flight, self.waiting, self.in_flight.lanes, self._model.mean_recurrence)
@@ -148,6 +150,9 @@ class Scheduler:
         """The next flight of each thread in order, until lanes, rows or pages run out."""
         chosen: list[Flight] = []
         while (sequence := self._queues.first(self.memory.has_free_row)) is not None:
+            if self._switching.is_elsewhere(sequence):
+                self._queues.set_aside(sequence)
+                continue
             if sequence.row is None:
                 self._give_row(sequence)
             self.memory.settle_length(sequence)
@@ -312,7 +317,9 @@ class Scheduler:
         elif token >= 0 and sequence.generate is not None:
             if sequence.chain is not None and not self._speculation.is_right(sequence, token):
                 self._speculation.drop(sequence)
-            self._sample(sequence, sequence.generate, result, index, depth, token, logprob)
+            entropy = float(result.entropy[index]) if sequence.keeps_entropies else None
+            top = result.top[index] if sequence.generate.request.sampling.logprobs else None
+            self._generates.take_sampled(sequence, sequence.generate, Drawn(token, depth, logprob, entropy, top))
         if sequence.generate is None:
             return
         if sequence.chain is None:
@@ -320,66 +327,6 @@ class Scheduler:
         else:
             # Its next token is in flight already, as a draft that was right.
             self._speculation.promote(sequence)
-
-    def _sample(
-        self,
-        sequence: Sequence,
-        generate: ActiveGenerate,
-        result: TickResult,
-        index: int,
-        depth: int,
-        token: int,
-        logprob: float,
-    ) -> None:
-        """Appends a sampled token and ends the generate where it was the last."""
-        if not math.isfinite(logprob):
-            self._generates.fail(sequence, numerical_error(sequence, len(sequence.tokens)))
-            return
-        request = generate.request
-        entropy = float(result.entropy[index]) if request.entropies else None
-        top_logprobs = result.top[index] if request.sampling.logprobs else None
-        if self._journal.recorder is not None:
-            self._journal.record(
-                events.Sampled,
-                tick=self._journal.ticks - 1,
-                thread=sequence.path,
-                position=len(sequence.tokens),
-                token=token,
-                depth=depth,
-                logprob=logprob,
-                entropy=entropy,
-                top_logprobs=top_logprobs,
-            )
-        sequence.append_sampled(token)
-        self._journal.work.generated += 1
-        generate.work.generated += 1
-        generate.logprobs.append(logprob)
-        generate.depths.append(depth)
-        if entropy is not None:
-            generate.entropies.append(entropy)
-        if top_logprobs is not None:
-            generate.top_logprobs.append(top_logprobs)
-        if request.stream:
-            self._journal.reports.append(Emitted(sequence.path, (token,)))
-        stops = token in request.stop_tokens
-        if request.watcher is not None:
-            try:
-                stops |= self._watch(sequence, generate, request.watcher, token)
-            except BaseException as cause:
-                self._generates.fail(sequence, watcher_error(request.watcher, token, cause))
-                return
-        reason = "stop" if stops else generate.bound_reached(len(sequence.tokens), self._model.max_context)
-        if reason is not None:
-            self._generates.finish(sequence, reason)
-
-    def _watch(self, sequence: Sequence, generate: ActiveGenerate, watcher: Watcher, token: int) -> bool:
-        """Reports what a watcher recognises; whether the thread stops."""
-        stops = False
-        for signal in watcher.feed(token):
-            entropy = generate.entropies[signal.start] if generate.request.entropies else math.nan
-            self._journal.reports.append(Signalled(sequence.path, signal, entropy))
-            stops |= signal.stops
-        return stops
 
     def close(self) -> None:
         """No tick follows."""

@@ -7,7 +7,7 @@ from array import array
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from policies import Carry, DepthPolicy
+from policies import Carry, DepthPolicy, EntropySwitch
 from runtime.backend.randomness import thread_key
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.prefix_rule import PrefixRule
@@ -41,6 +41,8 @@ class Status(Enum):
     """For a row of the page table."""
     READY = auto()
     """Has a row, and tokens that may enter."""
+    ASIDE = auto()
+    """Another model is to say its next token."""
     FOLLOWING = auto()
     """Has a row, and waits for another thread that has the same tokens in flight."""
     IN_FLIGHT = auto()
@@ -205,6 +207,16 @@ class Sequence:
         else:
             self.spans.append(Span(position, position + 1, True, self.key, carry))
 
+    def append_said(self, token: int, start: int) -> None:
+        """Appends a token that another model said, in a generate that began at `start`: this one is yet to read it."""
+        position = len(self.tokens)
+        self.tokens.append(token)
+        last = self.spans[-1] if self.spans else None
+        if last is not None and not last.sampled and last.start >= start:
+            last.end = position + 1
+        else:
+            self.spans.append(Span(position, position + 1, False, self.key))
+
     def append_run(self, tokens: list[int]) -> None:
         """Appends sampled tokens, at least one."""
         self.append_sampled(tokens[0])
@@ -237,6 +249,11 @@ class Sequence:
         if last.sampled and last.start <= start:
             return 0
         return sum(max(0, min(span.end, end) - max(span.start, start)) for span in self.spans if not span.sampled)
+
+    @property
+    def keeps_entropies(self) -> bool:
+        """Whether the entropies of what its generate samples are of interest."""
+        return self.generate is not None and (self.generate.request.entropies or isinstance(self.depth, EntropySwitch))
 
     @property
     def needed(self) -> int:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from operator import attrgetter
 
-from policies import Bounding, DepthPolicy, Speculative
+from policies import Bounding, DepthPolicy, EntropySwitch, Speculative
 from runtime.console.logs import logger
 from runtime.device.active_generate import ActiveGenerate
 from runtime.device.drafter import Drafter, DraftRequest
@@ -73,6 +73,11 @@ class Speculation:
         """Raises `ValueError` if a policy, whose tokens get `most` iterations, speculates as this engine cannot."""
         if isinstance(policy, Bounding) and isinstance(_innermost(policy), Speculative):
             raise ValueError("bounds that change are not for Speculative; bound Fixed, or a policy that tests.")
+        if isinstance(_innermost(policy), EntropySwitch):
+            if policy is not _innermost(policy):
+                raise ValueError("bounds that change are not for EntropySwitch; bound Fixed, or a policy that tests.")
+            if self._drafter is None:
+                raise ValueError("there is no second model; open the engine with drafts=, or take Fixed.")
         if not isinstance(policy, Speculative):
             return
         if policy.drafts == "self" and policy.draft_iterations >= most:

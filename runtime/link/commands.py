@@ -209,10 +209,12 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: tuple[Mapping[int, float], ...]
     """The likeliest tokens at each step, as many as `Sampling.logprobs` asks for."""
     depths: tuple[int, ...]
-    """Iterations that made each token's logits."""
+    """Iterations that made each token's logits; 0 where another model said it."""
     reason: FinishReason
     work: Work
     """What it cost; also what was rolled back."""
+    entropies: tuple[float, ...] = ()
+    """Nats, of the distribution that each token came from, where that was of interest."""
 
 
 class Failed(msgspec.Struct, frozen=True):

@@ -58,6 +58,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Engine settings (slots, lanes, pages, dtype, ...), as builtins."""
     versions: dict[str, str]
     """Versions of Python and of the libraries that matter."""
+    drafts: str | None = None
+    """Name or path of the second model that the engine was opened with."""
 
 
 class ThreadOpened(Event, frozen=True, kw_only=True):

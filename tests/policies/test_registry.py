@@ -22,6 +22,7 @@ from policies import (
     Cosine,
     DepthPolicy,
     EntropyDiff,
+    EntropySwitch,
     EvenBudget,
     Fixed,
     LatentDiff,
@@ -65,6 +66,7 @@ tests = st.fixed_dictionaries(
 simple = st.one_of(
     st.builds(Fixed, st.none() | counts),
     st.builds(Speculative, counts, counts, adaptive=st.booleans()),
+    st.builds(EntropySwitch, thresholds, counts),
     st.builds(ArgmaxStability, counts),
     *(
         st.builds(lambda threshold, rest, kind=kind: kind(threshold, **rest), thresholds, tests)

@@ -13,6 +13,7 @@ from policies import (
     ByLoad,
     ByRole,
     DepthPolicy,
+    EntropySwitch,
     EvenBudget,
     Fixed,
     LatentDiff,
@@ -55,6 +56,8 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         lambda: Speculative(2, min_iterations=1),
         "Speculative has no use for min_iterations; all its tokens go to the same depth",
     ),
+    (lambda: EntropySwitch(0.5, 0), "EntropySwitch: window is 0; give a whole number of at least 1"),
+    (lambda: EntropySwitch(carry="raw"), "EntropySwitch has no use for carry"),
     (lambda: Speculative(2, carry="raw"), "Speculative has no use for carry"),
     (lambda: ArgmaxStability(0), "ArgmaxStability: threshold is 0; give a whole number of at least 1"),
     (lambda: ArgmaxStability(0.5), "threshold is 0.5; give a whole number"),  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ def open_recorded(header: Header) -> Device:
         policy = None if header.policy is None else from_builtins(header.policy, Policy)
     except (msgspec.ValidationError, ValueError) as error:
         raise TraceError(f"The trace's settings or policy cannot be used: {error}") from error
-    opened = open_device(header.checkpoint, settings, policy=policy, trace=None, seed=header.seed)
+    opened = open_device(header.checkpoint, settings, policy=policy, trace=None, seed=header.seed, drafts=header.drafts)
     if opened.fingerprint is not None and opened.fingerprint() != header.fingerprint:
         print(
             f"{visible(header.checkpoint)} has other weights than the trace was recorded with: expect it to go another "
