@@ -65,7 +65,6 @@ def test_what_the_configuration_says_is_refused(
     [
         ("bert", {}, "sees others than those before it"),
         ("doge", {}, "a mask of its own making"),
-        ("mimo_v2_flash", {**SHARES, "n_routed_experts": 4, "v_head_dim": 8}, "heads of keys"),
         ("lfm2", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 24}, "convolution"),
     ],
 )

@@ -34,7 +34,7 @@ from runtime.model.wide.probing import (
     Recorder,
     WholeMemory,
     alike,
-    widened,
+    padded,
 )
 
 
@@ -112,15 +112,15 @@ class WideModel(nn.Module):
         tokens = torch.arange(min(LENGTH, described.max_context, described.vocab_size), device=self.device)
         with torch.inference_mode():
             self._calls, width = self._probed(described.max_context, tokens)
-        kv_heads = {call.kv_heads for call in self._calls}
-        if len(kv_heads) > 1:
-            raise NotServable(f"its layers have {sorted(kv_heads)} heads of keys; paged memory has the same for all")
+        kv_heads = max(call.kv_heads for call in self._calls)
+        if any(call.rule.sinks is not None and call.spread(kv_heads) is None for call in self._calls):
+            raise NotServable(f"it has sinks, and numbers of key heads that do not divide the most, {kv_heads}")
         self.specification = WideSpecification(
             vocab_size=described.vocab_size,
             max_context=described.max_context,
             width=width,
             mlp_width=4 * width,
-            kv_heads=kv_heads.pop(),
+            kv_heads=kv_heads,
             head_dim=max(call.head_dim for call in self._calls),
             layers=tuple(call.rule for call in self._calls),
         )
@@ -143,7 +143,7 @@ class WideModel(nn.Module):
 
     def prelude(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """What the last layer makes [n, width] of token ids [n], the final norm included."""
-        with answering(_Paged(self._calls, attend, self.specification.head_dim)):
+        with answering(_Paged(self._calls, attend, self.specification)):
             return self._hidden(tokens, rotation[0])
 
     def first_state(self, embedded: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class WideModel(nn.Module):
         if not alike(torch.cat(halves), hidden):
             raise NotServable("it keeps more of earlier tokens than keys and values, or does not heed positions")
         again = WholeMemory(rules)
-        with answering(_Paged(self._calls, again.attend, self.specification.head_dim)):
+        with answering(_Paged(self._calls, again.attend, self.specification)):
             logits = self.causal(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0]
         own = self.coda(hidden, self.rotation(positions), again.attend)
         if not alike(own, logits[:, : self.specification.vocab_size]):
@@ -205,20 +205,24 @@ class WideModel(nn.Module):
 class _Paged:
     """Answers the attention calls of one forward pass by an `Attend`, which knows layers by their number."""
 
-    def __init__(self, calls: Sequence[LayerCall], attend: Attend, width: int) -> None:
-        self._calls, self._attend, self._width = calls, attend, width
+    def __init__(self, calls: Sequence[LayerCall], attend: Attend, own: WideSpecification) -> None:
+        self._calls, self._attend, self._own = calls, attend, own
         self._layer = 0
 
     def __call__(self, call: AttentionCall) -> Tensor:
         layer, self._layer = self._layer, self._layer + 1
         if layer >= len(self._calls) or self._calls[layer].module is not call.module:
             raise RuntimeError(f"{type(call.module).__name__} asks for attention in another order than before.")
-        value_dim = call.value.shape[-1]
-        # Zeros beyond a head change neither its products nor, cut off, what is attended.
-        query, key, value = (
-            widened(tensor[0].transpose(0, 1), self._width) for tensor in (call.query, call.key, call.value)
-        )
-        return self._attend(layer, query, key, value)[None, ..., :value_dim]
+        query, key, value = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
+        heads, most, value_dim = query.shape[1], self._own.kv_heads, value.shape[-1]
+        spread = self._calls[layer].spread(most)
+        if spread is not None:
+            key, value = (each.repeat_interleave(spread, 1) for each in (key, value))
+        # Zeros beyond a head change neither its products nor, cut off, what is attended; nor do heads of zeros after
+        # all others.
+        counts = heads // key.shape[1] * most, most, most
+        given = (padded(each, n, self._own.head_dim) for each, n in zip((query, key, value), counts, strict=True))
+        return self._attend(layer, *given)[None, :, :heads, :value_dim]
 
 
 class _Given(nn.Module):

@@ -57,9 +57,14 @@ class LayerCall(NamedTuple):
 
     module: nn.Module
     rule: AttentionRule
+    heads: int
     kv_heads: int
     head_dim: int
     """The wider of what queries and values have."""
+
+    def spread(self, most: int) -> int | None:
+        """How often each of its key heads stands in a memory of so many; None where that is no whole number."""
+        return most // self.kv_heads if most % self.kv_heads == 0 and self.heads % most == 0 else None
 
 
 class Masks:
@@ -125,7 +130,7 @@ class Recorder:
         if not alike(own, expected):
             raise NotServable(f"attention of {type(call.module).__name__} is more than scaled products and a softmax")
         width = max(query.shape[-1], value.shape[-1])
-        self.calls.append(LayerCall(call.module, rule, key.shape[1], width))
+        self.calls.append(LayerCall(call.module, rule, query.shape[1], key.shape[1], width))
         return expected
 
     def _rule(self, call: AttentionCall) -> AttentionRule:
@@ -178,7 +183,7 @@ def alike(one: Tensor, other: Tensor) -> bool:
     return bool(difference <= TOLERANCE[other.dtype] * other.float().abs().max())
 
 
-def widened(tensor: Tensor, width: int) -> Tensor:
-    """`tensor` with zeros after its last axis, up to `width`."""
-    missing = width - tensor.shape[-1]
-    return F.pad(tensor, (0, missing)) if missing else tensor
+def padded(tensor: Tensor, heads: int, width: int) -> Tensor:
+    """[tokens, heads, width] with zeros after what `tensor` has of both."""
+    missing = heads - tensor.shape[-2], width - tensor.shape[-1]
+    return F.pad(tensor, (0, missing[1], 0, missing[0])) if any(missing) else tensor
