@@ -144,7 +144,7 @@ def _opened(
     if generation.ignored:
         _log.warning(
             "ways of sampling that the engine has not",
-            file=str(checkpoint.path / GENERATION_CONFIG),
+            file=str(checkpoint.path if checkpoint.path.is_file() else checkpoint.path / GENERATION_CONFIG),
             ignored=generation.ignored,
         )
     return Opened(

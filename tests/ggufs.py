@@ -56,6 +56,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Architectures, and what transformers' conversion needs to be, because it does not read it."""
 
+OWN_FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma": {"num_key_value_heads": 1},
+    "granite": {
+        "attention_multiplier": 0.1,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+    },
+    "olmo2": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "smollm3": {"num_hidden_layers": 5, "tie_word_embeddings": True, "pad_token_id": 0},
+}
+"""Architectures that transformers does not convert; one of SmolLM3's layers does not rotate."""
+
+MULTIPLIERS = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+"""Numbers of a Granite's configuration, by GGUF's names."""
+
 
 def make(family: str = "llama", **changes: Any) -> PreTrainedModel:
     """A random model of transformers."""
@@ -106,13 +127,16 @@ def write_gguf(
     architecture = config.model_type.removesuffix("_text")
     writer = GGUFWriter(path, architecture)
     for key, name in KEYS.items():
-        writer.add_uint32(f"{architecture}.{key}", getattr(config, name))
+        if (value := getattr(config, name, None)) is not None:
+            writer.add_uint32(f"{architecture}.{key}", value)
+    for key, name in MULTIPLIERS.items() if architecture == "granite" else ():
+        writer.add_float32(f"{architecture}.{key}", getattr(config, name))
     rotary = config.rope_parameters
     writer.add_float32(f"{architecture}.rope.freq_base", rotary.get("full_attention", rotary)["rope_theta"])
     writer.add_float32(f"{architecture}.attention.layer_norm_rms_epsilon", config.rms_norm_eps)
     add: dict[type, Callable[[str, Any], None]] = {
         bool: writer.add_bool,
-        int: writer.add_uint32,
+        int: lambda key, value: (writer.add_int32 if value < 0 else writer.add_uint32)(key, value),
         float: writer.add_float32,
         str: writer.add_string,
     }
@@ -127,7 +151,7 @@ def write_gguf(
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         numbers = tensor.float().numpy()
-        if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
+        if architecture in ("llama", "granite", "smollm3") and (".q_proj." in name or ".k_proj." in name):
             numbers = interleaved(
                 numbers, config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
             )

@@ -240,8 +240,8 @@ def _description_in(directory: Path) -> Description:
 
 def _description_of(file: GgufFile, config: ModelConfig) -> Description:
     path = file.header.path
-    stops = inside_vocabulary(path, file.stop_tokens, config.specification.vocab_size, path)
-    generation = Generation(stop_tokens=stops)
+    generation = file.generation
+    inside_vocabulary(path, generation.stop_tokens, config.specification.vocab_size, path)
     return Description(
         path=path,
         config=config,

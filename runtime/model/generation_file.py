@@ -73,7 +73,7 @@ def read_generation(directory: Path, vocab_size: int) -> Generation:
     raw = read_object(path) if holds(path) else {}
     try:
         said = msgspec.convert(raw, _File)
-        sampling = _sampling(said)
+        sampling = sampling_of(raw)
     except ValueError as error:
         raise CheckpointError(f"{path}: {str(error).rstrip('.')}.") from error
     return Generation(
@@ -84,8 +84,12 @@ def read_generation(directory: Path, vocab_size: int) -> Generation:
     )
 
 
-def _sampling(said: _File) -> Sampling:
-    """Greedy, unless the file asks for sampling. A filter that lets everything pass is none."""
+def sampling_of(raw: Mapping[str, Any]) -> Sampling:
+    """Greedy, unless the file's object asks for sampling. A filter that lets everything pass is none.
+
+    Raises `ValueError` for values of another type, or that cannot be run.
+    """
+    said = msgspec.convert(raw, _File)
     penalty = 1.0 if said.repetition_penalty is None else said.repetition_penalty
     # Values are looked at whether they count or not.
     whole = Sampling(

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoConfig
-from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
 from runtime.errors import CheckpointError
+from runtime.model.generation_file import Generation, sampling_of
+from runtime.model.gguf_architectures import architecture_of
 from runtime.model.gguf_header import GgufHeader, Value
-from runtime.model.gguf_tensors import ROTARY_FACTORS, architecture_of, read_numbers
+from runtime.model.gguf_tensors import ROTARY_FACTORS, read_numbers
 from runtime.model.published import shown
-
-_NAMES = {"gemma3": "gemma3_text"}
-"""What transformers calls an architecture, where it does not say what GGUF says."""
 
 _ORIGINAL = "original_max_position_embeddings"
 _SCALINGS: Mapping[str, Mapping[str, str]] = {
@@ -37,6 +35,22 @@ _SCALINGS: Mapping[str, Mapping[str, str]] = {
 }
 """Keys below rope.scaling that a type has, and transformers' names of them."""
 
+_SAMPLING = "general.sampling."
+_TAKEN = {
+    "temp": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+}
+"""Keys below it that are taken, and transformers' names of them."""
+
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "penalty_repeat": (1, 1.0),
+    "xtc_threshold": (0.1, 0.5),
+}
+"""Values of others that change nothing by themselves, besides 0."""
+
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, _ORIGINAL: 8192}
 """Of all models published with rope_type llama3. GGUF has only the factors that follow from them."""
 
@@ -44,11 +58,10 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, _ORIGINAL: 8192}
 def config_object(header: GgufHeader) -> dict[str, Any]:
     """The object of the `config.json` that transformers would write for the model.
 
-    Raises `CheckpointError`, naming the file, for an architecture that transformers does not convert, for values that
-    no configuration of it has, and for more layers than there are tensors.
+    Raises `CheckpointError`, naming the file, for an architecture that is not converted, for values that no
+    configuration of transformers has, and for more layers than there are tensors.
     """
-    architecture = architecture_of(header)
-    names = cast("dict[str, str | None]", GGUF_CONFIG_MAPPING[architecture])
+    architecture, model_type, names, *_ = architecture_of(header)
     layers = header.whole(f"{architecture}.block_count")
     if layers is None or not 0 < layers <= len(header.tensors):
         raise CheckpointError(
@@ -66,7 +79,7 @@ def config_object(header: GgufHeader) -> dict[str, Any]:
     if scaling := _scaling(header, f"{architecture}.rope.scaling.", values):
         values["rope_scaling"] = scaling
     try:
-        config = AutoConfig.for_model(_NAMES.get(architecture, architecture), **values)
+        config = AutoConfig.for_model(model_type, **values)
         return msgspec.json.decode(config.to_json_string(), type=dict[str, Any])
     except Exception as error:
         # Its configuration classes raise what they like for what they cannot take.
@@ -86,6 +99,25 @@ def stop_tokens(header: GgufHeader) -> list[int]:
     """Ids that end a text, a turn or a message, as far as the file names them."""
     keys = (f"tokenizer.ggml.{kind}_token_id" for kind in ("eos", "eot", "eom"))
     return [token for key in keys if (token := header.whole(key)) is not None]
+
+
+def generation(header: GgufHeader) -> Generation:
+    """How the file's makers sample from the model, and the tokens that end a text.
+
+    Raises `CheckpointError`, naming the file, for values that cannot be.
+    """
+    said = {key.removeprefix(_SAMPLING): value for key, value in header.metadata.items() if key.startswith(_SAMPLING)}
+    raw = {name: said.pop(key) for key, name in _TAKEN.items() if key in said}
+    if said.pop("penalty_last_n", 64) != -1 and "repetition_penalty" in raw:
+        # Of the last tokens alone, the last 64 where nothing is said.
+        said["penalty_repeat"] = raw.pop("repetition_penalty")
+    raw["do_sample"] = bool(raw.keys() - {"repetition_penalty"}) and raw.get("temperature") not in (0, 0.0)
+    try:
+        sampling = sampling_of(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{header.path}: general.sampling: {str(error).rstrip('.')}.") from error
+    ignored = (f"{_SAMPLING}{key}" for key, value in said.items() if value not in _NEUTRAL.get(key, (0, 0.0)))
+    return Generation(sampling=sampling, stop_tokens=tuple(stop_tokens(header)), ignored=tuple(sorted(ignored)))
 
 
 def _named(header: GgufHeader, prefix: str, names: Mapping[str, str | None]) -> dict[str, Value]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import CheckpointError
 from runtime.model.chat_files import ChatTemplates
+from runtime.model.generation_file import Generation
 from runtime.model.gguf_header import GgufHeader, read_header
 from runtime.model.weights import StoredWeights
 
@@ -27,8 +28,8 @@ class GgufFile:
     config: dict[str, Any]
     """The object of a config.json."""
     tokenizer: ReadTokenizer | None
-    stop_tokens: tuple[int, ...]
-    """Ids that end a text, a turn or a message."""
+    generation: Generation
+    """How its makers sample from it, and the ids that end a text, a turn or a message."""
     chat_templates: ChatTemplates | None
 
     def weights(self, names: Iterable[str]) -> StoredWeights:
@@ -68,6 +69,6 @@ def open_gguf(path: Path) -> GgufFile:
         header=header,
         config=gguf_config.config_object(header),
         tokenizer=gguf_tokenizer.read_tokenizer(header),
-        stop_tokens=tuple(gguf_config.stop_tokens(header)),
+        generation=gguf_config.generation(header),
         chat_templates=gguf_tokenizer.chat_templates(header),
     )

@@ -14,12 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
 from runtime.errors import CheckpointError
+from runtime.model.gguf_architectures import KINDS, architecture_of
 from runtime.model.gguf_header import GgufHeader, TensorPlace
-from runtime.model.published import shown
 from runtime.model.weights import StoredTensor
 
 BLOCKS: Mapping[int, tuple[int, int]] = {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
@@ -28,27 +26,11 @@ BLOCKS: Mapping[int, tuple[int, int]] = {int(kind): sizes for kind, sizes in ggu
 ROTARY_FACTORS = "rope_freqs.weight"
 """What rotary frequencies are divided by; in transformers that is a part of the configuration."""
 
-_ARCHITECTURES = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-
 
 class GgufTensor(StoredTensor, frozen=True, kw_only=True):
     """A tensor of a GGUF file under transformers' name."""
 
     place: TensorPlace
-
-
-def architecture_of(header: GgufHeader) -> str:
-    """What the file calls the model's architecture.
-
-    Raises `CheckpointError` for one that the `gguf` package or transformers' conversion does not know.
-    """
-    architecture = header.text("general.architecture")
-    known = sorted(_ARCHITECTURES.keys() & GGUF_CONFIG_MAPPING.keys())
-    if architecture not in known:
-        raise CheckpointError(
-            f"{header.path}: general.architecture is {shown(architecture)}; transformers converts {', '.join(known)}."
-        )
-    return architecture
 
 
 def find_tensors(header: GgufHeader, names: Iterable[str]) -> dict[str, GgufTensor]:
@@ -72,8 +54,7 @@ def read_tensors(
 
     `config` is what `config_object` gives. Raises `CheckpointError` for what cannot be read or decoded.
     """
-    kind: type[TensorProcessor] = TENSOR_PROCESSORS.get(architecture_of(header), TensorProcessor)
-    processor = kind(config=dict(config))
+    processor = architecture_of(header).processor(config=dict(config))
     for name, tensor in stored.items():
         numbers = read_numbers(header, tensor.place)
         laid_out = processor.process(numbers, tensor.place.name, tensor_key_mapping={}, parsed_parameters={})
@@ -110,9 +91,9 @@ def read_numbers(header: GgufHeader, place: TensorPlace) -> NDArray[np.float32]:
 
 def _published_names(header: GgufHeader, names: Iterable[str]) -> dict[str, str]:
     """Transformers' names of tensors by the file's."""
-    architecture = architecture_of(header)
+    architecture = architecture_of(header).name
     layers = header.whole(f"{architecture}.block_count") or 0
-    known = gguf.get_tensor_name_map(_ARCHITECTURES[architecture], layers)
+    known = gguf.get_tensor_name_map(KINDS[architecture], layers)
     published = {}
     for name in names:
         stem, dot, suffix = name.rpartition(".")

@@ -9,8 +9,8 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_TOKENIZER
 
 from runtime.errors import CheckpointError
 from runtime.model.chat_files import DEFAULT, ChatTemplate, ChatTemplates
+from runtime.model.gguf_architectures import architecture_of
 from runtime.model.gguf_header import GgufHeader
-from runtime.model.gguf_tensors import architecture_of
 from runtime.model.published import shown
 from runtime.model.tokenizer_files import ReadTokenizer, is_of_library, of_transformers
 
@@ -37,7 +37,7 @@ def read_tokenizer(header: GgufHeader) -> ReadTokenizer | None:
         for group, names in GGUF_TOKENIZER_MAPPING.items()
     }
     try:
-        inner, _ = convert_gguf_tokenizer(architecture_of(header), grouped["tokenizer"])
+        inner, _ = convert_gguf_tokenizer(architecture_of(header).name, grouped["tokenizer"])
         read = PreTrainedTokenizerFast(tokenizer_object=inner, **_settings(header, grouped["tokenizer_config"]))
     except BaseException as error:
         if not is_of_library(error):

@@ -16,11 +16,12 @@ import torch
 from gguf import GGMLQuantizationType as Encoding
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from runtime import CheckpointError, Engine
+from runtime import CheckpointError, Engine, Sampling
 from runtime.model.architecture import CAUSAL
 from runtime.model.checkpoint import describe, fingerprint, load_checkpoint, save_checkpoint
+from runtime.model.parameters import published_weights
 from tests.damage import bounded, damage
-from tests.ggufs import FAMILIES, make, write_gguf
+from tests.ggufs import FAMILIES, OWN_FAMILIES, make, write_gguf
 from tests.llamas import make_llama
 from tests.vocabularies import LINES, byte_level
 
@@ -97,6 +98,60 @@ def test_every_native_family_is_read(tmp_path: Path, family: str, backend: Backe
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
     assert anyio.run(said, path, backend, prompts()) == [generated(model, prompt) for prompt in prompts()]
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("family", OWN_FAMILIES)
+def test_families_that_transformers_does_not_convert(tmp_path: Path, family: str, backend: Backend) -> None:
+    """The model itself is the reference: what llama.cpp's converter writes of it is undone."""
+    model = make(family, **OWN_FAMILIES[family])
+    ids = {f"tokenizer.ggml.{kind}_token_id": 0 for kind in ("bos", "eos")}
+    path = write_gguf(tmp_path / "model.gguf", model, metadata=ids)
+    loaded = load_checkpoint(path)
+    assert loaded.config.family == family
+    own = published_weights(loaded.model)
+    for name, tensor in model.state_dict().items():
+        # One was added to norms, and taken away again.
+        torch.testing.assert_close(own.get(name, own["model.embed_tokens.weight"]), tensor, atol=1e-6, rtol=0)
+    assert anyio.run(said, path, backend, prompts()) == [generated(model, prompt) for prompt in prompts()]
+
+
+def test_another_model_of_an_architecture_is_refused(tmp_path: Path) -> None:
+    """OLMo 3 is written as OLMo 2 with windows."""
+    path = write_gguf(tmp_path / "model.gguf", make("olmo2"), metadata={"olmo2.attention.sliding_window": 16})
+    with pytest.raises(CheckpointError, match=r"olmo2\.attention\.sliding_window is given"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "sampling", "ignored"),
+    [
+        ({}, Sampling(), ()),
+        ({"temp": 0.7, "top_p": 0.9, "top_k": 40}, Sampling(temperature=0.7, top_p=0.9, top_k=40), ()),
+        ({"min_p": 0.125, "top_k": 0, "top_p": 1.0}, Sampling(temperature=1.0, min_p=0.125), ()),
+        ({"temp": 0.0, "top_k": 5}, Sampling(), ()),
+        ({"penalty_repeat": 1.25, "penalty_last_n": -1}, Sampling(repetition_penalty=1.25), ()),
+        ({"penalty_repeat": 1.25, "penalty_last_n": 64}, Sampling(), ("penalty_repeat",)),
+        ({"mirostat": 2, "xtc_probability": 0.5, "penalty_repeat": 1.0}, Sampling(), ("mirostat", "xtc_probability")),
+    ],
+)
+def test_sampling_that_a_file_asks_for_is_the_default(
+    tmp_path: Path, given: dict[str, Any], sampling: Sampling, ignored: tuple[str, ...]
+) -> None:
+    metadata = {f"general.sampling.{key}": value for key, value in given.items()}
+    found = describe(write_gguf(tmp_path / "model.gguf", make(), metadata=metadata)).generation
+    expected = {name: pytest.approx(getattr(sampling, name)) for name in ("temperature", "top_p", "min_p")}
+    assert {name: getattr(found.sampling, name) for name in expected} == expected
+    assert found.sampling.top_k == sampling.top_k
+    assert found.sampling.repetition_penalty == sampling.repetition_penalty
+    assert found.ignored == tuple(f"general.sampling.{key}" for key in ignored)
+
+
+@pytest.mark.parametrize("given", [{"temp": "warm"}, {"temp": -1.0}, {"top_p": 3.0}, {"top_k": True}])
+def test_sampling_that_cannot_be_is_refused(tmp_path: Path, given: dict[str, Any]) -> None:
+    metadata = {f"general.sampling.{key}": value for key, value in given.items()}
+    with pytest.raises(CheckpointError, match=r"model\.gguf: general\.sampling: "):
+        describe(write_gguf(tmp_path / "model.gguf", make(), metadata=metadata))
 
 
 @torch.no_grad()

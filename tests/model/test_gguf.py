@@ -104,7 +104,7 @@ def test_the_tokenizer_is_that_of_transformers(tmp_path: Path, kind: Callable[[]
     for line in [*LINES, "".join(LINES), "<s>a</s> b"]:
         assert ours.encode(line, add_special_tokens=True) == reference.encode(line)
         assert ours.decode(reference.encode(line)) == reference.decode(reference.encode(line))
-    assert file.stop_tokens == (reference.eos_token_id, 5)
+    assert file.generation.stop_tokens == (reference.eos_token_id, 5)
     assert ours.leading == (reference.bos_token_id,)
     assert file.chat_templates is not None
     assert file.chat_templates.chosen(tools=False).source == reference.chat_template
@@ -115,7 +115,7 @@ def test_the_tokenizer_is_that_of_transformers(tmp_path: Path, kind: Callable[[]
 
 def test_a_file_without_a_vocabulary_has_no_tokenizer(tmp_path: Path) -> None:
     file = open_gguf(write_gguf(tmp_path / "model.gguf", make()))
-    assert (file.tokenizer, file.stop_tokens, file.chat_templates) == (None, (), None)
+    assert (file.tokenizer, file.generation.stop_tokens, file.chat_templates) == (None, (), None)
 
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
