@@ -185,7 +185,7 @@ class ThreadMemory:
     def reuse_prefix(self, sequence: Sequence) -> int:
         """Gives a sequence what is stored of its prompt behind what it has; returns the number of tokens.
 
-        The last token of the context is never taken over: its logits are still to be computed. Nor is one that a
+        No token is taken over whose logits are still to be computed, such as the context's last. Nor is one that a
         carrying token follows: its last latent state is needed, and not stored.
         """
         first = len(sequence.pages)
@@ -200,7 +200,7 @@ class ThreadMemory:
         rule = sequence.page_rule
         if rule is None:
             return 0
-        most = len(sequence.tokens) - 1 if is_fresh else min(sequence.shareable, len(sequence.tokens) - 1)
+        most = sequence.first_wanted if is_fresh else min(sequence.shareable, sequence.first_wanted)
         if sequence.carries_at(most):
             most -= 1
         found: list[StoredPage] = []
@@ -272,7 +272,7 @@ class ThreadMemory:
         start, rule = sequence.computed, sequence.rule
         if not self._led or start >= sequence.spans[0].end or rule is None or not self._is_shareable(sequence):
             return None
-        first, most = start // self.page_size, min(end, len(sequence.tokens) - 1)
+        first, most = start // self.page_size, min(end, sequence.first_wanted)
         if first * self.page_size != start:
             return None
         keys = islice(page_keys(sequence, rule, self.page_size, self._grouping), first, most // self.page_size)

@@ -260,6 +260,12 @@ class Sequence:
         """Leading tokens that its generate has to have computed: of tokens that are scored, all but the last."""
         return len(self.tokens) - (self.generate is not None and bool(self.generate.request.scores))
 
+    @property
+    def first_wanted(self) -> int:
+        """The first position whose logits are of interest: of tokens that are scored, the one before them."""
+        generate = self.generate
+        return (len(self.tokens) if generate is None or not generate.request.scores else generate.start) - 1
+
     def span_at(self, position: int) -> Span:
         """The span that holds a position; searched from the end, where the work is."""
         for span in reversed(self.spans):

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policies import Fixed, Policy, Speculative
 from runtime import Engine
@@ -182,6 +184,41 @@ def test_guesses_do_not_cross(model: Transformer, backend: str, logprobs: Dense,
         context = TEXT[: (22, 25, SHORT, 33)[report.thread[0]]]
         assert context + report.tokens == continued(logprobs, context, 10)
     assert solo.core.journal.accepted > 0
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_nothing_else_changes_what_is_said(model: Transformer, logprobs: Dense, data: st.DataObject) -> None:
+    """Threads that are cut back, sent more, forked, scored, and run out of pages, rows and lanes."""
+    changes = {"num_pages": data.draw(st.integers(16, 40)), "max_in_flight": data.draw(st.sampled_from([8, 12, 32]))}
+    solo = over(model, data.draw(st.sampled_from(["torch", "native"])), Fixed(1), **changes)
+    contexts: dict[ThreadPath, tuple[int, ...]] = {}
+    for number in range(data.draw(st.integers(1, 4))):
+        contexts[number,] = TEXT[: data.draw(st.integers(1, 40))]
+        solo.send(OpenThread(thread=(number,), seed=0, depth=Fixed(1)), Extend((number,), contexts[number,]))
+    for round_number in range(data.draw(st.integers(1, 3))):
+        for path in contexts:
+            scores = TEXT[: data.draw(st.sampled_from([0, 0, 0, 9]))]
+            tokens = data.draw(st.integers(1, 9))
+            solo.send(Generate(thread=path, max_tokens=tokens, sampling=Sampling(), scores=scores))
+        for _ in range(data.draw(st.integers(0, 12))):
+            if solo.core.has_work:
+                solo.core.step()
+                solo.core.check_integrity()
+        cut, kept = data.draw(st.sampled_from(sorted(contexts))), data.draw(st.integers(0, 3))
+        solo.send(Interrupt(cut, keep=kept))
+        solo.run()
+        for path, context in contexts.items():
+            now = tuple(solo.core.threads[path].tokens)
+            assert now == continued(logprobs, context, len(now) - len(context))
+            contexts[path] = now
+        if more := TEXT[: data.draw(st.integers(0, 12))]:
+            solo.send(Extend((0,), more))
+            contexts[0,] += more
+        if data.draw(st.booleans()):
+            child = (0, round_number)
+            solo.send(OpenThread(thread=child, seed=0, depth=Fixed(1), inherits=(0,)))
+            contexts[child] = contexts[0,]
 
 
 @pytest.mark.anyio

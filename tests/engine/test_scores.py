@@ -247,6 +247,32 @@ async def test_what_cannot_be_scored_is_refused_before_anything_is_computed(tiny
             assert len((await root.score([1] * 62)).logprobs) == 62
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("length", [4, 8, 10])
+async def test_what_others_computed_of_a_context_changes_no_score(
+    tiny_checkpoint: Path, backend: str, length: int
+) -> None:
+    """Its last token's logits are what the first score comes from, so that it is computed whatever is stored."""
+    context, tokens = some_tokens(1, length), some_tokens(5, 9)
+    async with opened(tiny_checkpoint, backend, reuse_prefixes=False) as engine:
+        expected = await scored(engine, context, tokens)
+    async with opened(tiny_checkpoint, backend) as engine:
+        async with engine.thread([*context, 3]) as other:
+            await other.generate(2)
+        again = await scored(engine, context, tokens)
+        assert (engine.usage.cached_tokens > 0) == (length > 4)
+        both: list[Score] = []
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+
+                async def score() -> None:
+                    both.append(await scored(engine, [*context[::-1]], tokens))
+
+                group.start_soon(score)
+    assert again.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+    assert both[0].logprobs == pytest.approx(both[1].logprobs, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [({}, None), ({"logprob": -9.0}, "score"), ({"depth": 1}, "depth")],
