@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from runtime.link.commands import Statistics as Statistics
     from runtime.link.sampling import Sampling as Sampling
     from runtime.loading import open_device as open_device
+    from runtime.loading import open_playback as open_playback
     from runtime.protocol import APR as APR
     from runtime.protocol import BoundProtocol as BoundProtocol
     from runtime.protocol import TagProtocol as TagProtocol
