@@ -15,7 +15,7 @@ from policies import LatentDiff, MaxChildren, Policy
 from runtime import Engine
 
 if TYPE_CHECKING:
-    from traces.pytest_plugin import BraidTrace
+    from traces import BraidTrace
 
 TRACE = Path(__file__).with_name("countdown.trace")
 

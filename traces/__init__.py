@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from traces.printing import show as show
     from traces.reader import TraceReader as TraceReader
     from traces.reader import read as read
+    from traces.regression import BraidTrace as BraidTrace
+    from traces.regression import TraceMismatch as TraceMismatch
     from traces.totals import TraceTotals as TraceTotals
     from traces.totals import imbalances as imbalances
     from traces.totals import totals_of as totals_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,76 +95,42 @@ def _place(record: ThreadRecord, number: int) -> str:
     )
 
 
-@asynccontextmanager
-async def played(
-    file: Path, checkpoint: str | Path | None, options: Mapping[str, Any], again: str
-) -> AsyncIterator[Engine]:
-    """See `BraidTrace`. `again` is the command that records the trace."""
-    __tracebackhide__ = True
-    if not file.exists():
-        raise TraceMismatch(f"There is no trace {file}. Record it with: {again}")
-    trace = await anyio.to_thread.run_sync(read, file)
-    if trace.lost is not None:
-        raise TraceMismatch(f"The trace {file} is not whole: {trace.lost}. Record it again with: {again}")
-    _check_options(checkpoint or trace.header.checkpoint, options)
-    opened = await anyio.to_thread.run_sync(open_playback, trace, checkpoint)
-    followed = FollowedDevice(opened.device, trace)
-    given = {name: options[name] for name in PLAYED_WITH if name in options}
-    given.setdefault("seed", trace.header.seed)
-    try:
-        async with Engine.from_device(replace(opened, device=followed), **given) as engine:
-            yield engine
-    except Exception as error:
-        if followed.difference is None:
-            raise
-        told = _difference(file, followed.difference, again)
-        if not _is_of_playback(error):
-            error.add_note(told)
-            raise
-        raise TraceMismatch(told) from error
-    if followed.difference is not None:
-        raise TraceMismatch(_difference(file, followed.difference, again))
-    if (rest := followed.unplayed()) is not None:
-        raise TraceMismatch(_difference(file, rest, again))
+class BraidTrace:
+    """What the fixture `braid_trace` gives: engines of one test, each recorded, or played back from its file.
 
-
-class Recordings:
-    """Traces that one test records, each beside the file that it replaces if the test passes.
-
-    So a good trace stays until there is a better one, also where the process is killed.
+    A trace is recorded beside the file that it replaces if the test passes, so that a good one stays until there is a
+    better one, also where the process is killed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path, *, records: bool, again: str) -> None:
+        """Paths are relative to `root`. `again` is the command that records the traces."""
+        self._root = root
+        self._records = records
+        self._again = again
         self._written: dict[Path, Path] = {}
         """By the file that is to be, the one that has been written."""
 
-    @asynccontextmanager
-    async def recorded(
-        self, file: Path, checkpoint: str | Path | None, options: Mapping[str, Any]
-    ) -> AsyncIterator[Engine]:
-        """An engine that is recorded; see `BraidTrace`."""
-        __tracebackhide__ = True
-        if checkpoint is None:
-            raise TraceMismatch(f"Nothing says which model {file} is recorded with; give braid_trace a checkpoint.")
-        if file in self._written:
-            raise TraceMismatch(f"The test records {file} twice; give each engine a file of its own.")
-        _check_options(checkpoint, options)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TraceError(f"Cannot record {file}: {error.strerror or error}.") from error
-        written = file.with_name(f".{file.name}.{os.getpid()}.new")
-        self._written[file] = written
-        async with Engine.open(
-            checkpoint, trace=written, overwrite=True, **{"on_trace_error": "stop", **options}
-        ) as it:
-            yield it
-        trace = await anyio.to_thread.run_sync(read, written)
-        if trace.lost is not None:
-            raise TraceMismatch(f"The trace {file} was not recorded whole: {trace.lost}.")
+    def __call__(
+        self, path: str | Path, *, checkpoint: str | Path | None = None, **options: Any
+    ) -> AbstractAsyncContextManager[Engine]:
+        """An engine for `async with`: played back from the trace at `path` or, under `--record-traces`, recorded there.
+
+        `path` is relative to pytest's root directory. `checkpoint` and `options` (policy, seed, limits, sampling,
+        settings, ...) are as in `Engine.open`; the checkpoint is needed to record, and for playback only where it is
+        not where the trace says. What they say of policy, seed, sampling and limits holds in playback too, so that a
+        test that changes them differs from its trace.
+
+        Raises `TraceMismatch`: on entry where there is no trace that is whole; and on leaving, with the first
+        difference, where the program did something else than was recorded, or less. Raises `ValueError`, naming the
+        argument, for one that does not fit, and what opening an engine does.
+        """
+        file = self._root / Path(path).expanduser()
+        if own := sorted({"trace", "overwrite"} & options.keys()):
+            raise ValueError(f"braid_trace has {own[0]}, which its path says; leave it out.")
+        return (self._recorded if self._records else self._played)(file, checkpoint, options)
 
     def finish(self, *, keep: bool) -> None:
-        """Puts what was written in its place, or removes it."""
+        """Puts what was recorded in its place, or removes it."""
         for file, written in self._written.items():
             if keep:
                 os.replace(written, file)
@@ -173,12 +139,59 @@ class Recordings:
                     written.unlink()
         self._written.clear()
 
+    @asynccontextmanager
+    async def _played(
+        self, file: Path, checkpoint: str | Path | None, options: Mapping[str, Any]
+    ) -> AsyncIterator[Engine]:
+        __tracebackhide__ = True
+        if not file.exists():
+            raise TraceMismatch(f"There is no trace {file}. Record it with: {self._again}")
+        trace = await anyio.to_thread.run_sync(read, file)
+        if trace.lost is not None:
+            raise TraceMismatch(f"The trace {file} is not whole: {trace.lost}. Record it again with: {self._again}")
+        # Refuses arguments that no engine is opened with; nothing is loaded.
+        Engine.open(checkpoint or trace.header.checkpoint, **options)
+        opened = await anyio.to_thread.run_sync(open_playback, trace, checkpoint)
+        followed = FollowedDevice(opened.device, trace)
+        given = {name: options[name] for name in PLAYED_WITH if name in options}
+        given.setdefault("seed", trace.header.seed)
+        try:
+            async with Engine.from_device(replace(opened, device=followed), **given) as engine:
+                yield engine
+        except Exception as error:
+            if followed.difference is None:
+                raise
+            told = _difference(file, followed.difference, self._again)
+            if not _is_of_playback(error):
+                error.add_note(told)
+                raise
+            raise TraceMismatch(told) from error
+        if followed.difference is not None:
+            raise TraceMismatch(_difference(file, followed.difference, self._again))
+        if (rest := followed.unplayed()) is not None:
+            raise TraceMismatch(_difference(file, rest, self._again))
 
-def _check_options(checkpoint: str | Path, options: Mapping[str, Any]) -> None:
-    """Raises `ValueError` for arguments that no engine is opened with; nothing is loaded."""
-    if own := sorted({"trace", "overwrite"} & options.keys()):
-        raise ValueError(f"braid_trace has {own[0]}, which its path says; leave it out.")
-    Engine.open(checkpoint, **options)
+    @asynccontextmanager
+    async def _recorded(
+        self, file: Path, checkpoint: str | Path | None, options: Mapping[str, Any]
+    ) -> AsyncIterator[Engine]:
+        __tracebackhide__ = True
+        if checkpoint is None:
+            raise TraceMismatch(f"Nothing says which model {file} is recorded with; give braid_trace a checkpoint.")
+        if file in self._written:
+            raise TraceMismatch(f"The test records {file} twice; give each engine a file of its own.")
+        written = file.with_name(f".{file.name}.{os.getpid()}.new")
+        recorded = Engine.open(checkpoint, trace=written, overwrite=True, **{"on_trace_error": "stop", **options})
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TraceError(f"Cannot record {file}: {error.strerror or error}.") from error
+        self._written[file] = written
+        async with recorded as engine:
+            yield engine
+        trace = await anyio.to_thread.run_sync(read, written)
+        if trace.lost is not None:
+            raise TraceMismatch(f"The trace {file} was not recorded whole: {trace.lost}.")
 
 
 def _difference(file: Path, what: str, again: str) -> str:

@@ -84,6 +84,8 @@ def test_pytest_starts_without_anything_large() -> None:
 @pytest.mark.parametrize(("mark", "plugin", "tests"), [("anyio", "anyio", 2), ("asyncio", "pytest_asyncio.plugin", 1)])
 def test_a_program_that_does_the_same_passes(inner: pytest.Pytester, mark: str, plugin: str, tests: int) -> None:
     """With anyio's plugin, on asyncio and on trio."""
+    if mark == "asyncio":
+        inner.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function")
     run(inner, mark=mark, plugin=plugin).assert_outcomes(passed=tests)
 
 
