@@ -196,6 +196,8 @@ CASES: dict[str, list[Case]] = {
         (["replay", "{torn}", "--verify", "--checkpoint", "{missing}"], "--checkpoint"),
         (["export", "{torn}", "-o", "{missing}/picture.json"], "--output"),
         (["export", "{torn}", "-o", "{torn}"], "--output"),
+        *((["export", "--jsonl", f"{{{name}}}"], name) for name in ("missing", "empty", "torn")),
+        (["export", "--jsonl", "{torn}", "-o", "{torn}"], "--output"),
     ],
 }
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from traces.context import ThreadContext as ThreadContext
     from traces.context import context_of as context_of
     from traces.context import contexts_of as contexts_of
+    from traces.json_lines import thread_lines as thread_lines
     from traces.playback import Playback as Playback
     from traces.printing import load_decode as load_decode
     from traces.printing import show as show
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from traces.reader import read as read
     from traces.regression import BraidTrace as BraidTrace
     from traces.regression import TraceMismatch as TraceMismatch
+    from traces.tables import frame as frame
     from traces.totals import TraceTotals as TraceTotals
     from traces.totals import imbalances as imbalances
     from traces.totals import totals_of as totals_of

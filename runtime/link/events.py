@@ -242,6 +242,10 @@ class ThreadEnded(Worded, frozen=True, kw_only=True):
     """The token ids of what it returned to its parent, or to the user."""
     text: str
     error: str
+    work: Work | None = None
+    """What its own generates had cost by then; of one that was interrupted then, the device has yet to tell."""
+    reasons: tuple[str, ...] = ()
+    """Why each of them had ended, in order."""
 
 
 AnyEvent = (

@@ -34,6 +34,7 @@ class Account:
         "parent",
         "path",
         "pending",
+        "reasons",
         "running",
         "started",
         "total",
@@ -45,6 +46,8 @@ class Account:
         self.parent = parent
         self.own = Tally()
         self.total = Tally()
+        self.reasons: list[str] = []
+        """Why each of the thread's own calls ended, but for those that failed."""
         self.meter = None if limits.tokens is None else Meter(limits.tokens)
         self.running = 0
         """Threads of the subtree that are open."""
@@ -106,6 +109,8 @@ class Account:
         """Counts a call's work. Returns the accounts whose iterations ran out with it."""
         exhausted = []
         self.own.add(report.work)
+        if isinstance(report, Finished):
+            self.reasons.append(report.reason)
         for account in self.upwards():
             account.pending -= 1
             most = account.limits.iterations

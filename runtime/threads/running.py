@@ -189,6 +189,8 @@ class RunningThread:
                     message=outcome.tokens,
                     text=outcome.text,
                     error="" if error is None else described(error),
+                    work=self.context.account.own.copy(),
+                    reasons=tuple(self.context.account.reasons),
                 )
             )
         self.context.close()

@@ -1,0 +1,120 @@
+"""A trace as lines of JSON, a thread each, in the order in which they were over; see `docs/traces.md` for the fields.
+
+Events are read one after the other, and a thread is forgotten once its line is given: memory is that of the threads
+that are open at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+
+from runtime.console import escaped_json
+from runtime.link import AnyEvent, Spawned, ThreadClosed, ThreadPath, TickDone
+from traces.tree import GenerateRecord, ThreadRecord, path_name, thread_tree
+
+
+def thread_lines(events: Iterable[AnyEvent]) -> Iterator[bytes]:
+    """A line for each thread, newline included.
+
+    Raises `TraceError` for events that do not fit together. Time is linear in what the events hold.
+    """
+    encoder = msgspec.json.Encoder()
+    for record in ended_threads(events):
+        yield escaped_json(encoder.encode(thread_fields(record))) + b"\n"
+
+
+def ended_threads(events: Iterable[AnyEvent]) -> Iterator[ThreadRecord]:
+    """Each thread when it is closed, and at the end those that were not, by path; none has its children in it."""
+    own: dict[ThreadPath, list[AnyEvent]] = {}
+    for event in events:
+        if isinstance(event, TickDone):
+            continue
+        own.setdefault(event.thread, []).append(event)
+        if isinstance(event, Spawned) and event.child is not None:
+            own.setdefault(event.child, [])
+        if isinstance(event, ThreadClosed):
+            yield _record_of(event.thread, own.pop(event.thread))
+    for path in sorted(own):
+        yield _record_of(path, own[path])
+
+
+def _record_of(path: ThreadPath, events: list[AnyEvent]) -> ThreadRecord:
+    """Of one thread; one that has no event was asked for, and the trace ends before it was opened."""
+    roots = thread_tree(events or [Spawned(time=0.0, thread=path[:-1], child=path, **_NOT_OPENED)])
+    found = roots[0] if events else roots[0].children[0]
+    return msgspec.structs.replace(found, children=())
+
+
+_NOT_OPENED: dict[str, Any] = {"by_model": False, "fork": False, "tokens": (), "reason": ""}
+
+
+def thread_fields(record: ThreadRecord) -> dict[str, Any]:
+    """What a line says of a thread; times are seconds since the trace's beginning."""
+    return {
+        "thread": path_name(record.path),
+        "parent": path_name(record.path[:-1]) or None,
+        "inherits": None if record.inherits is None else path_name(record.inherits),
+        "seed": record.seed,
+        "depth_policy": record.depth,
+        "prompt": record.prompt,
+        "opened": record.opened,
+        "closed": record.closed,
+        "outcome": record.outcome,
+        "error": record.error or None,
+        "text": record.text,
+        "message": record.message,
+        "received_tokens": record.received,
+        "generated_tokens": record.generated,
+        "iterations": record.iterations,
+        "mean_depth": record.mean_depth if record.generated else None,
+        "evictions": len(record.evictions),
+        "received": [
+            {"time": receipt.time, "position": receipt.position, "tokens": receipt.tokens}
+            for receipt in record.receipts
+        ],
+        "generates": [_generate_fields(call) for call in record.calls],
+        "spawns": [
+            {
+                "time": spawn.time,
+                "child": None if spawn.child is None else path_name(spawn.child),
+                "by_model": spawn.by_model,
+                "fork": spawn.fork,
+                "tokens": spawn.tokens,
+                "reason": spawn.reason or None,
+            }
+            for spawn in record.spawns
+        ],
+        "joins": [
+            {
+                "started": wait.started,
+                "ended": wait.ended,
+                "children": [path_name(child) for child in wait.joined.children],
+                "delivered": [path_name(child) for child in wait.joined.delivered],
+                "cancelled": [path_name(child) for child in wait.joined.cancelled],
+            }
+            for wait in record.waits
+        ],
+    }
+
+
+def _generate_fields(call: GenerateRecord) -> dict[str, Any]:
+    """Of what was sampled, all that stayed in the context; NaN is null."""
+    kept = call.kept
+    return {
+        "started": call.started,
+        "ended": call.ended,
+        "position": call.position,
+        "max_tokens": call.max_tokens,
+        "sampling": call.sampling,
+        "reason": call.reason,
+        "error": call.error,
+        "tokens": [sample.token for sample in kept],
+        "depths": [sample.depth for sample in kept],
+        "logprobs": [sample.logprob for sample in kept],
+        "scored_tokens": [sample.token for sample in call.scored],
+        "scored_logprobs": [sample.logprob for sample in call.scored],
+        "work": None if call.work is None else {name: getattr(call.work, name) for name in call.work.__struct_fields__},
+    }
