@@ -4,6 +4,7 @@ policy alone decides which does."""
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -240,5 +241,7 @@ async def test_a_trace_says_who_spoke_and_is_executed_again(tmp_path: Path, back
     assert not imbalances(trace.events)
     assert trace.header.drafts == str(small)
     assert await verified(path) == 0
+    shutil.rmtree(small)
+    assert await verified(path) == 1, "without the second model, who spoke cannot speak again"
     with pytest.raises(ValueError, match="tokens of a second model"):
         check_replayable(trace, threads_in(trace))

@@ -52,7 +52,12 @@ def open_recorded(header: Header) -> Device:
         policy = None if header.policy is None else from_builtins(header.policy, Policy)
     except (msgspec.ValidationError, ValueError) as error:
         raise TraceError(f"The trace's settings or policy cannot be used: {error}") from error
-    opened = open_device(header.checkpoint, settings, policy=policy, trace=None, seed=header.seed, drafts=header.drafts)
+    drafts = header.drafts
+    if drafts is not None and os.path.dirname(drafts) and not os.path.exists(drafts):
+        # Where it only guessed, nothing depends on it.
+        print(f"{visible(drafts)} is gone: what the second model said there cannot be said again.", file=sys.stderr)
+        drafts = None
+    opened = open_device(header.checkpoint, settings, policy=policy, trace=None, seed=header.seed, drafts=drafts)
     if opened.fingerprint is not None and opened.fingerprint() != header.fingerprint:
         print(
             f"{visible(header.checkpoint)} has other weights than the trace was recorded with: expect it to go another "
