@@ -33,6 +33,6 @@ class EntropySwitch(DepthPolicy, frozen=True):
 
     def is_clear(self, entropies: Sequence[float]) -> bool:
         """Whether the smaller model says the next token, from the entropies, in nats, of the distributions that the
-        call's tokens so far were sampled from; at least one. Runs on the device thread, once for every token."""
+        call's tokens so far were sampled from; at least one. Runs on the device thread, for every token."""
         last = entropies[-self.window :]
         return sum(last) / len(last) < self.threshold

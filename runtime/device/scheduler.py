@@ -150,8 +150,7 @@ class Scheduler:
         """The next flight of each thread in order, until lanes, rows or pages run out."""
         chosen: list[Flight] = []
         while (sequence := self._queues.first(self.memory.has_free_row)) is not None:
-            if self._switching.is_elsewhere(sequence):
-                self._queues.set_aside(sequence)
+            if self._set_aside(sequence):
                 continue
             if sequence.row is None:
                 self._give_row(sequence)
@@ -189,6 +188,17 @@ class Scheduler:
         flight.draft = self._speculation.draft_of(flight)
         if not (flight.draft or self.is_stepwise or self._speculation.wants_guesses(flight)):
             flight.run, flight.halts = run_ahead_of(flight, self._model.max_context, self.memory)
+
+    def _set_aside(self, sequence: Sequence) -> bool:
+        """Sets a thread aside whose next token another model says; one fails whose policy cannot say."""
+        try:
+            is_elsewhere = self._switching.is_elsewhere(sequence)
+        except BaseException as cause:
+            self._generates.fail(sequence, policy_error(sequence.depth, cause))
+            return True
+        if is_elsewhere:
+            self._queues.set_aside(sequence)
+        return is_elsewhere
 
     def _reuse_prefix(self, sequence: Sequence) -> None:
         """Gives a thread what is stored of its prompt instead of computing it."""

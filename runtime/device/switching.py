@@ -29,11 +29,11 @@ class Switching:
         self._drafter = drafter
 
     def is_elsewhere(self, sequence: Sequence) -> bool:
-        """Whether the smaller model says a thread's next token."""
+        """Whether the smaller model says a thread's next token. Raises what its policy raises."""
         generate, policy = sequence.generate, sequence.depth
         if self._drafter is None or generate is None or not isinstance(policy, EntropySwitch):
             return False
-        return bool(generate.entropies) and not generate.is_alone and policy.is_clear(generate.entropies)
+        return bool(generate.entropies) and not generate.is_alone and bool(policy.is_clear(generate.entropies))
 
     def speak(self) -> None:
         """Has the smaller model say a token for each thread that was set aside; they are ready again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,6 +217,28 @@ def test_what_cannot_be_is_refused(policy: Any, said: str) -> None:
     assert isinstance(report, Failed)
     assert isinstance(report.error, PolicyError)
     assert said in str(report.error)
+
+
+class UndecidedSwitch(EntropySwitch, frozen=True):
+    def is_clear(self, entropies: Sequence[float]) -> bool:
+        if len(entropies) == 3:
+            raise ArithmeticError("no idea")
+        return True
+
+
+def test_a_policy_that_raises_ends_its_thread_alone(pair: Pair) -> None:
+    solo = solo_over(*pair)
+    for number, policy in enumerate((UndecidedSwitch(), EntropySwitch(1e9))):
+        solo.send(OpenThread(thread=(number,), seed=0, depth=policy), Extend((number,), PROMPT))
+        solo.send(Generate(thread=(number,), max_tokens=6, sampling=Sampling()))
+    reports = {type(report): report for report in solo.run()}
+    failed, finished = reports[Failed], reports[Finished]
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, PolicyError)
+    assert "no idea" in str(failed.error)
+    assert failed.work.generated == 3
+    assert isinstance(finished, Finished)
+    assert len(finished.tokens) == 6
 
 
 @pytest.mark.anyio
