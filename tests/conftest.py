@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,12 @@ hypothesis.settings.load_profile("braid")
 torch.set_num_threads(1)
 
 
+def pytest_collection_finish() -> None:
+    """What the tests have imported is never garbage: looking through it would take a collector tenths of a second."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The global generator starts alike in every test, whichever ran before."""
@@ -36,5 +43,5 @@ def golden_a() -> Path:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
-    """Tests marked `anyio` run under both event loops."""
+    """Tests marked `anyio` run under both event loops, but in files about what happens elsewhere, which say so."""
     return str(request.param)

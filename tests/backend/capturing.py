@@ -77,7 +77,13 @@ class Tape(TorchDispatchMode):
     def play(self) -> None:
         """Computes everything again, from what the same tensors hold now and into the same tensors."""
         for func, args, kwargs, result in self.calls:
-            for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+            again = func(*args, **kwargs)
+            pairs = (
+                [(result, again)]
+                if isinstance(result, Tensor)
+                else zip(tree_leaves(result), tree_leaves(again), strict=True)
+            )
+            for old, new in pairs:
                 # Views and changes in place have already reached the tensors recorded.
                 if old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
                     old.copy_(new)

@@ -12,12 +12,19 @@ import pytest
 from runtime.chat import Renderer
 from runtime.errors import CheckpointError, PromptError
 from runtime.model.chat_files import ChatTemplate, read_chat_templates
+from tests.loops import both_loops
 
 from .templates import user
 
 pytestmark = pytest.mark.anyio
 
 NOW = 0.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Templates are rendered in a process of their own."""
+    return "asyncio"
 
 
 def template(source: str) -> ChatTemplate:
@@ -53,6 +60,7 @@ async def test_a_template_without_end_is_ended(source: str) -> None:
         await renderer.render(template(source), [{}], NOW)
 
 
+@both_loops
 async def test_the_loop_goes_on_while_a_template_has_no_end() -> None:
     renderer = Renderer()
 
@@ -74,6 +82,7 @@ async def test_a_template_that_would_fill_the_memory_is_refused(source: str) -> 
         await rendered(source)
 
 
+@both_loops
 async def test_a_cancelled_rendering_is_not_taken_for_the_next_one() -> None:
     renderer = Renderer()
     with anyio.move_on_after(0.2):
@@ -101,6 +110,7 @@ async def test_errors_name_the_file_and_the_line(source: str, line: int, said: s
         await rendered(source, messages=[user("hi")])
 
 
+@both_loops
 @pytest.mark.parametrize("source", ["a\n{% if %}", "a\n{{ x", "a\n{% unknown %}"])
 async def test_what_is_no_template_is_the_checkpoints_error(source: str) -> None:
     with pytest.raises(CheckpointError, match=r"^a/chat_template\.jinja, line 2: .*no Jinja template.*[^.]\.$"):

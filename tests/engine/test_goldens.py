@@ -197,19 +197,19 @@ def test_stop_token_is_kept(model: Transformer, golden: dict[str, Tensor]) -> No
 
 def test_batched_rows_equal_rows_alone(model: Transformer, golden: dict[str, Tensor], backend: str) -> None:
     """Rows of the reference's batch of three share its depths only where it made all wait; ours never wait."""
-    policy = CRITERIA["latent-diff"]
+    policy, count = CRITERIA["latent-diff"], 12
     rows = golden["prompt.batch3"].tolist()
     together = Solo.over(model, settings(backend), policy)
     for number, row in enumerate(rows):
         together.send(
             OpenThread(thread=(number,), seed=0, depth=policy),
             Extend((number,), tuple(row)),
-            Generate(thread=(number,), max_tokens=NEW_TOKENS, sampling=Sampling()),
+            Generate(thread=(number,), max_tokens=count, sampling=Sampling()),
         )
     results = {report.thread: report for report in together.run() if isinstance(report, Finished)}
     for number, row in enumerate(rows):
         together.send(CloseThread((number,)))
-        alone = Solo.over(model, settings(backend), policy).generate(row, policy, NEW_TOKENS)
+        alone = Solo.over(model, settings(backend), policy).generate(row, policy, count)
         assert results[number,].tokens == alone.tokens
         assert results[number,].depths == alone.depths
     assert together.core.statistics().pages_used == 0

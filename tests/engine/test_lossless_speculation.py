@@ -82,7 +82,7 @@ def perform(program: Program, operation: tuple[Any, ...]) -> None:
     program.solo.core.check_integrity()
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(setups(), beginnings, operations)
 def test_threads_that_speculate_say_what_plain_ones_say(
     setup: tuple[EngineSettings, str, int], begun: list[tuple[Any, ...]], steps: list[tuple[Any, ...]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 import torch
@@ -47,6 +48,22 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base / "plain", base / "padded"
 
 
+async def at_once(engine: Engine) -> list[list[Any]]:
+    """What threads with each of the samplings say beside one another."""
+    said: dict[int, list[Any]] = {}
+
+    async def say(number: int, sampling: Sampling) -> None:
+        async with engine.thread([1, 2, 3]) as thread:
+            generation = await thread.generate(20, sampling=sampling)
+            said[number] = [generation.tokens, generation.depths, generation.top_logprobs, generation.logprobs]
+
+    async with anyio.create_task_group() as group:
+        for number, sampling in enumerate(SAMPLINGS):
+            group.start_soon(say, number, sampling)
+    return [said[number] for number in range(len(SAMPLINGS))]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.anyio
 @pytest.mark.parametrize("depth", [Fixed(3), KL(0.05), EntropyDiff(0.05)])
 @pytest.mark.parametrize("backend", ["torch", "native"])
@@ -54,10 +71,7 @@ async def test_padding_has_no_part_in_any_choice(saved: tuple[Path, Path], backe
     said: list[list[Any]] = []
     for checkpoint in saved:
         async with Engine.open(checkpoint, backend=backend, policy=Policy(depth=depth), seed=3) as engine:
-            for sampling in SAMPLINGS:
-                async with engine.thread([1, 2, 3]) as thread:
-                    generation = await thread.generate(20, sampling=sampling)
-                    said.append([generation.tokens, generation.depths, generation.top_logprobs, generation.logprobs])
+            said += await at_once(engine)
             with pytest.raises(PromptError):
                 engine.thread([40])
     plain, padded = said[: len(SAMPLINGS)], said[len(SAMPLINGS) :]

@@ -267,7 +267,7 @@ def say_alone(program: Program, said: Said) -> None:
     assert logprobs == said.logprobs
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(engine_settings(), crowds, operations)
 def test_any_program_ends_leaks_nothing_and_threads_do_not_notice_each_other(
     setup: tuple[EngineSettings, str, int], crowd: list[tuple[Any, ...]], steps: list[tuple[Any, ...]]

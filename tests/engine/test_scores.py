@@ -25,6 +25,7 @@ from runtime import (
     open_device,
 )
 from tests.llamas import VARIANTS, make_llama, save_llama
+from tests.loops import both_loops
 from traces import Scored, Verification, imbalances, read, totals_of, verify
 from traces.__main__ import main as traces_command
 
@@ -33,6 +34,12 @@ pytestmark = pytest.mark.anyio
 BACKENDS = ("torch", "native")
 SIZES: dict[str, Any] = {"page_size": 4, "num_pages": 128, "max_in_flight": 48, "prefill_chunk": 8}
 COUNTED = ("generated", "computed", "iterations", "recomputed", "cached_tokens", "prompt_tokens")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Scores are computed on the device."""
+    return "asyncio"
 
 
 def opened(checkpoint: Path, backend: str = "torch", depth: DepthPolicy | None = None, **options: Any) -> Engine:
@@ -160,6 +167,7 @@ async def test_company_and_want_of_memory_change_no_score(
     assert [found[number] for number in range(len(jobs))] == alone
 
 
+@both_loops
 async def test_a_score_that_is_cancelled_leaves_the_thread_as_it_was(tiny_checkpoint: Path) -> None:
     async with opened(tiny_checkpoint) as engine:
         async with engine.thread([1, 2, 4]) as root:
@@ -192,6 +200,7 @@ async def test_limits_on_iterations_hold_and_those_on_tokens_are_for_samples(tin
             assert root.usage.iterations <= 40
 
 
+@both_loops
 async def test_a_recorded_score_replays_and_is_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
     async def work(engine: Engine) -> list[Score]:
         async def judge(thread: ReasoningThread) -> str:
@@ -230,6 +239,7 @@ async def test_another_score_is_another_program(tiny_checkpoint: Path, tmp_path:
             await scored(engine, [1, 2], [3, 5])
 
 
+@both_loops
 async def test_what_cannot_be_scored_is_refused_before_anything_is_computed(tiny_checkpoint: Path) -> None:
     async with opened(tiny_checkpoint) as engine:
         async with engine.thread() as root:

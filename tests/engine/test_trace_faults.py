@@ -95,7 +95,7 @@ async def _say(thread: Any) -> Any:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("recorded_by", ["open", "recording"])
+@pytest.mark.parametrize(("recorded_by", "anyio_backend"), [("open", "asyncio"), ("recording", "trio")])
 async def test_any_call_may_fail_and_only_the_recording_ends(
     tiny_checkpoint: Path, tmp_path: Path, faulty: Install, recorded_by: str, caplog: pytest.LogCaptureFixture
 ) -> None:

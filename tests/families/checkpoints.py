@@ -162,7 +162,6 @@ def config_of(family: str, variant: str, **changes: Any) -> Any:
 
 
 BACKENDS = ("torch", "native")
-RUN = [(*each, backend) for each in ALL for backend in BACKENDS]
 
 
 def make(family: str, variant: str, seed: int = 0, **changes: Any) -> PreTrainedModel:

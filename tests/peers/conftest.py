@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,14 +31,6 @@ def load(job):
 if __name__ == "__main__":
     serve(load)
 """
-
-
-@pytest.fixture(autouse=True)
-def few_objects() -> Iterator[None]:
-    """Garbage is collected before each timing, and what the tests have imported makes that slow."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
