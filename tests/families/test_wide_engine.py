@@ -15,10 +15,15 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from policies import Fixed, LatentDiff, Policy
 from runtime import Engine
 from runtime.backend.torch.triton_attention import has_kernel
+from runtime.device.build import build_loop
+from runtime.device.settings import EngineSettings
+from runtime.link.commands import Extend, Generate, OpenThread
+from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import fingerprint, load_served
 from runtime.model.wide.interface import RUNNING
 from runtime.model.wide.model import WideModel
 from runtime.model.wide.probing import WholeMemory
+from tests.engine.solo import Solo
 from tests.families.test_wide import FIRST, REST, generated, prompts, said
 from tests.families.wides import make, save
 from traces import read
@@ -79,11 +84,46 @@ def test_what_attention_does_is_found(tmp_path: Path) -> None:
     assert (own.kv_heads, own.head_dim, own.max_context) == (4, 12, 96)
 
 
-def test_contexts_end_where_longrope_would_change_everything(tmp_path: Path) -> None:
-    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "short_mscale": 1.0, "long_mscale": 1.0}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("kind", ["phimoe", "minicpm3"])
+def test_contexts_that_outgrow_longropes_first_factors(tmp_path: Path, kind: str, deterministic: bool) -> None:
+    """Beside others that do not, in small memory; transformers without its cache turns whole contexts too."""
+    pairs = {"phimoe": 4, "minicpm3": 2}[kind]
+    factors = {"short_factor": [1.0] * pairs, "long_factor": [3.0] * pairs, "short_mscale": 1.0, "long_mscale": 1.1}
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 24, **factors}
-    directory = save(tmp_path, "phimoe", rope_parameters=rope, num_local_experts=4, num_experts_per_tok=2)
-    assert load_served(directory).config.specification.max_context == 24
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    reference = make(kind, rope_parameters=rope, **(experts if kind == "phimoe" else LATENT))
+    reference.save_pretrained(tmp_path)
+    model = load_served(tmp_path).model
+    assert (model.specification.short_context, model.specification.max_context) == (24, 96)
+    given: dict[str, Any] = {
+        "page_size": 4,
+        "num_pages": 26,
+        "max_in_flight": 24,
+        "prefill_chunk": 8,
+        "deterministic": deterministic,
+    }
+    solo = Solo(build_loop(model, EngineSettings(**given), Fixed(1)))
+    contexts = [prompts()[-1][:length] for length in (3, 20, 24, 25, 40)]
+    for number, context in enumerate(contexts):
+        solo.send(OpenThread(thread=(number,), seed=0, depth=Fixed(1)), Extend((number,), tuple(context)))
+        solo.send(Generate(thread=(number,), max_tokens=12, sampling=Sampling()))
+    solo.run()
+    for number, context in enumerate(contexts):
+        ids = torch.tensor([context])
+        expected = reference.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False)[0].tolist()
+        assert solo.core.threads[number,].tokens.tolist() == expected
 
 
 @pytest.mark.anyio

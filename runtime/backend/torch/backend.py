@@ -87,7 +87,7 @@ class TorchBackend(LaneBackend):
         token_of = np.zeros(self._cache.lanes, np.int64)
         token_of[lanes] = tokens
         by_lane = self._on_device(token_of)
-        for tile in self._tiles(lanes):
+        for tile in self._tiles_alike(lanes):
             embedded = self._model.prelude(by_lane[tile.index], tile.rotation, self._attend(tile, None))
             self._embedded[tile.index[: len(tile.lanes)]] = embedded[: len(tile.lanes)]
 
@@ -138,6 +138,14 @@ class TorchBackend(LaneBackend):
             padded = np.concatenate([own, np.repeat(own[:1], size - len(own))])
             positions, is_long = (self._on_device(each[padded]) for each in (self._lanes.position, self._lanes.is_long))
             yield Tile(own, self._on_device(padded), self._model.rotation(positions, is_long))
+
+    def _tiles_alike(self, lanes: Int64) -> Iterator[Tile]:
+        """The same, each of lanes on one side of the model's short context, where it has one."""
+        if self._specification.short_context is None:
+            yield from self._tiles(lanes)
+            return
+        for is_long in (False, True):
+            yield from self._tiles(lanes[self._lanes.is_long[lanes] == is_long])
 
     def _attend(self, tile: Tile, age: Int32 | None) -> Attend:
         """Attention for the lanes of a tile; `age` [lanes] chooses the iteration slot within the core block."""

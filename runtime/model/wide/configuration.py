@@ -42,6 +42,7 @@ class WideDescription(msgspec.Struct, frozen=True, kw_only=True):
 
     vocab_size: int
     max_context: int
+    short_context: int | None = None
     exit_gate: bool = False
     exit_threshold: float = 1.0
 
@@ -99,7 +100,9 @@ def read_wide(path: Path, raw: Mapping[str, Any], native: str) -> WideConfig:
     return WideConfig(
         family=family,
         specification=WideDescription(
-            vocab_size=_count(path, published, "vocab_size"), max_context=_max_context(path, published)
+            vocab_size=_count(path, published, "vocab_size"),
+            max_context=_count(path, published, "max_position_embeddings"),
+            short_context=_short_context(path, published),
         ),
         model_class=model_class,
         published=published,
@@ -148,15 +151,15 @@ def _count(path: Path, published: Any, key: str) -> int:
     return found
 
 
-def _max_context(path: Path, published: Any) -> int:
-    """The longest context in which what is computed of a token does not depend on the others of its batch."""
-    longest = _count(path, published, "max_position_embeddings")
-    for rope in _ropes(getattr(published.get_text_config(decoder=True), "rope_parameters", None)):
-        # Transformers takes other frequencies for all tokens of a call where one of them is beyond this.
-        original = rope.get("original_max_position_embeddings")
-        if rope.get("rope_type") == "longrope" and isinstance(original, int):
-            longest = min(longest, original)
-    return longest
+def _short_context(path: Path, published: Any) -> int | None:
+    """The longest context that LongRoPE turns by its short factors; None where none is turned otherwise."""
+    lengths = [
+        original
+        for rope in _ropes(getattr(published.get_text_config(decoder=True), "rope_parameters", None))
+        if rope.get("rope_type") == "longrope"
+        and isinstance(original := rope.get("original_max_position_embeddings"), int)
+    ]
+    return min(lengths) if lengths and min(lengths) < _count(path, published, "max_position_embeddings") else None
 
 
 def _ropes(parameters: Any) -> list[Mapping[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from runtime.link.sampling import FilterRule
@@ -49,7 +50,7 @@ class WideSpecification(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     layers: tuple[AttentionRule, ...]
     """By layer, in the order in which they run."""
-    short_context: None = None
+    short_context: int | None = None
     exit_gate: bool = False
     exit_threshold: float = 1.0
     core_layers: int = 0
@@ -109,6 +110,7 @@ class WideModel(nn.Module):
         self.config = _names_of(config, causal, self.embedding)
         self._calls: list[LayerCall] = []
         described = config.specification
+        self._short = described.short_context
         tokens = torch.arange(min(LENGTH, described.max_context, described.vocab_size), device=self.device)
         with torch.inference_mode():
             self._calls, width = self._probed(described.max_context, tokens)
@@ -118,6 +120,7 @@ class WideModel(nn.Module):
         self.specification = WideSpecification(
             vocab_size=described.vocab_size,
             max_context=described.max_context,
+            short_context=described.short_context,
             width=width,
             mlp_width=4 * width,
             kv_heads=kv_heads,
@@ -138,13 +141,23 @@ class WideModel(nn.Module):
         return dtype
 
     def rotation(self, positions: Tensor, is_long: Tensor | None = None) -> Rotation:
-        """The positions themselves: transformers rotates by itself."""
-        return [positions]
+        """The positions themselves, since transformers rotates by itself; and, where LongRoPE does, `is_long`."""
+        if self._short is None:
+            return [positions]
+        return [positions, torch.zeros_like(positions, dtype=torch.bool) if is_long is None else is_long]
 
     def prelude(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        """What the last layer makes [n, width] of token ids [n], the final norm included."""
-        with answering(_Paged(self._calls, attend, self.specification)):
-            return self._hidden(tokens, rotation[0])
+        """What the last layer makes [n, width] of token ids [n], the final norm included.
+
+        All of contexts on the same side of `short_context`, where there is one.
+        """
+        positions, *is_long = rotation
+        count = len(tokens)
+        if is_long and is_long[0][0] and self._short is not None and positions.max() < self._short:
+            # Transformers turns a whole call as its largest position is: one more token, that nobody sees, says so.
+            tokens, positions = F.pad(tokens, (0, 1)), F.pad(positions, (0, 1), value=self._short)
+        with answering(_Paged(self._calls, attend, self.specification, count)):
+            return self._hidden(tokens, positions)[:count]
 
     def first_state(self, embedded: Tensor) -> Tensor:
         return torch.zeros_like(embedded)
@@ -195,7 +208,7 @@ class WideModel(nn.Module):
         if not alike(torch.cat(halves), hidden):
             raise NotServable("it keeps more of earlier tokens than keys and values, or does not heed positions")
         again = WholeMemory(rules)
-        with answering(_Paged(self._calls, again.attend, self.specification)):
+        with answering(_Paged(self._calls, again.attend, self.specification, len(tokens))):
             logits = self.causal(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0]
         own = self.coda(hidden, self.rotation(positions), again.attend)
         if not alike(own, logits[:, : self.specification.vocab_size]):
@@ -205,15 +218,16 @@ class WideModel(nn.Module):
 class _Paged:
     """Answers the attention calls of one forward pass by an `Attend`, which knows layers by their number."""
 
-    def __init__(self, calls: Sequence[LayerCall], attend: Attend, own: WideSpecification) -> None:
-        self._calls, self._attend, self._own = calls, attend, own
+    def __init__(self, calls: Sequence[LayerCall], attend: Attend, own: WideSpecification, count: int) -> None:
+        """`count` is how many tokens there are; others after them are not attended to."""
+        self._calls, self._attend, self._own, self._count = calls, attend, own, count
         self._layer = 0
 
     def __call__(self, call: AttentionCall) -> Tensor:
         layer, self._layer = self._layer, self._layer + 1
         if layer >= len(self._calls) or self._calls[layer].module is not call.module:
             raise RuntimeError(f"{type(call.module).__name__} asks for attention in another order than before.")
-        query, key, value = (tensor[0].transpose(0, 1) for tensor in (call.query, call.key, call.value))
+        query, key, value = (tensor[0].transpose(0, 1)[: self._count] for tensor in (call.query, call.key, call.value))
         heads, most, value_dim = query.shape[1], self._own.kv_heads, value.shape[-1]
         spread = self._calls[layer].spread(most)
         if spread is not None:
@@ -222,7 +236,9 @@ class _Paged:
         # all others.
         counts = heads // key.shape[1] * most, most, most
         given = (padded(each, n, self._own.head_dim) for each, n in zip((query, key, value), counts, strict=True))
-        return self._attend(layer, *given)[None, :, :heads, :value_dim]
+        attended = self._attend(layer, *given)[None, :, :heads, :value_dim]
+        missing = call.query.shape[2] - self._count
+        return F.pad(attended, (0, 0, 0, 0, 0, missing)) if missing else attended
 
 
 class _Given(nn.Module):
