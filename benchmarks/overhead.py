@@ -67,6 +67,9 @@ class TickRecorder:
     def run_of(self, lane: int) -> Run | None:
         return self._backend.run_of(lane)
 
+    def latents(self, lanes: list[int]) -> Tensor:
+        return self._backend.latents(lanes)
+
     def tick(self, tick: Tick) -> TickResult:
         result = self._backend.tick(tick)
         self.ticks.append(tick)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtime.errors import ThreadStateError as ThreadStateError
     from runtime.errors import TraceError as TraceError
     from runtime.link.commands import Statistics as Statistics
+    from runtime.link.latents import Latents as Latents
     from runtime.link.sampling import Sampling as Sampling
     from runtime.loading import open_device as open_device
     from runtime.loading import open_playback as open_playback

@@ -23,6 +23,7 @@ from runtime.errors import EngineClosed
 from runtime.link.commands import LoadWeights, OnTraceError, Statistics
 from runtime.link.event_values import check_recordable
 from runtime.link.events import Event, Trace
+from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
 from runtime.loading import open_device, open_in_thread, open_playback
 from runtime.results import Answer, Usage
@@ -32,6 +33,7 @@ from runtime.threads.arguments import (
     EngineOptions,
     ThreadArguments,
     checkpoint_of,
+    latents_of,
     path_of,
     weights_of,
 )
@@ -80,6 +82,7 @@ class Engine:
         limits: Limits | None = None,
         sampling: Sampling | None = None,
         observer: Callable[[Event], None] | None = None,
+        record_latents: Latents | None = None,
         **settings: Unpack[SettingsOptions],
     ) -> Engine:
         """An engine on a checkpoint: the name of one that comes with the package, or a directory.
@@ -89,11 +92,11 @@ class Engine:
         be written on, `on_trace_error` says what ends: "drop" the recording, with a warning, "stop" the engine, once
         running generates are done; answers are delivered either way. `observer`, a plain function, gets the events of
         trees (`RunStarted`, `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with `time` 0; what
-        it raises is logged. `drafts` is a checkpoint of the same vocabulary, usually a much smaller one, that guesses
-        what threads say next, under `Speculative(drafts="model")`, which then is the policy where the model's own would
-        give every token the same depth; what is said is the same, token by token. Under `EntropySwitch` it speaks in
-        turns with the checkpoint's model. `settings` are fields of
-        `EngineSettings`: dtype, device, max_in_flight, ...
+        it raises is logged. `record_latents` says which latent states are recorded beside the trace. `drafts` is a
+        checkpoint of the same vocabulary, usually a much smaller one, that guesses what threads say next, under
+        `Speculative(drafts="model")`, which then is the policy where the model's own would give every token the same
+        depth; what is said is the same, token by token. Under `EntropySwitch` it speaks in turns with the checkpoint's
+        model. `settings` are fields of `EngineSettings`: dtype, device, max_in_flight, ...
 
         Raises `ValueError`, naming the argument, for one that does not fit. Entering raises `CheckpointError`;
         `CapacityError`, naming the setting, for memory or threads that cannot be had; and `TraceError` where the trace
@@ -113,6 +116,8 @@ class Engine:
         if given.records and given.policy is not None:
             check_recordable(given.policy.depth)
             check_recordable(given.policy.spawn)
+        if record_latents is not None and trace is None:
+            raise ValueError("record_latents are recorded beside a trace; give trace= too, or engine.recording() both.")
         opening = partial(
             open_device,
             checkpoint_of(checkpoint),
@@ -123,6 +128,7 @@ class Engine:
             overwrite=converted(overwrite, bool, "overwrite"),
             on_trace_error=converted(on_trace_error, OnTraceError, "on_trace_error"),
             drafts=None if drafts is None else checkpoint_of(drafts, "drafts"),
+            latents=latents_of(record_latents, "record_latents"),
         )
         return cls(opening, **options)
 
@@ -230,13 +236,18 @@ class Engine:
         await session.request(lambda number: LoadWeights(number, tensors))
 
     def recording(
-        self, path: str | Path, overwrite: bool = False, on_trace_error: OnTraceError = "drop"
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        on_trace_error: OnTraceError = "drop",
+        latents: Latents | None = None,
     ) -> AbstractAsyncContextManager[None]:
         """Records all trees from the beginning of `async with engine.recording("run.trace"):` to its end.
 
         The trace is like one of `Engine.open(trace=...)`: its header has the fingerprint of the weights in force, and
         times count from its `started`. Prompts that were stored before are forgotten, so that it can be executed again
-        from its beginning. Lanes stop at every token while it is written, and at no other time.
+        from its beginning. Lanes stop at every token while it is written, and at no other time. `latents` says which
+        latent states are recorded beside it.
 
         Entering raises `TraceError` where the engine records already or plays a trace back, where the file cannot be
         written, and where it has something in it, without `overwrite`; `ThreadStateError` while threads are open.
@@ -250,6 +261,7 @@ class Engine:
             path_of(path, "path"),
             overwrite=converted(overwrite, bool, "overwrite"),
             on_trace_error=converted(on_trace_error, OnTraceError, "on_trace_error"),
+            latents=latents_of(latents, "latents"),
         )
 
     def thread(

@@ -22,6 +22,7 @@ from runtime.device.settings import EngineSettings
 from runtime.errors import CheckpointError, ProtocolError
 from runtime.link.commands import Device, OnTraceError
 from runtime.link.events import FORMAT, Header, Trace, encodable
+from runtime.link.latents import Latents
 from runtime.model.braid_file import parse_braid
 from runtime.model.directories import BRAID, GENERATION_CONFIG
 from runtime.protocol import BoundProtocol, TagProtocol
@@ -45,18 +46,21 @@ def open_device(
     overwrite: bool = False,
     on_trace_error: OnTraceError = "drop",
     drafts: str | Path | None = None,
+    latents: Latents | None = None,
 ) -> Opened:
     """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
     first time on a machine, native code is compiled, for about half a minute.
 
     Raises `CheckpointError` for what cannot be loaded, `CapacityError` and `ValueError` for settings that the machine
-    cannot meet, and `TraceError` for a trace that cannot be written.
+    cannot meet, and `TraceError` for a trace that cannot be written, or `latents` beside it.
     """
     # An engine over another device does without the model and its kernels.
     import torch
 
     from runtime.device.build import build_loop, cache_shape, load_native_code, most_iterations, torch_threads
     from runtime.device.capacity import choose_device
+    from runtime.device.latent_file import LatentFile
+    from runtime.device.latents import LatentRecorder
     from runtime.device.loop import ModelDevice
     from runtime.model.checkpoint import Checkpoint, fingerprint, load_served
 
@@ -90,16 +94,33 @@ def open_device(
             open_trace=open_trace,
             on_trace_error=on_trace_error,
             drafts=drafting,
+            latents=states,
         )
 
     running = ModelDevice(open_loop, torch_threads(loaded.model, settings))
-    # Last of what may raise: a file that is open is given to who closes it.
-    writer = None if trace is None else open_trace(Path(trace), overwrite)
+    if latents is not None:
+        latents.check_width(loaded.model.specification.width)
+    # Last of what may raise: files that are open are given to who closes them.
+    writer, states = None, None
+    if trace is not None:
+        writer = open_trace(Path(trace), overwrite)
+        try:
+            states = None if latents is None else LatentRecorder(latents, LatentFile(Path(trace), overwrite=overwrite))
+        except BaseException:
+            writer.abandon()
+            raise
+
+    def close() -> None:
+        for recorder in (writer, states):
+            if recorder is not None:
+                recorder.abandon()
+
     return replace(
         _opened(loaded, settings, running, protocol, own_policy),
+        latent_width=loaded.model.specification.width,
         fingerprint=partial(fingerprint, loaded.model),
         ready=running.wait_until_open,
-        close=None if writer is None else writer.abandon,
+        close=close,
     )
 
 

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from traces.context import context_of as context_of
     from traces.context import contexts_of as contexts_of
     from traces.json_lines import thread_lines as thread_lines
+    from traces.latent_figure import latents_svg as latents_svg
+    from traces.latents import LatentStates as LatentStates
+    from traces.latents import TokenStates as TokenStates
+    from traces.latents import read_latents as read_latents
     from traces.playback import Playback as Playback
     from traces.printing import load_decode as load_decode
     from traces.printing import show as show

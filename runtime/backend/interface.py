@@ -213,6 +213,11 @@ class Backend(Protocol):
         """What a lane in flight has sampled since it was entered; None for nothing."""
         ...
 
+    def latents(self, lanes: list[int]) -> Tensor:
+        """Copies of the latent states [n, width] of lanes that were in flight in the last tick, which was one; no other
+        token may have entered them since."""
+        ...
+
     def tick(self, tick: Tick) -> TickResult:
         """One call of the device.
 

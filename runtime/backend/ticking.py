@@ -88,7 +88,7 @@ class LaneBackend(ABC):
         return None
 
     def latents(self, lanes: list[int]) -> Tensor:
-        """Latent states [n, n_embd] after the last tick, for looking in."""
+        """See `Backend`."""
         return self._state[lanes]
 
     @torch.inference_mode()

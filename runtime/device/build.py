@@ -30,6 +30,7 @@ from runtime.device.generates import Generates
 from runtime.device.grouping import Grouping
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal, Recorder
+from runtime.device.latents import LatentRecorder
 from runtime.device.loop import DeviceLoop
 from runtime.device.memory import ThreadMemory
 from runtime.device.model_limits import ModelLimits
@@ -109,15 +110,16 @@ def build_loop(
     on_trace_error: OnTraceError = "drop",
     scheduler: type[Scheduler] = Scheduler,
     drafts: ServedModel | None = None,
+    latents: LatentRecorder | None = None,
 ) -> DeviceLoop:
     """A device loop on the model's device. `policy` is the engine's default depth policy.
 
     `drafts` is a model of the same vocabulary that guesses for threads under `Speculative(drafts="model")`, and
     speaks in turns with the first under `EntropySwitch`.
 
-    `recorder` gets trace events from the beginning and is closed with the loop; `on_trace_error` says what ends with
-    it if it fails. `open_trace` opens the traces that are asked for later. `observe` sees every tick's
-    result before it is committed.
+    `recorder` gets trace events from the beginning and is closed with the loop; `on_trace_error` says what ends
+    with it if it fails, and `latents` takes states beside it. `open_trace` opens the traces that are asked for
+    later. `observe` sees every tick's result before it is committed.
     """
     try:
         check_readable(policy, model.specification)
@@ -144,7 +146,7 @@ def build_loop(
     )
     drafter = None if drafts is None else build_drafter(drafts, settings)
     chunk = settings.prefill_chunk
-    return wire(backend, limits, chunk, recorder, observe, open_trace, on_trace_error, scheduler, drafter)
+    return wire(backend, limits, chunk, recorder, observe, open_trace, on_trace_error, scheduler, drafter, latents)
 
 
 def longest_window(own: Served) -> int | None:
@@ -171,11 +173,12 @@ def wire(
     on_trace_error: OnTraceError = "drop",
     scheduler: type[Scheduler] = Scheduler,
     drafter: Drafter | None = None,
+    latents: LatentRecorder | None = None,
 ) -> DeviceLoop:
     """A device loop over a backend: makes the scheduler's parts, each once. The arguments are `build_loop`'s."""
     cache = backend.cache
     grouping = Grouping(chunk, matters=cache.slots < model.most_iterations)
-    journal, queues, in_flight = Journal(recorder), Queues(), InFlight(cache.lanes)
+    journal, queues, in_flight = Journal(recorder, latents), Queues(), InFlight(cache.lanes)
     memory = ThreadMemory(
         cache,
         backend.page_table,

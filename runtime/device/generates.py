@@ -59,6 +59,8 @@ class Generates:
             sequence.depths.extend([depth] * len(flight))
             if flight.start < sequence.spans[0].end:
                 self._memory.store_prefix(sequence, flight.start, flight.bounds[0])
+        if self._journal.latents is not None:
+            self._journal.latents.take(flight)
         if self._journal.recorder is not None:
             self._record_computed(flight)
 

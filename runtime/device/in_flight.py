@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from runtime.device.sequence import Flight, Sequence
 
 
@@ -27,6 +29,10 @@ class InFlight:
     def in_lane(self, lane: int) -> Sequence | None:
         """The thread whose flight ends in this lane."""
         return self._by_last_lane.get(lane)
+
+    def threads(self) -> Iterable[Sequence]:
+        """Those that have a flight."""
+        return self._by_last_lane.values()
 
     def take_lanes(self, count: int) -> list[int] | None:
         """`count` free lanes, or None if there are not so many."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from runtime.link.commands import Report
 from runtime.link.events import Event
 from runtime.link.work import Work
+
+if TYPE_CHECKING:
+    from runtime.device.latents import LatentRecorder
 
 
 class Recorder(Protocol):
@@ -32,9 +35,11 @@ class Recorder(Protocol):
 class Journal:
     """Counts everything once. `work.iterations` is the sum over ticks of the tokens that took part in the iteration."""
 
-    def __init__(self, recorder: Recorder | None) -> None:
+    def __init__(self, recorder: Recorder | None, latents: LatentRecorder | None = None) -> None:
         self.recorder = recorder
         """Is set between ticks, when nothing is noted that was not handed over."""
+        self.latents = latents
+        """Takes states of chosen threads beside the trace; is set between ticks, too."""
         self.reports: list[Report] = []
         self._events: list[Event] = []
         self.ticks = 0

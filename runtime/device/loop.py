@@ -132,7 +132,10 @@ class DeviceLoop:
 
         A tick that does not fit the device's memory is retried with fewer entering tokens."""
         groups = self.scheduler.plan()
-        stepwise = self.scheduler.is_stepwise
+        latents = self.journal.latents
+        watched = [] if latents is None else latents.flights(self.scheduler.in_flight.threads())
+        # States can be looked at between calls alone; lanes that nobody looks at go on by themselves all the same.
+        stepwise = self.scheduler.is_stepwise or bool(watched)
         started = time.perf_counter()
         while True:
             tick = self.scheduler.build(groups, 1 if stepwise else self._most_ticks)
@@ -145,9 +148,12 @@ class DeviceLoop:
                 kept = self.scheduler.retract(groups)
                 _log.warning("tick_out_of_memory", entering=len(groups), retried_with=len(kept))
                 groups = kept
+                watched = [] if latents is None else latents.flights(self.scheduler.in_flight.threads())
         seconds = time.perf_counter() - started
         if not stepwise:
             self._most_ticks = max(1, min(MOST_TICKS, int(PATIENCE * result.ticks / seconds)))
+        if latents is not None and watched:
+            latents.observe(watched, self.backend.latents)
         if self._observe is not None:
             self._observe(self.scheduler, result)
         self.scheduler.commit(result)

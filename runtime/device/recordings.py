@@ -7,6 +7,8 @@ from pathlib import Path
 
 from runtime.console.logs import logger
 from runtime.device.journal import Journal, Recorder
+from runtime.device.latent_file import LatentFile
+from runtime.device.latents import LatentRecorder
 from runtime.errors import ThreadStateError, TraceError
 from runtime.link.commands import OnTraceError, StartRecording, ThreadPath
 
@@ -40,7 +42,15 @@ class Recordings:
         refuse_open_threads("A recording can only begin between trees", open_threads)
         if self._open_trace is None:
             raise TraceError("This device can record nothing but the trace it was opened with.")
-        self._journal.recorder = self._open_trace(request.path, request.overwrite)
+        recorder = self._open_trace(request.path, request.overwrite)
+        if request.latents is not None:
+            try:
+                file = LatentFile(request.path, overwrite=request.overwrite)
+            except BaseException:
+                recorder.abandon()
+                raise
+            self._journal.latents = LatentRecorder(request.latents, file)
+        self._journal.recorder = recorder
         self._on_error = request.on_error
         self._was_asked = True
 
@@ -60,10 +70,16 @@ class Recordings:
             self._journal.flush()
         except Exception as error:  # a full disk, a value that cannot be encoded: answers do not depend on it
             self._lose(error)
+        latents = self._journal.latents
+        if latents is not None and latents.failure is not None:
+            self._journal.latents = None
+            latents.abandon()
+            self._tell(latents.failure, "recording_of_latents_ended")
 
     def close(self, *, is_whole: bool) -> None:
         """Writes what was noted and closes the trace; with an end mark if that `is_whole` and nothing was lost."""
         self.flush()
+        self._close_latents("" if is_whole else "the engine failed")
         recorder, self._journal.recorder = self._journal.recorder, None
         if recorder is None:
             return
@@ -79,12 +95,22 @@ class Recordings:
         recorder, self._journal.recorder = self._journal.recorder, None
         if recorder is not None:
             recorder.abandon()
+        self._close_latents(f"the trace ended: {error}")
         self._tell(error)
 
-    def _tell(self, error: Exception) -> None:
+    def _close_latents(self, lost: str) -> None:
+        latents, self._journal.latents = self._journal.latents, None
+        if latents is None:
+            return
+        try:
+            latents.close(lost)
+        except Exception as error:
+            self._tell(error, "recording_of_latents_ended")
+
+    def _tell(self, error: Exception, what: str = "recording_ended") -> None:
         if self._on_error == "stop":
             self.failure = error
-        _log.warning("recording_ended", error=str(error), engine="ends" if self._on_error == "stop" else "goes on")
+        _log.warning(what, error=str(error), engine="ends" if self._on_error == "stop" else "goes on")
 
 
 def refuse_open_threads(why: str, paths: Collection[ThreadPath]) -> None:

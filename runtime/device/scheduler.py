@@ -186,7 +186,9 @@ class Scheduler:
         """Settles how deep a flight goes, and how far its thread goes on by itself."""
         flight.bounds, flight.entered_tick = bounds, self._journal.ticks
         flight.draft = self._speculation.draft_of(flight)
-        if not (flight.draft or self.is_stepwise or self._speculation.wants_guesses(flight)):
+        latents = self._journal.latents
+        is_watched = latents is not None and latents.is_watched(flight.sequence.path)
+        if not (flight.draft or self.is_stepwise or is_watched or self._speculation.wants_guesses(flight)):
             flight.run, flight.halts = run_ahead_of(flight, self._model.max_context, self.memory)
 
     def _set_aside(self, sequence: Sequence) -> bool:

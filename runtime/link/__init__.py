@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from runtime.link.events import TickDone as TickDone
     from runtime.link.events import Trace as Trace
     from runtime.link.events import encodable as encodable
+    from runtime.link.latents import latents_path as latents_path
     from runtime.link.work import Work as Work
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -17,6 +17,7 @@ import msgspec
 from policies import DepthPolicy
 from runtime.link.events import Event
 from runtime.link.events import ThreadPath as ThreadPath
+from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
 from runtime.link.work import Work
 
@@ -164,6 +165,8 @@ class StartRecording(msgspec.Struct, frozen=True):
     path: Path
     overwrite: bool = False
     on_error: OnTraceError = "drop"
+    latents: Latents | None = None
+    """Which latent states are recorded beside it."""
 
 
 class StopRecording(msgspec.Struct, frozen=True):

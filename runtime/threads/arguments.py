@@ -18,6 +18,7 @@ from policies import DepthPolicy, Limits, Policy
 from policies.conversion import Count, Whole, convert_fields, converted, plain, shown
 from runtime.errors import PromptError, no_token
 from runtime.link.events import Event
+from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
 from runtime.results import Answer
 
@@ -196,6 +197,13 @@ def token_ids(value: object, vocab_size: int | None, name: str) -> tuple[int, ..
         ids = LARGEST_ID if vocab_size is None else vocab_size
         raise no_token(str(error).rstrip("."), ids) from None
     return tokens
+
+
+def latents_of(value: object, name: str) -> Latents | None:
+    """Raises `ValueError`, naming the argument, for what says nothing of latent states."""
+    if value is not None and not isinstance(value, Latents):
+        raise ValueError(f"{name} is {shown(value)}; give a Latents, such as Latents(dimensions=64).")
+    return value
 
 
 def path_of(value: object, name: str) -> Path:

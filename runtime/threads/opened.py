@@ -42,6 +42,8 @@ class Opened:
     """Most tokens of a thread's context."""
     vocab_size: int | None = None
     """Token ids are below it."""
+    latent_width: int | None = None
+    """Numbers of a latent state; None where there is none to look at."""
     fingerprint: Callable[[], str] | None = None
     """Of the model's weights as they are; for a device that has not been started, or has stopped."""
     ready: Callable[[], None] | None = None
@@ -55,6 +57,7 @@ class Opened:
             "max_tokens": Count | None,
             "max_context": Count | None,
             "vocab_size": Count | None,
+            "latent_width": Count | None,
         }
         for name, hint in plain.items():
             object.__setattr__(self, name, converted(getattr(self, name), hint, name))

@@ -10,13 +10,18 @@ import anyio.lowlevel
 
 from runtime.errors import TraceError
 from runtime.link.commands import OnTraceError, StartRecording, StopRecording
+from runtime.link.latents import Latents
 from runtime.threads.session import Session
 
 
 @asynccontextmanager
-async def recording(session: Session, path: Path, overwrite: bool, on_trace_error: OnTraceError) -> AsyncIterator[None]:
+async def recording(
+    session: Session, path: Path, overwrite: bool, on_trace_error: OnTraceError, latents: Latents | None
+) -> AsyncIterator[None]:
     """See `Engine.recording`. The device thread opens the file, writes and closes it, in order with its commands."""
     await anyio.lowlevel.checkpoint()
+    if latents is not None:
+        latents.check_width(session.opened.latent_width)
     if session.is_in_recording:
         raise TraceError("The engine records already, and what happens goes into one trace. Let that end first.")
     # The device refuses while the engine's own trace is written, and knows whether that had to end.
@@ -24,7 +29,7 @@ async def recording(session: Session, path: Path, overwrite: bool, on_trace_erro
     # At once, so that trees which begin before the device has answered are recorded from their beginning.
     session.is_in_recording = session.records = True
     try:
-        await session.request(lambda number: StartRecording(number, path, overwrite, on_trace_error))
+        await session.request(lambda number: StartRecording(number, path, overwrite, on_trace_error, latents))
     except Exception:
         session.is_in_recording, session.records = False, before
         raise
