@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +30,7 @@ from runtime.threads.opened import Opened
 
 if TYPE_CHECKING:
     from runtime.device.journal import Recorder
+    from runtime.device.latents import LatentRecorder
     from runtime.device.loop import DeviceLoop
     from runtime.model.checkpoint import Description
 
@@ -101,27 +102,34 @@ def open_device(
     if latents is not None:
         latents.check_width(loaded.model.specification.width)
     # Last of what may raise: files that are open are given to who closes them.
-    writer, states = None, None
-    if trace is not None:
-        writer = open_trace(Path(trace), overwrite)
-        try:
-            states = None if latents is None else LatentRecorder(latents, LatentFile(Path(trace), overwrite=overwrite))
-        except BaseException:
-            writer.abandon()
-            raise
-
-    def close() -> None:
-        for recorder in (writer, states):
-            if recorder is not None:
-                recorder.abandon()
-
+    writer = None if trace is None else open_trace(Path(trace), overwrite)
+    states = None
+    if trace is not None and writer is not None and latents is not None:
+        with _giving_up_where_it_raises(writer):
+            states = LatentRecorder(latents, LatentFile(Path(trace), overwrite=overwrite))
     return replace(
         _opened(loaded, settings, running, protocol, own_policy),
         latent_width=loaded.model.specification.width,
         fingerprint=partial(fingerprint, loaded.model),
         ready=running.wait_until_open,
-        close=close,
+        close=partial(_abandon, writer, states),
     )
+
+
+@contextmanager
+def _giving_up_where_it_raises(writer: Recorder) -> Iterator[None]:
+    """Gives a trace up where what is to be beside it cannot be had."""
+    try:
+        yield
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _abandon(*recorders: Recorder | LatentRecorder | None) -> None:
+    for recorder in recorders:
+        if recorder is not None:
+            recorder.abandon()
 
 
 def check_same_vocabulary(checkpoint: Description, drafts: Description) -> None:
