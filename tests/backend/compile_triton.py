@@ -55,13 +55,19 @@ def compiled(kernel: Any, fixed: dict[str, Any], dtype: torch.dtype, capability:
 
 
 def main() -> None:
+    done = set[tuple[Any, ...]]()
     for capability in (AMPERE, HOPPER):
         for dtype, heads, kv_heads, head_dim in SHAPES:
             for slots, single in ((1, True), (4, False)):
                 fixed = constants(memory_of(dtype, kv_heads, head_dim), heads)
                 fixed |= {"column_slots": slots, "single": single, "most_splits": MOST_SPLITS}
                 for name in ("store", "attend", "combine"):
-                    binary = compiled(getattr(triton_kernel, name), fixed, dtype, capability)
+                    kernel = getattr(triton_kernel, name)
+                    used = tuple(fixed[param.name] for param in kernel.params if param.is_constexpr)
+                    if (name, capability, dtype, used) in done:
+                        continue
+                    done.add((name, capability, dtype, used))
+                    binary = compiled(kernel, fixed, dtype, capability)
                     shared, size = binary.metadata.shared, len(binary.asm["cubin"])
                     print(
                         f"{name} sm_{capability} {dtype} {heads}/{kv_heads}x{head_dim}: {shared} shared, {size} bytes"

@@ -96,14 +96,14 @@ def in_order(case: Case) -> Case:
     return case.only(np.lexsort((position, row)).tolist())
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(case=cases(), ordered=st.booleans())
 def test_triton_is_what_the_interface_says(case: Case, ordered: bool) -> None:
     check(in_order(case) if ordered else case, TRITON)
 
 
 @pytest.mark.usefixtures("short_splits")
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(case=cases(), ordered=st.booleans())
 def test_triton_agrees_with_the_reference_over_split_contexts(case: Case, ordered: bool) -> None:
     case = in_order(case) if ordered else case

@@ -89,7 +89,7 @@ def test_prompts_are_those_of_transformers_without_what_closes_them(kind: Kind, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_streamed_text_is_what_the_decoded_text_grows_by(kind: Kind, data: st.DataObject) -> None:
     ours, reference = pair(kind)
     context, tokens = data.draw(ids_of(kind)), data.draw(ids_of(kind))

@@ -34,7 +34,7 @@ def ids_of(kind: Kind) -> st.SearchStrategy[list[int]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_a_stop_string_stops_where_the_text_first_has_it(kind: Kind, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(kind)
     context, tokens = data.draw(ids_of(kind)), data.draw(ids_of(kind))
