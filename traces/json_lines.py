@@ -43,12 +43,13 @@ def ended_threads(events: Iterable[AnyEvent]) -> Iterator[ThreadRecord]:
 
 def _record_of(path: ThreadPath, events: list[AnyEvent]) -> ThreadRecord:
     """Of one thread; one that has no event was asked for, and the trace ends before it was opened."""
-    roots = thread_tree(events or [Spawned(time=0.0, thread=path[:-1], child=path, **_NOT_OPENED)])
-    found = roots[0] if events else roots[0].children[0]
-    return msgspec.structs.replace(found, children=())
+    if events:
+        return msgspec.structs.replace(thread_tree(events)[0], children=())
+    return msgspec.structs.replace(thread_tree([_nothing(path)])[0], spawns=(), first=None, last=None)
 
 
-_NOT_OPENED: dict[str, Any] = {"by_model": False, "fork": False, "tokens": (), "reason": ""}
+def _nothing(path: ThreadPath) -> AnyEvent:
+    return Spawned(time=0.0, thread=path, child=None, by_model=False, fork=False, tokens=(), reason="")
 
 
 def thread_fields(record: ThreadRecord) -> dict[str, Any]:

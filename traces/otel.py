@@ -18,6 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("Spans need OpenTelemetry: pip install 'braid-runtime[otel]'.") from error
 
+from runtime import TraceError
 from runtime.link import Event, Joined, RunStarted, Spawned, ThreadEnded, ThreadPath, Trace, Work
 from traces.tree import ThreadRecord, path_name, thread_tree, walk_threads
 
@@ -25,6 +26,8 @@ OPERATION = "text_completion"
 PROVIDER = "braid"
 
 NANOSECONDS = 10**9
+LATEST = 10**10
+"""Unix time that 64 bits of nanoseconds hold, with what a trace adds to it."""
 
 
 class SpanObserver:
@@ -48,6 +51,8 @@ def record_spans(trace: Trace, tracer: Tracer) -> int:
     what the trace holds. Raises `TraceError` for events that do not fit together.
     """
     spans = _ThreadSpans(tracer, trace.header.checkpoint)
+    if not 0 <= trace.header.started <= LATEST:
+        raise TraceError(f"The trace says it was started at {trace.header.started}, which is no time.")
     started = round(trace.header.started * NANOSECONDS)
     last = 0.0
     records: dict[ThreadPath, ThreadRecord] = {}

@@ -32,20 +32,20 @@ _THREAD = {
     "generated_tokens": "whole",
     "iterations": "whole",
     "mean_depth": "number",
-    "generates": "small",
-    "children": "small",
+    "generates": "whole",
+    "children": "whole",
     "waited": "number",
-    "evictions": "small",
+    "evictions": "whole",
 }
 _TOKEN = {
     "thread": "text",
     "tree": "whole",
-    "generate": "small",
+    "generate": "whole",
     "position": "whole",
     "token": "small",
     "is_sampled": "is",
     "is_kept": "is",
-    "depth": "small",
+    "depth": "whole",
     "logprob": "single",
     "entropy": "single",
     "tick": "whole",
@@ -55,10 +55,10 @@ _TICK = {
     "tick": "whole",
     "time": "number",
     "seconds": "number",
-    "entered": "small",
-    "in_flight": "small",
-    "left": "small",
-    "waiting": "small",
+    "entered": "whole",
+    "in_flight": "whole",
+    "left": "whole",
+    "waiting": "whole",
     "pages_used": "whole",
 }
 
@@ -166,7 +166,9 @@ def _depths_of_receipts(record: ThreadRecord) -> dict[tuple[int, int], int]:
             for sample in event.samples:
                 at.pop(sample.position, None)
         else:
-            for position in range(event.position, event.position + event.count):
+            # A count may say more than a thread ever received.
+            computed = range(event.position, event.position + event.count)
+            for position in computed if len(computed) < len(at) else [one for one in at if one in computed]:
                 if position in at:
                     depths[at[position], position] = event.depth
     return depths

@@ -17,13 +17,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+from opentelemetry.sdk.trace import TracerProvider
 from rich.console import Console
 
 from runtime.errors import BraidError
 from tests.damage import damaged_bytes
 from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
-from traces import Playback, Trace, imbalances, read, totals_of
+from traces import Playback, Trace, frame, imbalances, read, thread_lines, totals_of
 from traces.comparison import diff
+from traces.otel import record_spans
 from traces.printing import show
 from traces.verification import verify
 from traces.viewer_format import exported
@@ -99,7 +101,7 @@ def use(path: Path) -> None:
     before = tracemalloc.get_traced_memory()[0]
     with suppress(BraidError):
         trace = read(path)
-        for function in (_show, _export, _account, Playback, _verify):
+        for function in (_show, _export, _account, Playback, _verify, _lines, _tables, _spans):
             with suppress(BraidError):
                 function(trace)
     if tracemalloc.is_tracing() and tracemalloc.get_traced_memory()[1] - before > most:
@@ -118,6 +120,20 @@ def _account(trace: Trace) -> None:
     totals_of(trace.events)
     imbalances(trace.events)
     diff(trace, trace)
+
+
+def _lines(trace: Trace) -> None:
+    for line in thread_lines(trace.events):
+        msgspec.json.decode(line)
+
+
+def _tables(trace: Trace) -> None:
+    for by in ("thread", "token", "tick"):
+        frame(trace, by=by)
+
+
+def _spans(trace: Trace) -> None:
+    record_spans(trace, TracerProvider().get_tracer("damage"))
 
 
 def _verify(trace: Trace) -> None:
