@@ -86,7 +86,8 @@ class AdaptivePass:
 
     def __init__(self, model: Transformer, batch: ThreadBatch) -> None:
         self.model, self.batch = model, batch
-        self._rotation = model.rotation(torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None])
+        length = batch.tokens.shape[1]
+        self._rotation = model.batch_rotation(length, length)
         self._embedded = model.prelude(batch.tokens, self._rotation, model.attend_causally)
         self._state = model.first_state(self._embedded)
         self._stopped = torch.zeros_like(batch.is_counted)

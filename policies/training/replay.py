@@ -92,7 +92,7 @@ class Replay:
     def logprobs(self, batch: ReplayBatch) -> Tensor:
         """[batch, length] float32, nats: of every target given what is before it; meaningless where padded."""
         length = batch.inputs.shape[1]
-        rotation = self.model.rotation(torch.arange(length, device=batch.inputs.device)[None])
+        rotation = self.model.batch_rotation(length, int((batch.depths > 0).sum(1).max()))
         embedded = self.model.prelude(batch.inputs, rotation, self.model.attend_causally)
         state = self.model.first_state(embedded)
         written = LastWritten(self.model)

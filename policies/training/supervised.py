@@ -148,10 +148,9 @@ def _share(examples: Iterable[Example], tokens: int, model: Specification) -> li
     """The first examples, up to so many tokens. Raises `ValueError` for one that the model cannot read."""
     chosen, total = [], 0
     for example in examples:
-        if len(example.tokens) > model.max_context:
-            raise ValueError(
-                f"An example has {len(example.tokens)} tokens; the model's context has {model.max_context}."
-            )
+        most = model.short_context or model.max_context
+        if len(example.tokens) > most:
+            raise ValueError(f"An example has {len(example.tokens)} tokens; the model's context has {most}.")
         if not (min(example.tokens, default=0) >= 0 and max(example.tokens, default=0) < model.vocab_size):
             raise ValueError(f"An example has a token outside the model's vocabulary of {model.vocab_size}.")
         chosen.append(example)

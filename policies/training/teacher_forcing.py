@@ -36,7 +36,7 @@ class TeacherForced:
         """
         device = self.model.device
         batch = on_device(batch, device)
-        rotation = self.model.rotation(torch.arange(batch.inputs.shape[1], device=device)[None])
+        rotation = self.model.batch_rotation(batch.inputs.shape[1])
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
             embedded = self.embed(batch.inputs, rotation)
             state = initial_state(self.model, embedded, noise)
@@ -92,10 +92,10 @@ def exactness(model: Transformer, examples: list[Example], iterations: int) -> f
         raise ValueError("There are no examples to measure exactness on.")
     device = model.device
     noise = torch.Generator(device).manual_seed(0)
-    right, threads = 0, 0
+    right, threads, longest = 0, 0, max(len(example.tokens) for example in examples) - 1
     for packed in pack(examples, 8192):
         batch = on_device(packed, device)
-        rotation = model.rotation(torch.arange(batch.inputs.shape[1], device=device)[None])
+        rotation = model.batch_rotation(batch.inputs.shape[1], longest)
         embedded = model.prelude(batch.inputs, rotation, model.attend_causally)
         state = initial_state(model, embedded, noise)
         for _ in range(iterations):

@@ -161,6 +161,21 @@ class Transformer(nn.Module):
         """
         return [rotary(positions, is_long) for rotary in self.rotaries]
 
+    def batch_rotation(self, length: int, longest: int = 0) -> Rotation:
+        """For positions 0 .. length - 1 of a padded batch of contexts, of which the longest has so many tokens, if it
+        may have more than `short_context`.
+
+        Raises `ValueError` where it has: its tokens would be turned otherwise than others.
+        """
+        short = self.specification.short_context
+        if short is not None and longest > short:
+            raise ValueError(
+                f"A context has {longest} tokens; beyond {short}, LongRoPE turns contexts by other factors, and "
+                "training takes none."
+            )
+        positions = torch.arange(length, device=self.device)[None]
+        return self.rotation(positions, torch.zeros_like(positions, dtype=torch.bool))
+
     def prelude(self, tokens: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """Embeds token ids [...] into the input [..., width] that every iteration is given."""
         x = self.embedding(tokens)

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies import Fixed, Policy, Speculative
+from policies.training.examples import Example
+from policies.training.teacher_forcing import exactness
 from runtime import Engine
 from runtime.device.build import build_loop
 from runtime.device.settings import EngineSettings
@@ -232,3 +234,13 @@ async def test_a_trace_of_it_is_executed_again(directory: Path, backend: str, tm
         children = [root.fork([number], max_tokens=6) for number in range(3)]
         await root.join(children)
     assert await verified(path) == 0
+
+
+def test_training_refuses_contexts_that_some_are_turned_otherwise_in(model: Transformer) -> None:
+    """Padding does not count."""
+    fitting, long = (Example(list(TEXT[:length]), [1.0] * length) for length in (SHORT, SHORT + 2))
+    assert 0 <= exactness(model, [fitting], 1) <= 1
+    with pytest.raises(ValueError, match=f"{SHORT + 1} tokens; beyond {SHORT}, LongRoPE"):
+        exactness(model, [fitting, long], 1)
+    short, padded = model.batch_rotation(SHORT, SHORT), model.batch_rotation(2 * SHORT, SHORT)
+    assert torch.equal(padded[0][:, :SHORT], short[0])
