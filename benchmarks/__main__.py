@@ -19,6 +19,7 @@ from benchmarks import (
     overhead,
     parked,
     peaks,
+    recording,
     speculation,
     wide,
 )
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int], Result], ...]] = {
     "backends": (partial(backends.measure, backends.Size()),),
     "parked": (partial(parked.measure, parked.Size()),),
     "cancelling": (partial(cancelling.measure, cancelling.Size()),),
+    "recording": (partial(recording.measure, recording.Size()),),
     "fork": (partial(fork.measure, fork.Size()),),
     "continuous": (partial(continuous.measure, continuous.Size()),),
     "speculation": (partial(speculation.measure, speculation.Size()),),

@@ -237,9 +237,9 @@ class _Tracing(NamedTuple):
 
 def _tracing() -> _Tracing:
     # The runtime's only reach upwards: traces are built on its events, and loaded where one is asked for.
-    from traces import Playback, TraceWriter
+    from traces import Playback, TraceRecorder
 
-    return _Tracing(write=TraceWriter, play=Playback)
+    return _Tracing(write=TraceRecorder, play=Playback)
 
 
 def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | None]:
@@ -288,6 +288,7 @@ def _header(
         engine=msgspec.to_builtins(settings),
         versions={"python": platform.python_version(), **_versions_of(libraries)},
         drafts=None if drafts is None else encodable(str(drafts)),
+        compression="zstd",
     )
 
 

@@ -21,6 +21,7 @@ from benchmarks import (
     overhead,
     parked,
     peaks,
+    recording,
     speculation,
     wide,
 )
@@ -104,6 +105,14 @@ def test_a_model_under_two_names_says_the_same() -> None:
 def test_trees_fall_at_every_size() -> None:
     result = sound(cancelling.measure(cancelling.Size(wide=(3, 5), deep=(4,)), rounds=1))
     assert column(result, "tree") == ["wide, 3 threads", "wide, 5 threads", "deep, 4 threads"]
+
+
+def test_traces_and_streams_are_compared_with_neither() -> None:
+    result = sound(recording.measure(recording.Size(threads=(2,), answers=4, max_tokens=20), rounds=1))
+    assert column(result, "threads") == [2]
+    (size,) = column(result, "bytes of trace a token")
+    assert isinstance(size, float)
+    assert 1 < size < 100
 
 
 def test_parked_threads_hold_memory() -> None:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from traces.printing import show as show
     from traces.reader import TraceReader as TraceReader
     from traces.reader import read as read
+    from traces.recorder import TraceRecorder as TraceRecorder
     from traces.regression import BraidTrace as BraidTrace
     from traces.regression import TraceMismatch as TraceMismatch
     from traces.tables import frame as frame

@@ -309,5 +309,8 @@ class RecordedOrder:
             reports.append(Signalled(thread.record.path, signal, math.nan if entropy is None else entropy))
             stops |= signal.stops
         pending.stops = stops
-        if stops and (pending.delivered < len(call.samples) or call.reason not in ("stop", None)):
+        if stops and (
+            pending.delivered < len(call.kept if call.reason == "stop" else call.samples)
+            or call.reason not in ("stop", None)
+        ):
             raise thread.stops_early()

@@ -12,13 +12,24 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 import msgspec
+import zstandard
 
 from runtime import TraceError
-from runtime.link import FORMAT, LARGEST_RECORD, AnyEvent, Header, Trace, check_plain
+from runtime.link import (
+    FORMAT,
+    LARGEST_RECORD,
+    AnyEvent,
+    Block,
+    Header,
+    TickClock,
+    Trace,
+    check_plain,
+    events_of,
+)
 from traces.file import reason_of
-from traces.writer import FRAME, MAGIC
+from traces.writer import FRAME, MAGIC, MOST_EXPANSION, dictionary_of
 
-NOT_UNDERSTOOD = (msgspec.DecodeError, ValueError, RecursionError)
+NOT_UNDERSTOOD = (msgspec.DecodeError, ValueError, RecursionError, zstandard.ZstdError)
 
 
 class TraceReader:
@@ -35,7 +46,9 @@ class TraceReader:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
         self.lost: str | None = None
-        self._decoder = msgspec.msgpack.Decoder(AnyEvent)
+        self._decoder = msgspec.msgpack.Decoder(AnyEvent | Block)
+        self._clock = TickClock()
+        self._decompressor: zstandard.ZstdDecompressor | None = None
         try:
             self._file: BinaryIO = open(self.path, "rb", opener=_opener)  # noqa: SIM115 - closed by close()
         except (OSError, ValueError) as error:
@@ -63,15 +76,26 @@ class TraceReader:
         number = 1
         while (payload := self._record(number)) is not None:
             try:
-                event = self._decoder.decode(payload)
-                check_plain(event)
+                content = self._decoder.decode(self._plain(payload))
+                for event in content.events if isinstance(content, Block) else (content,):
+                    check_plain(event)
+                events = events_of(content, self._clock) if isinstance(content, Block) else iter((content,))
             except NOT_UNDERSTOOD as error:
                 raise TraceError(
-                    f"{self.path}: record {number} is intact but is not an event this version knows ({error}); it was "
-                    "written by a newer or a changed Braid. Read it with the version that wrote it."
+                    f"{self.path}: record {number} is intact but holds no events that this version knows ({error}); it "
+                    "was written by a newer or a changed Braid. Read it with the version that wrote it."
                 ) from error
-            yield event
+            yield from events
             number += 1
+
+    def _plain(self, payload: bytes) -> bytes:
+        """What a record holds. Raises `ValueError` and `zstandard.ZstdError` for a frame that is none."""
+        if self._decompressor is None or not payload.startswith(zstandard.FRAME_HEADER):
+            return payload
+        size = zstandard.frame_content_size(payload)
+        if not 0 <= size <= min(LARGEST_RECORD, MOST_EXPANSION * len(payload)):
+            raise ValueError(f"{len(payload)} compressed bytes say that they are {size}")
+        return self._decompressor.decompress(payload, max_output_size=size)
 
     def _read(self, length: int) -> bytes:
         try:
@@ -101,6 +125,8 @@ class TraceReader:
             raise TraceError(f"{self.path}: the header is intact but not understood ({error}).") from error
         if header.format != FORMAT:
             raise TraceError(f"{self.path}: the header says format {header.format}; this version reads {FORMAT}.")
+        if header.compression == "zstd":
+            self._decompressor = zstandard.ZstdDecompressor(dict_data=dictionary_of(payload))
         return header
 
     def _record(self, number: int) -> bytes | None:
@@ -109,7 +135,7 @@ class TraceReader:
         frame = self._read(FRAME.size)
         if not frame:
             self.lost = (
-                f"the trace ends without its end mark at byte {start}, after {max(number - 1, 0)} events: its writer "
+                f"the trace ends without its end mark at byte {start}, after {max(number - 1, 0)} records: its writer "
                 "was killed or is still writing, or its engine failed, or it could not write on"
             )
             return None

@@ -27,7 +27,9 @@ def steps_of(records: list[ThreadRecord], events: int) -> dict[int, Step]:
     endless: list[tuple[int, Step]] = []
     for record in records:
         for number, call in enumerate(record.calls):
-            for index, sample in zip(call.sample_indices, call.samples, strict=True):
+            # What a lane had sampled beyond a limit was told to nobody.
+            told = call.samples if call.reason in ("interrupted", None) else call.kept
+            for index, sample in zip(call.sample_indices, told, strict=False):
                 steps[index] = Step(record.path, number, sample)
             if call.end_index is None:
                 endless.append((call.index, Step(record.path, number, None)))

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
+
+MOST_TICKS = 64
+"""Most ticks of a call."""
 
 CARRY_KINDS: dict[Carry, int] = {"none": 0, "raw": 1, "normed": 2}
 """How `Entering.carries` says what a token starts from."""
@@ -116,8 +120,22 @@ class Run(NamedTuple):
     """Tokens that one lane sampled since it was entered, in order; arrays [n]."""
 
     token: Int32
-    logprob: Float32
     depth: Int32
+    logprob: Float32
+    tick: Int64
+    """In which tick each was sampled, as `Tick.number` counts."""
+
+
+class TickTimes(NamedTuple):
+    """What each tick of a call did; arrays [ticks]."""
+
+    end: Float64
+    """Seconds from the call's beginning to the tick's end; 0 where the backend has no clock."""
+    entered: Int64
+    in_flight: Int64
+    """Tokens that took part in the core iteration."""
+    left: Int64
+    """Tokens that left, whether their lanes went on by themselves or not."""
 
 
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +154,8 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     """The distinct sets of tokens that entering lanes stop at."""
     most_ticks: int = 1
     """A backend may go on, up to so many ticks in all, while few lanes have stopped."""
+    number: int = 0
+    """Of the call's first tick, for `Run.tick`."""
 
 
 _NONE: Int32 = np.empty(0, np.int32)
@@ -169,6 +189,8 @@ class TickResult(msgspec.Struct, frozen=True, kw_only=True):
     runs: dict[int, Run] = {}
     """By lane, what it sampled since it was entered, this tick's token last; for lanes that sampled more than one."""
     ticks: int = 1
+    times: TickTimes | None = None
+    """None of a call of one tick, whose times are the call's."""
     left_at: list[int] = []
     """By row, in which tick of the call, from 1; empty where the call did one tick."""
     drafting: Int32 = _NONE

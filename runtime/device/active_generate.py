@@ -41,6 +41,9 @@ class ActiveGenerate:
     is_alone: bool = False
     """Whether a second model that was to speak too could not go on."""
 
+    told: int = 0
+    """Tokens of the lane's present run that its stream has."""
+
     def keep(self, count: int) -> None:
         """Forgets what is known of sampled tokens after the first `count`; what they cost still counts."""
         for kept in (self.logprobs, self.entropies, self.top_logprobs, self.depths):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+import numpy as np
+
 from runtime.backend.interface import Run
 from runtime.device.active_generate import ActiveGenerate, Drawn
 from runtime.device.in_flight import InFlight
@@ -45,8 +47,9 @@ class Generates:
 
     # ---- tokens -----------------------------------------------------------------------------------------------------
 
-    def take_computed(self, flight: Flight, depth: int, left: int) -> None:
-        """Counts what a flight has computed before tick `left`; its tokens have `depth`, unless that was known."""
+    def take_computed(self, flight: Flight, depth: int, left: int, tick: int) -> None:
+        """Counts what a flight, and what its lane went on with, has computed before tick `left`; its own tokens, which
+        have left in `tick`, have `depth`, unless that was known."""
         sequence, generate = flight.sequence, flight.generate
         received = sequence.received_in(flight.start, flight.end)
         generate.work.iterations += flight.iterations(left)
@@ -62,7 +65,7 @@ class Generates:
         if self._journal.latents is not None:
             self._journal.latents.take(flight)
         if self._journal.recorder is not None:
-            self._record_computed(flight)
+            self._record_computed(flight, tick)
 
     def take_run(self, sequence: Sequence, run: Run, count: int) -> None:
         """Takes in the first `count` tokens of a lane's run, and that all but its last are computed.
@@ -71,21 +74,26 @@ class Generates:
         """
         generate = sequence.generate
         assert generate is not None
-        tokens, depths = run.token[:count].tolist(), run.depth.tolist()
+        tokens, depths, logprobs = run.token[:count].tolist(), run.depth.tolist(), run.logprob[:count].tolist()
+        computed = len(depths) - 1
+        if self._journal.recorder is not None:
+            self._record_run(sequence, run, count)
         if tokens:
             sequence.append_run(tokens)
-        computed = len(depths) - 1
         sequence.computed += computed
         sequence.depths.extend(depths[1:])
         for work in (generate.work, self._journal.work):
             work.computed += computed
             work.generated += count
-        logprobs = run.logprob[:count].tolist()
         generate.logprobs.extend(logprobs)
         generate.depths.extend(depths[:count])
         # NaN stays NaN in a sum, and looking at every single one would take longer.
-        if not math.isfinite(sum(logprobs)):
-            first = next(index for index, logprob in enumerate(logprobs) if not math.isfinite(logprob))
+        is_finite = math.isfinite(sum(logprobs))
+        first = 0 if is_finite else next(index for index, each in enumerate(logprobs) if not math.isfinite(each))
+        told, generate.told = generate.told, 0
+        if generate.request.stream and (fresh := tuple(tokens[told : None if is_finite else first])):
+            self._journal.reports.append(Emitted(sequence.path, fresh))
+        if not is_finite:
             self.fail(sequence, numerical_error(sequence, len(sequence.tokens) - count + first))
             return
         watcher = generate.request.watcher
@@ -105,6 +113,29 @@ class Generates:
                 broken = RuntimeError(f"it signals {signals[0].kind!r}, which foresee() did not announce")
                 self.fail(sequence, watcher_error(watcher, token, broken))
                 return
+
+    def _record_sampled(self, sequence: Sequence, drawn: Drawn, tick: int) -> None:
+        path, position = sequence.path, len(sequence.tokens)
+        if drawn.depth and drawn.entropy is None and drawn.top_logprobs is None:
+            self._journal.record_tokens(path, position, (drawn.token,), (drawn.depth,), (drawn.logprob,), (tick,))
+        else:
+            self._journal.record(events.Sampled, tick=tick, thread=path, position=position, **drawn._asdict())
+
+    def tell_streams(self) -> int:
+        """Reports what lanes have sampled by themselves to streams; of how many."""
+        flights = [flight for flight in self._in_flight.flights() if flight.run and flight.generate.request.stream]
+        for flight in flights:
+            self._tell_stream(flight)
+        return len(flights)
+
+    def _tell_stream(self, flight: Flight) -> None:
+        """Reports what a lane in flight has sampled by itself and its stream does not have."""
+        generate = flight.generate
+        run = self._run_of(flight.last_lane)
+        if run is None or len(run.token) <= generate.told or not np.isfinite(run.logprob).all():
+            return
+        self._journal.reports.append(Emitted(flight.sequence.path, tuple(run.token[generate.told :].tolist())))
+        generate.told = len(run.token)
 
     def take_scores(self, flight: Flight, scored: Iterable[Scored]) -> None:
         """Takes in what a flight has scored; the generate is over when all its tokens are, or where one cannot be."""
@@ -140,24 +171,14 @@ class Generates:
         if self._memory.stop_leading(sequence):
             self._queues.release_followers(sequence)
 
-    def take_sampled(self, sequence: Sequence, generate: ActiveGenerate, drawn: Drawn) -> None:
-        """Appends a sampled token and ends the generate where it was the last."""
+    def take_sampled(self, sequence: Sequence, generate: ActiveGenerate, drawn: Drawn, tick: int | None = None) -> None:
+        """Appends a token that was sampled in a tick, the last if none is named, and ends the generate where it was the
+        last token."""
         position, request = len(sequence.tokens), generate.request
         if not math.isfinite(drawn.logprob):
             self.fail(sequence, numerical_error(sequence, position))
             return
-        if self._journal.recorder is not None:
-            self._journal.record(
-                events.Sampled,
-                tick=self._journal.ticks - 1,
-                thread=sequence.path,
-                position=position,
-                token=drawn.token,
-                depth=drawn.depth,
-                logprob=drawn.logprob,
-                entropy=drawn.entropy,
-                top_logprobs=drawn.top_logprobs,
-            )
+        self._record_sampled(sequence, drawn, self._journal.ticks - 1 if tick is None else tick)
         if drawn.depth:
             sequence.append_sampled(drawn.token)
         else:
@@ -253,7 +274,7 @@ class Generates:
         if run is None:
             generate.work.iterations += flight.iterations(self._journal.ticks)
         else:
-            self.take_computed(flight, int(run.depth[0]), self._journal.ticks)
+            self.take_computed(flight, int(run.depth[0]), self._journal.ticks, int(run.tick[0]))
             self.take_run(sequence, run, len(run.token))
         if sequence.generate is not None:
             self._queues.make_ready(sequence)
@@ -281,14 +302,31 @@ class Generates:
         self._memory.release_unused(sequence)
         self._queues.park(sequence)
 
-    def _record_computed(self, flight: Flight) -> None:
+    def _record_run(self, sequence: Sequence, run: Run, count: int) -> None:
+        """Each sampled token with the computation of the one before it; and that of the last, where one more was
+        sampled from it."""
+        path, position = sequence.path, len(sequence.tokens)
+        if count:
+            self._journal.record_tokens(
+                path, position, run.token[:count], run.depth[:count], run.logprob[:count], run.tick[:count]
+            )
+        if 0 < count < len(run.token):
+            self._journal.record_computed(
+                tick=int(run.tick[count]),
+                thread=path,
+                position=position + count - 1,
+                count=1,
+                depth=int(run.depth[count]),
+                recomputed=False,
+            )
+
+    def _record_computed(self, flight: Flight, tick: int) -> None:
         """One event a row of equal depths."""
         sequence, start = flight.sequence, flight.start
         for position in range(flight.start + 1, flight.end + 1):
             if position == flight.end or sequence.depths[position] != sequence.depths[start]:
-                self._journal.record(
-                    events.Computed,
-                    tick=self._journal.ticks - 1,
+                self._journal.record_computed(
+                    tick=tick,
                     thread=sequence.path,
                     position=start,
                     count=position - start,

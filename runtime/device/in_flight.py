@@ -34,6 +34,10 @@ class InFlight:
         """Those that have a flight."""
         return self._by_last_lane.values()
 
+    def flights(self) -> list[Flight]:
+        """Of all threads that have one, without drafts."""
+        return [sequence.flight for sequence in self._by_last_lane.values() if sequence.flight is not None]
+
     def take_lanes(self, count: int) -> list[int] | None:
         """`count` free lanes, or None if there are not so many."""
         if count > len(self.free):

@@ -1,13 +1,17 @@
-"""What the device thread has done and has to tell: counts, reports that are due, and trace events."""
+"""What the device thread has done and has to tell: counts, reports that are due, and what a trace is to say of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from runtime.link.commands import Report
-from runtime.link.events import Event
+from runtime.link.blocks import MICROSECONDS
+from runtime.link.columns import Numbers
+from runtime.link.commands import Report, ThreadPath
+from runtime.link.events import Computed, Event
+from runtime.link.notes import Float32, Int32, Notes, TickNotes
 from runtime.link.work import Work
 
 if TYPE_CHECKING:
@@ -15,20 +19,31 @@ if TYPE_CHECKING:
 
 
 class Recorder(Protocol):
-    """Takes trace events; a trace writer is one."""
+    """Takes what is noted, and writes it while the device goes on."""
 
     def now(self) -> float:
         """Seconds since recording began."""
         ...
 
-    def write_many(self, events: list[Event]) -> None: ...
+    def take(self, notes: Notes) -> None:
+        """Writes these notes soon. Waits while more is unwritten than memory is kept for."""
+        ...
+
+    def afterwards(self, action: Callable[[], None]) -> None:
+        """Does something, on a thread of its own and in order, when all that was taken is written, or is lost."""
+        ...
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the recording has ended of, if anything was lost."""
+        ...
 
     def close(self) -> None:
-        """Ends a recording in which nothing is missing."""
+        """Ends a recording in which nothing is missing, when all is done. Raises what it ended of, or ends of."""
         ...
 
     def abandon(self) -> None:
-        """Ends one in which something is. Must not raise."""
+        """Ends one in which something is, when all is done. Must not raise."""
         ...
 
 
@@ -41,7 +56,7 @@ class Journal:
         self.latents = latents
         """Takes states of chosen threads beside the trace; is set between ticks, too."""
         self.reports: list[Report] = []
-        self._events: list[Event] = []
+        self._notes = Notes()
         self.ticks = 0
         self.work = Work()
         self.drafted = 0
@@ -49,22 +64,49 @@ class Journal:
         self.accepted = 0
         """Those of them that were said."""
 
-    def record(self, kind: type[Event], **fields: Any) -> None:
+    def record(self, kind: type[Any], **fields: Any) -> None:
         """Notes an event of `kind`, stamped now, if a recorder is there; `flush` hands it over."""
         if self.recorder is not None:
-            self._events.append(kind(time=self.recorder.now(), **fields))
+            self._notes.add(kind(time=self.recorder.now(), **fields))
 
     def record_as_is(self, event: Event) -> None:
         """Notes an event of the event loop's, stamped now."""
         if self.recorder is not None:
-            self._events.append(msgspec.structs.replace(event, time=self.recorder.now()))
+            self._notes.add(msgspec.structs.replace(event, time=self.recorder.now()))
+
+    def record_computed(self, **fields: Any) -> None:
+        """Notes that tokens were computed."""
+        if self.recorder is not None:
+            self._notes.add_computed(Computed(time=self.recorder.now(), **fields))
+
+    def record_tokens(
+        self,
+        thread: ThreadPath,
+        position: int,
+        tokens: Int32 | Sequence[int],
+        depths: Int32 | Sequence[int],
+        logprobs: Float32 | Sequence[float],
+        ticks: Numbers | Sequence[int],
+    ) -> None:
+        """Notes sampled tokens: see `Notes.add_tokens`."""
+        if self.recorder is not None:
+            self._notes.add_tokens(thread, position, tokens, depths, logprobs, ticks)
+
+    def record_ticks(self, ticks: TickNotes) -> None:
+        """Notes the last ticks, which `ticks` counts already."""
+        if self.recorder is not None:
+            self._notes.add_ticks(self.ticks - len(ticks.end), ticks)
+
+    def microseconds(self) -> int:
+        """Since recording began; 0 without a recorder."""
+        return 0 if self.recorder is None else int(self.recorder.now() * MICROSECONDS)
 
     def flush(self) -> None:
-        """Gives the recorder the events noted since the last time, in one call. Raises what the recorder does."""
-        if self.recorder is not None and self._events:
+        """Hands the recorder what was noted since the last time."""
+        if self.recorder is not None and self._notes.size:
             # What cannot be written is not for another recorder.
-            events, self._events = self._events, []
-            self.recorder.write_many(events)
+            notes, self._notes = self._notes, Notes()
+            self.recorder.take(notes)
 
     def take_reports(self) -> list[Report]:
         """Reports due since they were last taken, in order."""

@@ -13,19 +13,23 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 
 import msgspec
+import numpy as np
 import torch
 
-from runtime.backend.interface import Backend, TickResult
+from runtime.backend.interface import MOST_TICKS, Backend, TickResult, TickTimes
 from runtime.console.logs import logger
-from runtime.device.journal import Journal
+from runtime.device.journal import Journal, Recorder
 from runtime.device.recordings import Recordings
 from runtime.device.requests import Requests
 from runtime.device.scheduler import Scheduler
 from runtime.device.threads import OpenThreads
 from runtime.errors import EngineFailed
+from runtime.link.blocks import MICROSECONDS
+from runtime.link.columns import steps
 from runtime.link.commands import (
     CloseThread,
     Command,
@@ -33,22 +37,29 @@ from runtime.link.commands import (
     DeviceFailed,
     Extend,
     Failed,
+    FlushRecording,
     Generate,
     Interrupt,
     OpenThread,
     Record,
+    Report,
     Request,
     Statistics,
     ThreadPath,
 )
-from runtime.link.events import TickDone
+from runtime.link.notes import TickNotes
 
 _log = logger("runtime.device")
 
 
 PATIENCE = 0.001
 """Seconds that a call of the backend may take where it does several ticks: commands wait so long."""
-MOST_TICKS = 64
+
+
+STREAM_PATIENCE = 0.01
+"""Seconds that tokens may wait to be streamed while their lane goes on by itself."""
+STREAM_SHARE = 0.001
+"""The same for each of the streams, as telling one of its tokens takes some tens of microseconds."""
 
 
 class DeviceLoop:
@@ -73,10 +84,15 @@ class DeviceLoop:
         self._recordings = recordings
         self._observe = observe
         self._most_ticks = 1
+        self._told = 0.0
+        """When streams were last told of what lanes sampled by themselves."""
+        self._streams = 0
+        """How many there were."""
 
     def handle(self, command: Command | Request) -> None:
         """Executes one command. Only that for other weights touches a tensor. What it raises unexpectedly ends the
         thread it names."""
+        self._recordings.look()
         try:
             self._execute(command)
         except BaseException as cause:
@@ -113,9 +129,10 @@ class DeviceLoop:
         """What the device is to end of when nothing is left to do; no thread is opened or generates any more."""
         return self._recordings.failure
 
-    def flush(self) -> None:
-        """Hands what was noted to the trace; before the reports of it are delivered."""
+    def flush(self) -> Recorder | None:
+        """Hands what was noted to the trace, whose recorder this gives, if there is one."""
         self._recordings.flush()
+        return self.journal.recorder
 
     def close(self, *, is_whole: bool = True) -> None:
         """Ends what the backend runs, and the recording that was not ended; no step may follow.
@@ -156,18 +173,40 @@ class DeviceLoop:
             latents.observe(watched, self.backend.latents)
         if self._observe is not None:
             self._observe(self.scheduler, result)
+        ended = self.journal.microseconds()
         self.scheduler.commit(result)
         if self.journal.recorder is not None:
-            self.journal.record(
-                TickDone,
-                tick=self.journal.ticks - 1,
-                seconds=seconds,
-                entered=len(tick.entering.lane),
-                in_flight=result.in_flight,
-                left=len(result.lane),
-                waiting=self.scheduler.waiting,
-                pages_used=self.scheduler.memory.pool.used,
-            )
+            self._record_ticks(len(tick.entering.lane), result, ended, int(seconds * MICROSECONDS))
+        if started - self._told > max(STREAM_PATIENCE, STREAM_SHARE * self._streams):
+            self._streams = self.scheduler.tell_streams()
+            self._told = started
+
+    def _record_ticks(self, entered: int, result: TickResult, ended: int, took: int) -> None:
+        """Notes what a call of the backend did that took so long, in microseconds.
+
+        The time that passed before and after its ticks counts to the last one; without a clock of the backend's own,
+        all ticks took as long."""
+        ticks, times = result.ticks, result.times
+        if times is None:
+            after = np.array([took])
+            counts = (np.array([count]) for count in (entered, result.in_flight, len(result.lane)))
+            each = TickTimes(after.astype(np.float64), *counts)
+        else:
+            ends = times.end if times.end[-1] else np.arange(1, ticks + 1) * (took / MICROSECONDS / ticks)
+            after = np.minimum((ends * MICROSECONDS).astype(np.int64), took)
+            after[-1] = took
+            each = times
+        waiting, pages_used = self.scheduler.waiting, self.scheduler.memory.pool.used
+        notes = TickNotes(
+            end=after + (ended - took),
+            took=steps(after),
+            entered=each.entered,
+            in_flight=each.in_flight,
+            left=each.left,
+            waiting=np.full(ticks, waiting),
+            pages_used=np.full(ticks, pages_used),
+        )
+        self.journal.record_ticks(notes)
 
     def statistics(self) -> Statistics:
         """What the device is doing right now, and has done."""
@@ -279,11 +318,21 @@ class ModelDevice:
 
     def _hand_over(self, loop: DeviceLoop, deliver: Deliver) -> None:
         """Reports follow what the trace has of them."""
-        loop.flush()
+        recorder = loop.flush()
         self._statistics = loop.statistics()
         reports = loop.journal.take_reports()
-        if reports:
+        if not reports:
+            return
+        if recorder is None:
             deliver(reports)
+        else:
+            recorder.afterwards(partial(self._deliver_written, recorder, deliver, reports))
+
+    def _deliver_written(self, recorder: Recorder, deliver: Deliver, reports: list[Report]) -> None:
+        deliver(reports)
+        if recorder.failure is not None:
+            # The device may have nothing to do, and is to take notice.
+            self._commands.put(FlushRecording(number=0))
 
     def _take_commands(self, loop: DeviceLoop) -> bool:
         """Handles the commands that have come, waiting for one if there is no work; False at the end."""

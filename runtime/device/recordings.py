@@ -65,19 +65,27 @@ class Recordings:
         refuse_open_threads("The trace ends before these threads do, and has only their beginning", open_threads)
 
     def flush(self) -> None:
-        """Writes what was noted."""
-        try:
-            self._journal.flush()
-        except Exception as error:  # a full disk, a value that cannot be encoded: answers do not depend on it
-            self._lose(error)
-        latents = self._journal.latents
-        if latents is not None and latents.failure is not None:
+        """Has what was noted written, and takes notice where something could not be."""
+        self._journal.flush()
+        self.look()
+
+    def look(self) -> None:
+        """Takes notice where something was not written: a full disk, say, or a value that cannot be encoded."""
+        recorder, latents = self._journal.recorder, self._journal.latents
+        if recorder is not None and recorder.failure is not None:
+            self._journal.recorder = None
+            recorder.abandon()
+            self._close_latents(f"the trace ended: {recorder.failure}")
+            self._tell(recorder.failure)
+        elif latents is not None and latents.failure is not None:
             self._journal.latents = None
             latents.abandon()
             self._tell(latents.failure, "recording_of_latents_ended")
 
     def close(self, *, is_whole: bool) -> None:
-        """Writes what was noted and closes the trace; with an end mark if that `is_whole` and nothing was lost."""
+        """Has what was noted written and closes the trace; with an end mark if that `is_whole` and nothing was lost.
+
+        Whatever was to be done afterwards is done."""
         self.flush()
         self._close_latents("" if is_whole else "the engine failed")
         recorder, self._journal.recorder = self._journal.recorder, None
@@ -90,13 +98,6 @@ class Recordings:
             recorder.close()
         except Exception as error:
             self._tell(error)
-
-    def _lose(self, error: Exception) -> None:
-        recorder, self._journal.recorder = self._journal.recorder, None
-        if recorder is not None:
-            recorder.abandon()
-        self._close_latents(f"the trace ended: {error}")
-        self._tell(error)
 
     def _close_latents(self, lost: str) -> None:
         latents, self._journal.latents = self._journal.latents, None

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from runtime.device.memory import ThreadMemory
 from runtime.device.sequence import Flight
 from runtime.link.commands import Foresight, Generate
+from runtime.link.metering import MeteredWatcher
 
 LONGEST = 63
 """Most tokens that a lane goes on with by itself."""
@@ -34,7 +35,10 @@ def run_ahead_of(flight: Flight, max_context: int, memory: ThreadMemory) -> RunA
     """How far the thread of a flight may go on by itself after it; takes pages for it where there are plenty."""
     sequence, generate = flight.sequence, flight.generate
     request = generate.request
-    if len(flight) != 1 or not flight.samples or flight.known or request.stream or sequence.keeps_entropies:
+    if len(flight) != 1 or not flight.samples or flight.known or sequence.keeps_entropies:
+        return NONE
+    if request.stream and isinstance(request.watcher, MeteredWatcher):
+        # What a limit cuts off afterwards would have been shown.
         return NONE
     if sequence.depth.carry != "none" or sequence.constant_bound is None or not sequence.span_at(flight.start).sampled:
         return NONE

@@ -49,8 +49,7 @@ class Scheduler:
         *,
         stepwise: bool = False,
     ) -> None:
-        """`stepwise` where every token is to be seen when its tick is done: lanes then never go on by themselves, nor
-        do they while the journal has a recorder."""
+        """`stepwise` where every token is to be seen when its tick is done: lanes then never go on by themselves."""
         self._model = model
         self._journal = journal
         self._queues = queues
@@ -83,7 +82,7 @@ class Scheduler:
     @property
     def is_stepwise(self) -> bool:
         """Whether lanes stop at every token."""
-        return self._stepwise or self._journal.recorder is not None
+        return self._stepwise
 
     def plan(self) -> list[Flight]:
         """Chooses what enters the next tick and puts it into flight."""
@@ -124,6 +123,7 @@ class Scheduler:
             halting=arrays.halting,
             contexts=arrays.contexts,
             most_ticks=most_ticks,
+            number=self._journal.ticks,
         )
 
     def retract(self, entering: list[Flight]) -> list[Flight]:
@@ -301,6 +301,10 @@ class Scheduler:
         for lane, token in zip(result.drafting.tolist(), result.drafted.tolist(), strict=True):
             self._speculation.take_draft(lane, token)
 
+    def tell_streams(self) -> int:
+        """Reports what lanes have sampled by themselves to streams; of how many."""
+        return self._generates.tell_streams()
+
     def _arrive(
         self, sequence: Sequence, result: TickResult, index: int, depth: int, token: int, logprob: float
     ) -> None:
@@ -319,7 +323,10 @@ class Scheduler:
         run = result.runs.get(flight.last_lane) if result.runs else None
         left = self._journal.ticks - (result.ticks - result.left_at[index] if result.left_at else 0)
         self.in_flight.end(flight)
-        self._generates.take_computed(flight, depth if run is None else int(run.depth[0]), left)
+        if run is None:
+            self._generates.take_computed(flight, depth, left, left - 1)
+        else:
+            self._generates.take_computed(flight, int(run.depth[0]), left, int(run.tick[0]))
         self._generates.stop_leading(sequence)
         sequence.state_at = flight.end - 1
         if run is not None:
@@ -331,7 +338,8 @@ class Scheduler:
                 self._speculation.drop(sequence)
             entropy = float(result.entropy[index]) if sequence.keeps_entropies else None
             top = result.top[index] if sequence.generate.request.sampling.logprobs else None
-            self._generates.take_sampled(sequence, sequence.generate, Drawn(token, depth, logprob, entropy, top))
+            drawn = Drawn(token, depth, logprob, entropy, top)
+            self._generates.take_sampled(sequence, sequence.generate, drawn, left - 1)
         if sequence.generate is None:
             return
         if sequence.chain is None:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
+    from runtime.link.blocks import Block as Block
+    from runtime.link.blocks import TickClock as TickClock
+    from runtime.link.blocks import events_of as events_of
     from runtime.link.commands import Answered as Answered
     from runtime.link.commands import CloseThread as CloseThread
     from runtime.link.commands import Command as Command
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
     from runtime.link.events import Trace as Trace
     from runtime.link.events import encodable as encodable
     from runtime.link.latents import latents_path as latents_path
+    from runtime.link.notes import Notes as Notes
     from runtime.link.work import Work as Work
 
 __getattr__, __dir__ = lazy_exports(__name__)

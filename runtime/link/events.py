@@ -8,7 +8,7 @@ their order is total. `thread` is a thread's path: (tree, child, grandchild, ...
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -24,7 +24,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 ThreadPath = Annotated[tuple[Count, ...], Meta(min_length=1)]
 
-FORMAT = 2
+FORMAT = 3
 """The format this vocabulary belongs to, as in `Header.format`. A field added at the end of an event, with a default,
 keeps it: older readers skip the field and newer readers fill it in."""
 
@@ -60,6 +60,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Versions of Python and of the libraries that matter."""
     drafts: str | None = None
     """Name or path of the second model that the engine was opened with."""
+    compression: Literal["none", "zstd"] = "none"
+    """Of the records that follow."""
 
 
 class ThreadOpened(Event, frozen=True, kw_only=True):

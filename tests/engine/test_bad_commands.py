@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from runtime.link.commands import (
     Finished,
     Interrupt,
 )
-from runtime.link.events import Event
+from runtime.link.notes import Notes
 from runtime.model.transformer import Transformer
 from tests.engine.commanding import POLICY, asking, beginning, bystander, ended, opening, prompt_for, said, settings
 from tests.engine.solo import Solo
@@ -120,10 +121,17 @@ def test_what_happens_while_idle_is_recorded_and_seen(model: Transformer) -> Non
         def now(self) -> float:
             return 0.0
 
-        def write_many(self, events: list[Event]) -> None:
-            self.kinds += [type(event).__name__ for event in events]
+        def take(self, notes: Notes) -> None:
+            self.kinds += [type(event).__name__ for event in notes.events]
             if self.kinds[-1] == "ThreadClosed":
                 closed.set()
+
+        def afterwards(self, action: Callable[[], None]) -> None:
+            action()
+
+        @property
+        def failure(self) -> None:
+            return None
 
         def close(self) -> None:
             self.kinds.append("end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import PackageNotFoundError
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,15 @@ from runtime import (
 from runtime.backend.interface import Tick, TickResult
 from runtime.device.build import build_loop
 from runtime.device.settings import EngineSettings
-from runtime.link.commands import StartRecording, StopRecording
-from runtime.link.events import RunStarted, ThreadEnded
+from runtime.link.commands import Finished, StartRecording, StopRecording
+from runtime.link.events import RunStarted, ThreadEnded, TickDone
 from runtime.model.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from runtime.model.parameters import published_weights
 from tests.engine.recorded_trees import FEW, SIZES, WARM, opened, prompt, verified, work
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 from tests.traces.toy_device import header
-from traces import imbalances, read, thread_tree, totals_of, walk_threads
-from traces.writer import TraceWriter
+from traces import TraceRecorder, imbalances, read, thread_tree, totals_of, walk_threads
 
 COUNTED = ("generated", "computed", "iterations", "recomputed", "cached_tokens", "prompt_tokens")
 
@@ -137,13 +137,13 @@ async def test_a_recording_begins_without_stored_prompts(tiny_checkpoint: Path, 
         assert await reused(engine) == 8
 
 
-def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a trace is written, the backend is asked for one tick at a time; before and after, for many."""
+def test_lanes_run_freely_while_a_trace_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do before and after; and the trace has every token and tick, in whatever call they were."""
     core = build_loop(
         tiny_model(3),
         EngineSettings(**SIZES, backend="native", cpu_threads=1),
         Fixed(3),
-        open_trace=lambda path, overwrite: TraceWriter(path, header(), overwrite=overwrite),
+        open_trace=lambda path, overwrite: TraceRecorder(path, header(compression="zstd"), overwrite=overwrite),
     )
     solo, asked = Solo(core), list[tuple[bool, bool]]()
     tick = core.backend.tick
@@ -163,12 +163,27 @@ def test_lanes_run_freely_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     assert goes_on((0,)) == (True, True)
     solo.send(StartRecording(1, tmp_path / "block.trace"))
-    assert goes_on((1,)) == (False, False)
+    ticks = core.journal.ticks
+    assert goes_on((1,)) == (True, True)
+    ticked = core.journal.ticks - ticks
+    (finished,) = [report for report in solo.reports if isinstance(report, Finished) and report.thread == (1,)]
     solo.send(StopRecording(2))
     assert goes_on((2,)) == (True, True)
     core.close()
-    (record,) = thread_tree(read(tmp_path / "block.trace").events)
+    events = read(tmp_path / "block.trace").events
+    (record,) = thread_tree(events)
+    (call,) = record.calls
     assert (record.path, record.generated) == ((1,), 20)
+    for column in ("token", "depth", "logprob"):
+        assert tuple(getattr(sample, column) for sample in call.samples) == getattr(finished, column + "s")
+    done = [event for event in events if isinstance(event, TickDone)]
+    assert [event.tick for event in done] == list(range(ticks, ticks + ticked))
+    assert sum(event.in_flight for event in done) == finished.work.iterations
+    assert imbalances(events) == []
+    times = {event.tick: event.time for event in done}
+    assert sorted(times.values()) == list(times.values())
+    assert [sample.time for sample in call.samples] == [times[sample.tick] for sample in call.samples]
+    assert [after.tick - before.tick for before, after in pairwise(call.samples)] == [3] * 19
 
 
 @pytest.mark.anyio

@@ -144,12 +144,32 @@ def test_policies_that_bound_every_token_are_asked_for_every_token(model: Transf
     assert depths[1:] == tuple(1 + position % MOST for position in range(3, 32))
 
 
-def test_streams_get_their_tokens_one_by_one(model: Transformer) -> None:
-    bench = Bench.over(model, core_settings())
+@pytest.mark.parametrize("told", [False, True])
+def test_streams_get_their_tokens_while_their_lane_goes_on(model: Transformer, told: bool) -> None:
+    """In order, each once, also those that the lane has and the scheduler has not."""
+    bench = Bench.over(model, core_settings(), most_ticks=3)
     bench.open((0,), Fixed(1), (1, 2, 3))
     bench.generate((0,), 20, stream=True)
+    reports: list[Report] = []
+    while bench.core.has_work:
+        bench.core.step()
+        if told:
+            bench.core.scheduler.tell_streams()
+        reports += bench.core.journal.take_reports()
+    (finished,) = [report for report in reports if isinstance(report, Finished)]
+    pieces = [report.tokens for report in reports if isinstance(report, Emitted)]
+    assert tuple(token for piece in pieces for token in piece) == finished.tokens
+    assert len(finished.tokens) == 20
+    assert max(map(len, pieces)) == (3 if told else 18)
+
+
+def test_streams_under_a_limit_get_their_tokens_one_by_one(model: Transformer) -> None:
+    """None of which is cut off afterwards."""
+    bench = Bench.over(model, core_settings())
+    bench.open((0,), Fixed(1), (1, 2, 3))
+    bench.generate((0,), 20, stream=True, watcher=MeteredWatcher(None, [Meter(15)]))
     reports = bench.run()
-    assert [len(report.tokens) for report in reports if isinstance(report, Emitted)] == [1] * 20
+    assert [len(report.tokens) for report in reports if isinstance(report, Emitted)] == [1] * 15
 
 
 # ---- meters ---------------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ async def test_any_call_may_fail_and_only_the_recording_ends(
         assert path.stat().st_size == fault.appended
         assert (read(path).lost is None) == (fault.failed != "append")
     # How many events go into one call depends on how the threads take turns, and so does whether closing has failed.
-    assert failed.count("append") > 8
+    assert failed.count("append") > 4
 
 
 @pytest.mark.anyio
@@ -133,7 +133,7 @@ async def test_an_engine_that_is_to_stop_finishes_what_runs(
     options: dict[str, Any] = {"policy": POLICY, "on_trace_error": "stop", **SIZES}
     async with Engine.open(tiny_checkpoint, policy=POLICY, **SIZES) as engine, engine.thread(prompt(0)) as root:
         expected = (await root.generate(max_tokens=20, stop=[-1])).tokens
-    faulty(5)
+    faulty(3)
     path = tmp_path / "run.trace"
     async with Engine.open(tiny_checkpoint, trace=path, **options) as engine:
         root = await engine.thread(prompt(0)).__aenter__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from runtime.backend.interface import CacheShape, Int32
+from runtime.backend.interface import MOST_TICKS, CacheShape, Int32
 from runtime.backend.lanes import Lanes
 from runtime.backend.native.crew import Crew
 from runtime.backend.native.intrinsics import VECTOR
@@ -122,6 +122,7 @@ def _lanes(sizes: Sizes) -> NativeLanes:
         run_token=_integers(n, LONGEST_RUN),
         run_logprob=_floats(n, LONGEST_RUN),
         run_depth=_integers(n, LONGEST_RUN),
+        run_tick=_longs(n, LONGEST_RUN),
         state=_floats(n, sizes.width),
         embedded=_floats(n, sizes.width),
         starts_embedded=np.zeros(n, np.bool_),
@@ -144,6 +145,10 @@ def _work_space(sizes: Sizes, crew: Crew, is_narrow: bool) -> WorkSpace:
         fresh=_longs(n),
         stopped=_longs(n),
         stopped_at=_longs(n),
+        tick_end=_longs(MOST_TICKS),
+        tick_entered=_longs(MOST_TICKS),
+        tick_in_flight=_longs(MOST_TICKS),
+        tick_left=_longs(MOST_TICKS),
         tested=_longs(n),
         chosen=_longs(n),
         drawn_token=_integers(n),

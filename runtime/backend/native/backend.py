@@ -20,7 +20,18 @@ from torch import Tensor
 from policies import DepthPolicy, DepthView
 from runtime.backend.exits import ExitTests
 from runtime.backend.gate_sums import GateSums
-from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Int32, Int64, Run, Tick, TickResult
+from runtime.backend.interface import (
+    CARRY_KINDS,
+    MOST_TICKS,
+    Bool,
+    CacheShape,
+    Int32,
+    Int64,
+    Run,
+    Tick,
+    TickResult,
+    TickTimes,
+)
 from runtime.backend.native.allocation import LONGEST_RUN, allocate
 from runtime.backend.native.compiled import (
     CODA,
@@ -114,7 +125,10 @@ class NativeBackend(LaneBackend):
         if not count:
             return None
         return Run(
-            own.run_token[lane, :count].copy(), own.run_logprob[lane, :count].copy(), own.run_depth[lane, :count].copy()
+            own.run_token[lane, :count].copy(),
+            own.run_depth[lane, :count].copy(),
+            own.run_logprob[lane, :count].copy(),
+            own.run_tick[lane, :count].copy(),
         )
 
     # ---- what a tick computes ---------------------------------------------------------------------------------------
@@ -128,7 +142,7 @@ class NativeBackend(LaneBackend):
             return self._advance(tick)
         result = super().tick(msgspec.structs.replace(tick, copies=tick.copies[:0], dropped=tick.dropped[:0]))
         self._plain[entering.lane] = plain
-        return self._with_runs(result)
+        return self._with_runs(result, tick.number)
 
     def _advance(self, tick: Tick) -> TickResult:
         """Ticks natively until enough lanes have stopped."""
@@ -151,7 +165,8 @@ class NativeBackend(LaneBackend):
         flight = flight[np.lexsort((lanes.position[flight], lanes.row[flight]))]
         work.flight[: len(flight)] = flight
         work.flight[-1] = len(flight)
-        self._native.advance(self._record, len(entering.lane), tick.most_ticks, counts)
+        counts[6] = tick.number
+        self._native.advance(self._record, len(entering.lane), min(tick.most_ticks, MOST_TICKS), counts)
         ticks, iterations, in_flight, _, stopped, tested = counts[:6].tolist()
         left = work.stopped[:stopped]
         if lanes.keeps[left].any():
@@ -173,10 +188,18 @@ class NativeBackend(LaneBackend):
             runs={lane: run for lane in left[own.run_count[left] > 1].tolist() if (run := self.run_of(lane))},
             ticks=ticks,
             left_at=work.stopped_at[:stopped].tolist(),
+            times=TickTimes(
+                work.tick_end[:ticks].astype(np.float64) * 1e-9,
+                work.tick_entered[:ticks].copy(),
+                work.tick_in_flight[:ticks].copy(),
+                work.tick_left[:ticks].copy(),
+            )
+            if ticks > 1
+            else None,
         )
         return result
 
-    def _with_runs(self, result: TickResult) -> TickResult:
+    def _with_runs(self, result: TickResult, number: int) -> TickResult:
         """Adds what lanes had sampled in native ticks before they left in this one."""
         runs = {}
         for lane, token, logprob, depth in zip(result.lane, result.token, result.logprob, result.depth, strict=True):
@@ -184,8 +207,9 @@ class NativeBackend(LaneBackend):
             if earlier is not None:
                 runs[int(lane)] = Run(
                     np.append(earlier.token, token),
-                    np.append(earlier.logprob, logprob),
                     np.append(earlier.depth, depth),
+                    np.append(earlier.logprob, logprob),
+                    np.append(earlier.tick, number),
                 )
         return msgspec.structs.replace(result, runs=runs)
 

@@ -166,6 +166,8 @@ class NativeLanes(NamedTuple):
     """[N, longest run]."""
     run_depth: Int32
     """[N, longest run]."""
+    run_tick: Int64
+    """[N, longest run] in which tick each of them was sampled, as the caller numbers ticks."""
     state: Float32
     """[N, width] latent states."""
     embedded: Float32
@@ -200,6 +202,14 @@ class WorkSpace(NamedTuple):
     """[N] lanes that stopped."""
     stopped_at: Int64
     """[N] at which tick of the call each of them did, from 1."""
+    tick_end: Int64
+    """[most ticks] nanoseconds from the beginning of the call to the end of each of its ticks; 0 without a clock."""
+    tick_entered: Int64
+    """[most ticks] tokens that entered."""
+    tick_in_flight: Int64
+    """[most ticks] tokens that took part in the iteration."""
+    tick_left: Int64
+    """[most ticks] tokens that left, whether their lanes went on or not."""
     tested: Int64
     """[N] last lanes of groups that were tested in the last tick."""
     chosen: Int64

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backend.native import passes
+from runtime.backend.native.clock import nanoseconds
 from runtime.backend.native.exits import run_exit_tests
 from runtime.backend.native.intrinsics import jit
 from runtime.backend.native.number_formats import floats, ints, longs, octets
@@ -27,8 +28,10 @@ def advance(buffers: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
     """Ticks over the lanes in `flight`, of which `entering` are new and in `batch`.
 
     `counts` is set to: ticks, token-iterations, tokens that took part in the last iteration, tokens sampled, lanes
-    that stopped (in `stopped`), groups tested in the last tick (in `tested`).
+    that stopped (in `stopped`), groups tested in the last tick (in `tested`). Its seventh number is that of the first
+    tick. What each tick did is in `tick_end` and beside it.
     """
+    began = nanoseconds()
     for i in range(6):
         counts[i] = 0
     batch, fresh, flight = longs(buffers.batch), longs(buffers.fresh), longs(buffers.flight)
@@ -36,7 +39,10 @@ def advance(buffers: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
     passes.prelude(buffers, entering)
     # With fewer lanes than that the first stop ends the call: there is latency to lose and little work to share.
     enough = max(1, flying // _PART)
+    entered = entering
     while counts[0] < most_ticks and counts[4] < enough:
+        tick = counts[0]
+        longs(buffers.tick_entered)[tick] = entered
         iterated = _iterate(buffers)
         counts[0] += 1
         counts[1] += iterated
@@ -44,8 +50,12 @@ def advance(buffers: Any, entering: Any, most_ticks: Any, counts: Any) -> None:
         counts[5] = run_exit_tests(buffers)
         leaving, sampled = _leave(buffers)
         counts[3] += sampled
-        going_on, stopped = _go_on(buffers, leaving, counts[4], counts[0])
+        going_on, stopped = _go_on(buffers, leaving, counts[4], counts[0], counts[6] + tick)
         counts[4] += stopped
+        longs(buffers.tick_in_flight)[tick] = iterated
+        longs(buffers.tick_left)[tick] = leaving
+        longs(buffers.tick_end)[tick] = nanoseconds() - began
+        entered = going_on
         for i in range(going_on):
             batch[i] = fresh[i]
         passes.prelude(buffers, going_on)
@@ -101,8 +111,9 @@ def _leave(buffers: Any) -> Any:
 
 
 @jit
-def _go_on(buffers: Any, leaving: Any, before: Any, tick: Any) -> Any:
-    """Notes what was sampled, and lets each leaving lane go on or stop.
+def _go_on(buffers: Any, leaving: Any, before: Any, tick: Any, number: Any) -> Any:
+    """Notes what was sampled in a tick, the call's `tick`-th and the caller's `number`, and lets each leaving lane go
+    on or stop.
 
     How many go on (in `fresh`), and how many stopped (in `stopped`, behind those that had `before`).
     """
@@ -120,6 +131,7 @@ def _go_on(buffers: Any, leaving: Any, before: Any, tick: Any) -> Any:
             ints(buffers.run_token)[at] = token
             floats(buffers.run_logprob)[at] = floats(buffers.drawn_logprob)[sampled]
             ints(buffers.run_depth)[at] = min(age[lane], bound[lane])
+            longs(buffers.run_tick)[at] = number
             count[lane] += 1
             sampled += 1
         if token >= 0 and run[lane] > 0 and halting[halts[lane] * buffers.vocab + token] == 0:
