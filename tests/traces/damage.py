@@ -17,10 +17,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
+import numpy as np
+import zstandard
 from opentelemetry.sdk.trace import TracerProvider
 from rich.console import Console
 
 from runtime.errors import BraidError
+from runtime.link import AnyEvent, Block, Computed, Header, Notes, Sampled, TickDone
+from runtime.link.blocks import MICROSECONDS
+from runtime.link.notes import TickNotes
 from tests.damage import damaged_bytes
 from tests.traces.toy_device import ToyCore, ToyDevice, header, run_program
 from traces import Playback, Trace, frame, imbalances, read, thread_lines, totals_of
@@ -29,7 +34,7 @@ from traces.otel import record_spans
 from traces.printing import show
 from traces.verification import verify
 from traces.viewer_format import exported
-from traces.writer import END_MARK, FRAME, MAGIC
+from traces.writer import END_MARK, FRAME, MAGIC, MOST_EXPANSION, dictionary_of
 
 BYTES_FOR_A_BYTE = 1000
 """Of memory, for one of the file: the smallest events become a thread of the tree, and lines of an exported one."""
@@ -53,10 +58,41 @@ def recorded() -> list[bytes]:
     return [msgspec.msgpack.encode(each) for each in (header(), *core.events)]
 
 
+def recorded_blocks() -> list[bytes]:
+    """The same in columns, some events a record, to be compressed."""
+    head, *rest = recorded()
+    events = [msgspec.msgpack.decode(payload, type=AnyEvent) for payload in rest]
+    blocks, notes = list[Block](), Notes()
+    for event in events:
+        match event:
+            case Sampled(entropy=None, top_logprobs=None):
+                row = (event.token,), (event.depth,), (event.logprob,), (event.tick,)
+                notes.add_tokens(event.thread, event.position, *row)
+            case Computed():
+                notes.add_computed(event)
+            case TickDone():
+                end, took = int(event.time * MICROSECONDS), int(event.seconds * MICROSECONDS)
+                others = event.entered, event.in_flight, event.left, event.waiting, event.pages_used
+                notes.add_ticks(event.tick, TickNotes(*(np.array([each]) for each in (end, took, *others))))
+                if notes.size > 15:
+                    blocks.append(notes.block())
+                    notes = Notes()
+            case _:
+                notes.add(event)
+    # The toy ends with a tick, and tells tokens by those.
+    assert not notes.size or notes.events
+    blocks.append(notes.block())
+    compressed = msgspec.structs.replace(msgspec.msgpack.decode(head, type=Header), compression="zstd")
+    return [msgspec.msgpack.encode(compressed), *map(msgspec.msgpack.encode, blocks)]
+
+
 def framed(payloads: list[bytes]) -> bytes:
-    """The file of these payloads, checksums right."""
+    """The file of these payloads, compressed as writers do where the first, the header, says so; checksums right."""
     data = bytearray(MAGIC)
-    for payload in payloads:
+    compressor = zstandard.ZstdCompressor(dict_data=dictionary_of(payloads[0])) if b"zstd" in payloads[0] else None
+    for number, payload in enumerate(payloads):
+        if number and compressor is not None:
+            payload = compressor.compress(payload).ljust(-(-len(payload) // MOST_EXPANSION), b"\0")
         length = len(payload).to_bytes(4, "little")
         data += FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(length))) + payload
     return bytes(data + END_MARK)
@@ -142,10 +178,10 @@ def _verify(trace: Trace) -> None:
 
 def damage(times: int, seed: int, directory: Path) -> None:
     """Damages a trace so many times and uses each; raises the first fault, with the number of the damage."""
-    payloads = recorded()
+    kinds = recorded(), recorded_blocks()
     for number in range(times):
         path = directory / "damaged.trace"
-        path.write_bytes(damaged_trace(payloads, Random(f"{seed} {number}")))
+        path.write_bytes(damaged_trace(kinds[number % 2], Random(f"{seed} {number}")))
         try:
             use(path)
         except BaseException as error:

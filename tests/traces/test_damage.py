@@ -9,8 +9,8 @@ import msgspec
 
 from policies import Limits
 from runtime.link.events import AnyEvent, Spawned, ThreadClosed, ThreadOpened
-from tests.traces.damage import damage, framed, recorded, use
-from traces import read, thread_tree, walk_threads
+from tests.traces.damage import damage, framed, recorded, recorded_blocks, use
+from traces import read, thread_tree, totals_of, walk_threads
 
 
 def test_a_trace_that_is_framed_again_is_whole(tmp_path: Path) -> None:
@@ -19,6 +19,11 @@ def test_a_trace_that_is_framed_again_is_whole(tmp_path: Path) -> None:
     trace = read(path)
     assert trace.lost is None
     assert len(trace.events) == len(recorded()) - 1 > 20
+    path.write_bytes(framed(recorded_blocks()))
+    columns = read(path)
+    assert columns.lost is None
+    assert [type(event) for event in columns.events] == [type(event) for event in trace.events]
+    assert totals_of(columns.events).generated == totals_of(trace.events).generated > 20
 
 
 def test_damaged_traces_are_refused_or_used_within_bounds(tmp_path: Path) -> None:
