@@ -145,6 +145,11 @@ CASES: dict[str, list[Case]] = {
         ([*EXCLUDE, "--demonstrations", "none"], "--demonstrations"),
     ],
     "examples.custom_policy": [(["something"], "something")],
+    "examples.latents": [
+        (["{directory}"], "figure"),
+        (["{missing}/figure.svg"], "figure"),
+        (["one", "another"], "another"),
+    ],
     "examples.merge_sort": [
         ([], "--checkpoint"),
         (["7 5", "--checkpoint", "{missing}"], "--checkpoint"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from examples import custom_policy, record_replay, search, self_consistency, streaming, summary
+from examples import custom_policy, latents, record_replay, search, self_consistency, streaming, summary
 from examples.countdown.problems import Problem
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -43,6 +43,16 @@ def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
 def test_record_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     anyio.run(record_replay.main, tmp_path / "run.trace")
     assert "equal: True" in capsys.readouterr().out
+
+
+def test_latents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps get smaller, as where something converges."""
+    anyio.run(latents.main, tmp_path / "latents.svg")
+    *steps, _ = capsys.readouterr().out.splitlines()
+    moved = [float(line.split("moved by ")[1].split()[0]) for line in steps]
+    assert len(moved) > 2
+    assert moved == sorted(moved, reverse=True)
+    assert "log distance to the last state" in (tmp_path / "latents.svg").read_text()
 
 
 def test_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
