@@ -246,8 +246,7 @@ class Engine:
 
         The trace is like one of `Engine.open(trace=...)`: its header has the fingerprint of the weights in force, and
         times count from its `started`. Prompts that were stored before are forgotten, so that it can be executed again
-        from its beginning. Lanes stop at every token while it is written, and at no other time. `latents` says which
-        latent states are recorded beside it.
+        from its beginning. `latents` says which latent states are recorded beside it.
 
         Entering raises `TraceError` where the engine records already or plays a trace back, where the file cannot be
         written, and where it has something in it, without `overwrite`; `ThreadStateError` while threads are open.
