@@ -45,15 +45,15 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 class WholeBatch(LatentDiff, frozen=True):
     """As `LatentDiff`, but nobody exits before everybody tested with it has fallen below the threshold once."""
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         return width + 1
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
         return torch.nn.functional.pad(latent.float(), (0, 1))
 
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
-        values, latent = LatentDiff.measure(self, view._replace(memory=view.memory[:, :-1]))
-        values = torch.where(view.memory[:, -1] > 0, 0.0, values)
+        values, latent = LatentDiff.measure(self, view._replace(previous=view.previous[:, :-1]))
+        values = torch.where(view.previous[:, -1] > 0, 0.0, values)
         return values, torch.cat([latent, (values < self.threshold).float()[:, None]], dim=-1)
 
     def is_done(self, values: Tensor) -> Tensor:

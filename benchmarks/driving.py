@@ -32,7 +32,7 @@ def begin(core: DeviceLoop, path: ThreadPath, prompt: tuple[int, ...], depth: De
 
 def touch_pages(core: DeviceLoop, pages: int) -> None:
     """Has the next tick write every page of the pool: the system gives memory to a process when it is first written."""
-    core.scheduler.memory.copies.extend((page, page) for page in range(pages))
+    core.scheduler.kv_cache.copies.extend((page, page) for page in range(pages))
 
 
 def step_to_end(core: DeviceLoop) -> dict[ThreadPath, Finished]:

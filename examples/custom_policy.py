@@ -26,7 +26,7 @@ class WhenSure(DepthPolicy, frozen=True):
 
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
         assert view.logits is not None  # because it reads them
-        return 1 - view.logits.softmax(-1).amax(-1), view.memory
+        return 1 - view.logits.softmax(-1).amax(-1), view.previous
 
 
 async def main() -> None:

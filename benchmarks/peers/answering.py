@@ -49,7 +49,7 @@ class Job:
     """Tokens of each prompt."""
     tokens: int
     """Tokens to make for each prompt, greedily, whatever they are."""
-    memory: int
+    kv_cache_bytes: int
     """Bytes for keys and values, where a side keeps a pool of them."""
     scratch: str
     """A directory for caches, removed after the run."""

@@ -35,7 +35,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     prompt: int = 64
     tokens: int = 64
     rounds: int = 5
-    memory: int = 2 * 2**30
+    kv_cache_bytes: int = 2 * 2**30
     """Bytes for keys and values, for sides that keep a pool of them."""
 
 
@@ -101,7 +101,7 @@ class Contest:
             batch=max(self._matrix.batches),
             prompt=self._matrix.prompt,
             tokens=self._matrix.tokens,
-            memory=self._matrix.memory,
+            kv_cache_bytes=self._matrix.kv_cache_bytes,
             scratch=str(self._directory),
             exits=self._subject.exits,
         )

@@ -26,7 +26,7 @@ def load(job: Job) -> Iterator[Loaded]:
         dtype="bfloat16" if job.dtype == "bfloat16" else "float32",
         device="cpu",
         cpu_threads=job.threads,
-        kv_cache_bytes=job.memory,
+        kv_cache_bytes=job.kv_cache_bytes,
         reuse_prefixes=False,
     )
     with anyio.from_thread.start_blocking_portal() as portal, portal.wrap_async_context_manager(engine):

@@ -15,7 +15,7 @@ from benchmarks.peers.answering import Answered, Job, Loaded, processors, serve
 def load(job: Job) -> Iterator[Loaded]:
     os.environ.update(
         VLLM_CPU_OMP_THREADS_BIND=",".join(map(str, processors(job.threads))),
-        VLLM_CPU_KVCACHE_SPACE=str(max(1, job.memory >> 30)),
+        VLLM_CPU_KVCACHE_SPACE=str(max(1, job.kv_cache_bytes >> 30)),
         # The scheduler in this process rather than in one of its own: faster, on few processors.
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_CACHE_ROOT=f"{job.scratch}/vllm",

@@ -23,7 +23,7 @@ class ArgmaxStability(DepthPolicy, frozen=True):
         check_count(self, "threshold", self.threshold, 1)
         super().__post_init__()
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         return 2
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
@@ -32,7 +32,7 @@ class ArgmaxStability(DepthPolicy, frozen=True):
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
         assert view.logits is not None
         best = view.logits.argmax(-1).float()  # exact below 2**24 tokens
-        before, stable = view.memory.unbind(-1)
+        before, stable = view.previous.unbind(-1)
         stable = torch.where(best == before, stable + 1, 0.0)
         return stable, torch.stack([best, stable], dim=-1)
 

@@ -19,7 +19,7 @@ Role = Literal["root", "parent", "child"]
 Carry = Literal["none", "raw", "normed"]
 
 
-_EXIT_TEST = frozenset({"reads", "memory_width", "begin", "measure", "is_done"})
+_EXIT_TEST = frozenset({"reads", "previous_width", "begin", "measure", "is_done"})
 """What an exit test consists of."""
 
 
@@ -56,8 +56,8 @@ class DepthView(NamedTuple):
     """[n, width]: the latent state after this iteration, before the final norm."""
     logits: Tensor | None
     """[n, vocab] float32 for policies with `reads = "logits"`, else None."""
-    memory: Tensor
-    """[n, memory_width] float32: what `begin` or the last `measure` left."""
+    previous: Tensor
+    """[n, previous_width] float32: what `begin` or the last `measure` left."""
     exit_probability: Tensor | None = None
     """[n] float32 for policies with `reads = "gate"`, else None: the probability, by the model's own exit gate, to exit
     after this iteration or an earlier one."""
@@ -129,7 +129,7 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         return self
 
     def deepest(self, mean_recurrence: int) -> int:
-        """Most iterations that `bound` can give to any token of any thread; what memory is sized for."""
+        """Most iterations that `bound` can give to any token of any thread; what iteration slots are sized for."""
         return mean_recurrence if self.max_iterations is None else self.max_iterations
 
     def bound(self, entering: EntryView) -> IntArray:
@@ -143,16 +143,16 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
             return None
         return mean_recurrence if self.max_iterations is None else self.max_iterations
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         """float32 values the policy keeps for each token in flight."""
         return 0
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
-        """Initial memory [n, memory_width] float32 for tokens with initial latent states [n, width]."""
-        return latent.new_zeros(len(latent), self.memory_width(latent.shape[-1], vocab), dtype=torch.float32)
+        """The first `previous` [n, previous_width] float32, for tokens with initial latent states [n, width]."""
+        return latent.new_zeros(len(latent), self.previous_width(latent.shape[-1], vocab), dtype=torch.float32)
 
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
-        """Exit values [n] float32, and the memory [n, memory_width] for the next test. Runs on the device thread."""
+        """Exit values [n] float32, and `previous` [n, previous_width] of the next test. Runs on the device thread."""
         raise TypeError(f"{type(self).__name__} reads {self.reads} but does not define measure().")
 
     def is_done(self, values: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ class Bounding(DepthPolicy, frozen=True):
     def deepest(self, mean_recurrence: int) -> int:
         return self.criterion.deepest(mean_recurrence)
 
-    def memory_width(self, width: int, vocab: int) -> int:
-        return self.criterion.memory_width(width, vocab)
+    def previous_width(self, width: int, vocab: int) -> int:
+        return self.criterion.previous_width(width, vocab)
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
         return self.criterion.begin(latent, vocab)

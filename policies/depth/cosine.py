@@ -19,14 +19,14 @@ class Cosine(DepthPolicy, frozen=True):
 
     reads = "latent"
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         return width
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
         return latent.float()
 
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
-        latent, before = view.latent.float(), view.memory
+        latent, before = view.latent.float(), view.previous
         # Divided one after the other, as the reference does: 0 / 0 must stay NaN.
         similarity = (latent * before).sum(-1) / torch.linalg.vector_norm(latent, dim=-1)
         return 1 - similarity / torch.linalg.vector_norm(before, dim=-1), latent

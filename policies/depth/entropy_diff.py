@@ -21,7 +21,7 @@ class EntropyDiff(DepthPolicy, frozen=True):
 
     reads = "logits"
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         return 1
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
@@ -31,4 +31,4 @@ class EntropyDiff(DepthPolicy, frozen=True):
         assert view.logits is not None
         probs = view.logits.softmax(-1)
         entropy = -(probs * (probs + 1e-10).log()).sum(-1, keepdim=True)
-        return (entropy - view.memory).abs().squeeze(-1), entropy
+        return (entropy - view.previous).abs().squeeze(-1), entropy

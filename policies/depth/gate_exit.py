@@ -20,7 +20,7 @@ class GateExit(DepthPolicy, frozen=True):
 
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
         assert view.exit_probability is not None
-        return view.exit_probability, view.memory
+        return view.exit_probability, view.previous
 
     def is_done(self, values: Tensor) -> Tensor:
         return values >= self.threshold

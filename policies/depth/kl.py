@@ -24,7 +24,7 @@ class KL(DepthPolicy, frozen=True):
 
     reads = "logits"
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         return vocab
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
@@ -33,7 +33,7 @@ class KL(DepthPolicy, frozen=True):
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
         assert view.logits is not None
         log_probs = self.log_probs(view.logits)
-        return F.kl_div(log_probs, view.memory, reduction="none", log_target=True).sum(-1), log_probs
+        return F.kl_div(log_probs, view.previous, reduction="none", log_target=True).sum(-1), log_probs
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """The log-probabilities to compare, [n, vocab] float32, from logits of that shape."""

@@ -18,7 +18,7 @@ class LatentDiff(DepthPolicy, frozen=True):
 
     reads = "latent"
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         return width
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
@@ -26,5 +26,5 @@ class LatentDiff(DepthPolicy, frozen=True):
 
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
         latent = view.latent.float()
-        change = torch.linalg.vector_norm(latent - view.memory, dim=-1)
+        change = torch.linalg.vector_norm(latent - view.previous, dim=-1)
         return change / torch.linalg.vector_norm(latent, dim=-1), latent

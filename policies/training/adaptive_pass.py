@@ -1,7 +1,7 @@
 """What an exit rule does to threads whose tokens are known, by dense passes: cheaper than decoding them again.
 
 The tokens are given, so all of a batch iterate together. A token that has exited keeps the keys and values of its last
-iteration, which is what the engine's memory shows to deeper readers. So exit values and depths are those of an engine
+iteration, which is what the engine's cache shows to deeper readers. So exit values and depths are those of an engine
 that keeps every iteration and samples these very tokens. One thing differs: in models with coda layers, rules that
 read logits see other tokens' coda at the same iteration, where the engine has it at their last.
 """
@@ -122,7 +122,7 @@ class ExitTest:
     def __init__(self, policy: DepthPolicy, run: AdaptivePass) -> None:
         self.policy, self._run = policy, run
         self._vocab = run.model.specification.vocab_size
-        self._memory = policy.begin(self._rows(run.latent).float(), self._vocab)
+        self._previous = policy.begin(self._rows(run.latent).float(), self._vocab)
         self._sizes = torch.bincount(run.batch.group)
 
     def is_due(self, iteration: int) -> bool:
@@ -135,7 +135,7 @@ class ExitTest:
         seen = None if self.policy.reads == "latent" or logits is None else self._rows(logits)
         latent = self._rows(self._run.latent)
         iterations = latent.new_full((len(latent),), iteration, dtype=torch.int64)
-        values, self._memory = self.policy.measure(DepthView(iterations, latent.float(), seen, self._memory))
+        values, self._previous = self.policy.measure(DepthView(iterations, latent.float(), seen, self._previous))
         return (
             values
             if exit_rule.is_by_last_token(self.policy)

@@ -1,4 +1,4 @@
-"""Attention over paged memory with iteration slots: what every kernel for it takes and gives."""
+"""Attention over the paged cache with iteration slots: what every kernel for it takes and gives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from runtime.model.specification import AttentionRule
 
 
-class PagedMemory(NamedTuple):
+class PagedCache(NamedTuple):
     """The arrays that hold every thread's keys and values; layout as in `CacheShape`. All contiguous, on one device.
 
     The arrays last as long as the backend: kernels may keep views of them. Their contents may change between calls.
@@ -32,7 +32,7 @@ class Queries(NamedTuple):
     """Which tokens attend in one call; one row a query, in any order, no token twice.
 
     Every position before a query's has been written in an earlier call or is in the same call. The tensors are
-    contiguous, and on the CPU or the memory's device.
+    contiguous, and on the CPU or the cache's device.
     """
 
     row: Tensor
@@ -44,11 +44,11 @@ class Queries(NamedTuple):
 
 
 class PagedAttention(Protocol):
-    """Writes the queries' own keys and values into memory, then attends."""
+    """Writes the queries' own keys and values into paged, then attends."""
 
     def __call__(
         self,
-        memory: PagedMemory,
+        paged: PagedCache,
         queries: Queries,
         column: int,
         slots: int,
@@ -66,6 +66,6 @@ class PagedAttention(Protocol):
         its row, reading column `column + min(slot[i], depths[p] - 1)`, never before `column` (just `column` where
         slots is 1); all writes of the call come first. `depths` counts the iteration under way, so that a query sees
         what it has just written; with `rule.window`, only the last so many of those positions. Softmax in float32, of
-        scores scaled and capped as `rule` says. `key` and `value` are rounded to the memory's dtype.
+        scores scaled and capped as `rule` says. `key` and `value` are rounded to the cache's dtype.
         """
         ...

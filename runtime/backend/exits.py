@@ -49,7 +49,7 @@ class TickExits:
     failures: dict[int, BaseException]
     """By the last lane of the group whose policy raised."""
     remembered: list[tuple[Tensor, Tensor, Tensor]]
-    """Memory of a policy, lanes of it, and what they are to remember once the tick is done."""
+    """What tests of a policy left, lanes of it, and what they are to remember once the tick is done."""
 
     def done(self) -> Int64:
         """Last lanes of groups that exit."""
@@ -57,7 +57,7 @@ class TickExits:
 
 
 KEPT = 16
-"""Policies without threads whose memory is kept, because the next thread is likely to follow one of them."""
+"""Policies without threads of which `previous` is kept, because the next thread is likely to follow one of them."""
 
 
 def check_readable(policy: DepthPolicy, specification: Served) -> None:
@@ -77,30 +77,30 @@ class ExitTests:
         self._unused: dict[int, None] = {}
         """Policies without users, longest unused first."""
         self._index: dict[DepthPolicy, int] = {}
-        self._memory: list[Tensor] = []
-        """By policy: [lanes, memory_width] float32."""
+        self._previous: list[Tensor] = []
+        """By policy: [lanes, previous_width] float32."""
 
     def register(self, policy: DepthPolicy) -> int:
         index = self._index.get(policy)
         if index is None:
-            memory = self._memory_for(policy)
+            previous = self._previous_for(policy)
             if len(self._unused) > KEPT:
                 index = next(iter(self._unused))
                 del self._index[self._policies[index]]
-                self._policies[index], self._memory[index] = policy, memory
+                self._policies[index], self._previous[index] = policy, previous
             else:
                 index = len(self._policies)
                 self._policies.append(policy)
-                self._memory.append(memory)
+                self._previous.append(previous)
                 self._users.append(0)
             self._index[policy] = index
         self._users[index] += 1
         self._unused.pop(index, None)
         return index
 
-    def _memory_for(self, policy: DepthPolicy) -> Tensor:
-        """[lanes, memory_width] float32."""
-        width = policy.memory_width(self._width, self._vocab) if policy.reads != "nothing" else 0
+    def _previous_for(self, policy: DepthPolicy) -> Tensor:
+        """[lanes, previous_width] float32."""
+        width = policy.previous_width(self._width, self._vocab) if policy.reads != "nothing" else 0
         return torch.zeros(self._lanes, width, device=self._device)
 
     def release(self, index: int) -> None:
@@ -109,17 +109,17 @@ class ExitTests:
             self._unused[index] = None
 
     def __len__(self) -> int:
-        """Policies that memory is kept for."""
+        """Policies that `previous` is kept for."""
         return len(self._policies)
 
     def begin(self, entering: Entering, state: Tensor) -> dict[int, BaseException]:
-        """Sets the memory of entering tokens whose initial latent states are `state` [n, width].
+        """Sets what the first test of entering tokens finds as `previous`; their latent states are `state` [n, width].
 
         Returns what policies raised, by the last lane of the group that they raised for.
         """
         failures: dict[int, BaseException] = {}
         for index in np.unique(entering.policy[entering.tests]):
-            if self._memory[index].shape[1]:
+            if self._previous[index].shape[1]:
                 rows = np.flatnonzero((entering.policy == index) & entering.tests)
                 self._begin(index, rows, entering, state, failures)
         return failures
@@ -131,7 +131,7 @@ class ExitTests:
         raises for fail."""
         at, lane = self._on_device(rows), self._on_device(entering.lane[rows])
         try:
-            self._memory[index][lane] = self._policies[index].begin(state[at].float(), self._vocab)
+            self._previous[index][lane] = self._policies[index].begin(state[at].float(), self._vocab)
         except torch.OutOfMemoryError:
             raise
         except BaseException as cause:  # a policy may raise SystemExit too
@@ -165,8 +165,8 @@ class ExitTests:
 
     def remember(self, exits: TickExits) -> None:
         """Keeps what policies are to know at their next tests."""
-        for memory, at, remembered in exits.remembered:
-            memory[at] = remembered
+        for previous, at, remembered in exits.remembered:
+            previous[at] = remembered
 
     def _test(self, index: int, lanes: Lanes, due: Int64, measured: Measured, exits: TickExits) -> None:
         """Tests whole groups of one policy together; if that raises, each group alone, so that only those that it
@@ -188,21 +188,21 @@ class ExitTests:
     def _measure(
         self, index: int, lanes: Lanes, due: Int64, measured: Measured, logits: Tensor | None, exits: TickExits
     ) -> None:
-        policy, memory = self._policies[index], self._memory[index]
+        policy, previous = self._policies[index], self._previous[index]
         group = lanes.group[due]
         is_last = group == due
         rows = due[is_last] if exit_rule.is_by_last_token(policy) else due
         at, age = self._on_device(rows), self._on_device(lanes.age[rows])
         gate = measured.exit_probability
         probability = gate[at] if policy.reads == "gate" and gate is not None else None
-        view = DepthView(age, measured.state[at].float(), logits, memory[at], probability)
+        view = DepthView(age, measured.state[at].float(), logits, previous[at], probability)
         values, remembered = self._values(policy, rows, view)
         if values.shape != (len(rows),):
             raise ValueError(f"measure() answered values of shape {tuple(values.shape)} for {len(rows)} rows.")
-        if remembered.shape != (len(rows), memory.shape[1]):
+        if remembered.shape != (len(rows), previous.shape[1]):
             raise ValueError(
-                f"measure() answered a memory of shape {tuple(remembered.shape)}; memory_width() says "
-                f"{(len(rows), memory.shape[1])}."
+                f"measure() answered a tensor of shape {tuple(remembered.shape)} as `previous`; previous_width() says "
+                f"{(len(rows), previous.shape[1])}."
             )
         tested = rows
         if not (is_last.all() or exit_rule.is_by_last_token(policy)):
@@ -216,7 +216,7 @@ class ExitTests:
                 "one bool for each."
             )
         exits.tested.append(Tested(tested, values, done.cpu().numpy(), logits))
-        exits.remembered.append((memory, at, remembered))
+        exits.remembered.append((previous, at, remembered))
 
     def _values(self, policy: DepthPolicy, lanes: Int64, view: DepthView) -> tuple[Tensor, Tensor]:
         """What a policy measures of lanes; a backend may know a faster way."""

@@ -37,7 +37,7 @@ CARRY_KINDS: dict[Carry, int] = {"none": 0, "raw": 1, "normed": 2}
 
 
 class CacheShape(msgspec.Struct, frozen=True, kw_only=True):
-    """Paged memory of keys and values, as the scheduler sees it.
+    """Paged cache of keys and values, as the scheduler sees it.
 
     Keys and values are each one array [columns, pages, page_size, heads, head_dim]. A layer outside the core block
     owns one column; core layer j owns `slots` columns, one for each iteration slot:
@@ -200,7 +200,7 @@ class TickResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Backend(Protocol):
-    """Runs on the device thread alone. Owns the weights, the paged memory and the lanes."""
+    """Runs on the device thread alone. Owns the weights, the paged cache and the lanes."""
 
     @property
     def cache(self) -> CacheShape: ...

@@ -41,7 +41,7 @@ class Lanes:
         self.position: Int32 = np.zeros(count, np.int32)
         self.sampling_key: Int64 = np.zeros(count, np.int64)
         self.cell: Int64 = np.zeros(count, np.int64)
-        """Where in paged memory the token is: page * page_size + offset."""
+        """Where in the paged cache the token is: page * page_size + offset."""
         self.entropy: Bool = np.zeros(count, np.bool_)
         self.keeps: Bool = np.zeros(count, np.bool_)
         self.is_long: Bool = np.zeros(count, np.bool_)

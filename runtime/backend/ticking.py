@@ -25,7 +25,7 @@ from runtime.model.served import Served
 
 
 class LaneBackend(ABC):
-    """Lanes, exit tests and sampling of a backend; a subclass adds the model, its memory and the arithmetic.
+    """Lanes, exit tests and sampling of a backend; a subclass adds the model, its paged cache and the arithmetic.
 
     `state_std` is the standard deviation of initial latent states, 0 for zeros. See `Backend` for what a tick does.
     """
@@ -72,7 +72,7 @@ class LaneBackend(ABC):
 
     @property
     def policies_known(self) -> int:
-        """Policies that memory is kept for, for looking in."""
+        """Policies that exits keep `previous` for, for looking in."""
         return len(self._exits)
 
     @abstractmethod
@@ -98,7 +98,7 @@ class LaneBackend(ABC):
         try:
             return self._tick(tick)
         except torch.OutOfMemoryError:
-            # The tick never was. What it wrote to paged memory, it will write again.
+            # The tick never was. What it wrote to the paged cache, it will write again.
             lanes.leave(tick.entering.lane)
             lanes.age[:] = age
             if self._before is not None:

@@ -30,9 +30,9 @@ from runtime.device.generates import Generates
 from runtime.device.grouping import Grouping
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal, Recorder
+from runtime.device.kv_cache import KVCache
 from runtime.device.latents import LatentRecorder
 from runtime.device.loop import DeviceLoop
-from runtime.device.memory import ThreadMemory
 from runtime.device.model_limits import ModelLimits
 from runtime.device.queues import Queues
 from runtime.device.recordings import OpenTrace, Recordings
@@ -75,8 +75,8 @@ def most_iterations(model: ServedModel, settings: EngineSettings, policy: DepthP
 
 
 def cache_shape(model: ServedModel, settings: EngineSettings, most: int) -> CacheShape:
-    """Sizes of paged memory. Raises `CapacityError` where not one page fits into `settings.memory`, and where pages or
-    lanes do not fit into the machine."""
+    """Sizes of the paged cache. Raises `CapacityError` where not one page fits into `settings.kv_cache_bytes`, and
+    where pages or lanes do not fit into the machine."""
     own = model.specification
     slots = most if settings.iteration_slots is None else min(settings.iteration_slots, most)
     shape = CacheShape(
@@ -179,7 +179,7 @@ def wire(
     cache = backend.cache
     grouping = Grouping(chunk, matters=cache.slots < model.most_iterations)
     journal, queues, in_flight = Journal(recorder, latents), Queues(), InFlight(cache.lanes)
-    memory = ThreadMemory(
+    kv_cache = KVCache(
         cache,
         backend.page_table,
         grouping,
@@ -188,17 +188,17 @@ def wire(
         reuse=model.shares_prefixes,
     )
     speculation = Speculation(
-        journal, memory, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter
+        journal, kv_cache, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter
     )
-    generates = Generates(journal, queues, memory, in_flight, speculation, backend.run_of, model.max_context)
-    threads = OpenThreads(model, journal, queues, memory, speculation, generates, backend)
+    generates = Generates(journal, queues, kv_cache, in_flight, speculation, backend.run_of, model.max_context)
+    threads = OpenThreads(model, journal, queues, kv_cache, speculation, generates, backend)
     recordings = Recordings(journal, open_trace, on_trace_error)
-    requests = Requests(backend, threads, memory, journal, recordings)
+    requests = Requests(backend, threads, kv_cache, journal, recordings)
     planner = scheduler(
         model,
         journal,
         queues,
-        memory,
+        kv_cache,
         in_flight,
         grouping,
         speculation,

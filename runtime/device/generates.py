@@ -11,7 +11,7 @@ from runtime.backend.interface import Run
 from runtime.device.active_generate import ActiveGenerate, Drawn
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
-from runtime.device.memory import ThreadMemory
+from runtime.device.kv_cache import KVCache
 from runtime.device.queues import Queues
 from runtime.device.scoring import Scored
 from runtime.device.sequence import Flight, Sequence
@@ -30,7 +30,7 @@ class Generates:
         self,
         journal: Journal,
         queues: Queues,
-        memory: ThreadMemory,
+        kv_cache: KVCache,
         in_flight: InFlight,
         speculation: Speculation,
         run_of: Callable[[int], Run | None],
@@ -39,7 +39,7 @@ class Generates:
         """`run_of` tells what a lane in flight has sampled since it was entered; `max_context` is `ModelLimits`'s."""
         self._journal = journal
         self._queues = queues
-        self._memory = memory
+        self._kv_cache = kv_cache
         self._in_flight = in_flight
         self._speculation = speculation
         self._run_of = run_of
@@ -61,7 +61,7 @@ class Generates:
         if not flight.known:
             sequence.depths.extend([depth] * len(flight))
             if flight.start < sequence.spans[0].end:
-                self._memory.store_prefix(sequence, flight.start, flight.bounds[0])
+                self._kv_cache.store_prefix(sequence, flight.start, flight.bounds[0])
         if self._journal.latents is not None:
             self._journal.latents.take(flight)
         if self._journal.recorder is not None:
@@ -168,7 +168,7 @@ class Generates:
 
     def stop_leading(self, sequence: Sequence) -> None:
         """What a thread was about to compute for others too is there, or never will be."""
-        if self._memory.stop_leading(sequence):
+        if self._kv_cache.stop_leading(sequence):
             self._queues.release_followers(sequence)
 
     def take_sampled(self, sequence: Sequence, generate: ActiveGenerate, drawn: Drawn, tick: int | None = None) -> None:
@@ -225,7 +225,7 @@ class Generates:
         if generate.request.scores:
             # They were no part of the context; what is known of them may be less than all.
             tokens = tokens[: len(generate.logprobs)]
-            self._memory.truncate(sequence, generate.start)
+            self._kv_cache.truncate(sequence, generate.start)
         self._journal.reports.append(
             Finished(
                 thread=sequence.path,
@@ -282,7 +282,7 @@ class Generates:
     def _cut(self, sequence: Sequence, generate: ActiveGenerate, count: int) -> None:
         """Forgets the last `count` tokens of a run, at a limit before them; the generate is over."""
         length = len(sequence.tokens) - count
-        self._memory.truncate(sequence, length)
+        self._kv_cache.truncate(sequence, length)
         generate.keep(length - generate.start)
         self._journal.reports.append(Signalled(sequence.path, LIMIT_REACHED, math.nan))
         self.finish(sequence, "stop")
@@ -299,7 +299,7 @@ class Generates:
         )
         sequence.generate = None
         # Pages taken ahead are not for a context that others may come to share.
-        self._memory.release_unused(sequence)
+        self._kv_cache.release_unused(sequence)
         self._queues.park(sequence)
 
     def _record_run(self, sequence: Sequence, run: Run, count: int) -> None:

@@ -196,7 +196,7 @@ class DeviceLoop:
             after = np.minimum((ends * MICROSECONDS).astype(np.int64), took)
             after[-1] = took
             each = times
-        waiting, pages_used = self.scheduler.waiting, self.scheduler.memory.pool.used
+        waiting, pages_used = self.scheduler.waiting, self.scheduler.kv_cache.pool.used
         notes = TickNotes(
             end=after + (ended - took),
             took=steps(after),
@@ -210,7 +210,7 @@ class DeviceLoop:
 
     def statistics(self) -> Statistics:
         """What the device is doing right now, and has done."""
-        journal, pool = self.journal, self.scheduler.memory.pool
+        journal, pool = self.journal, self.scheduler.kv_cache.pool
         return Statistics(
             ticks=journal.ticks,
             in_flight=self.scheduler.tokens_in_flight,

@@ -1,7 +1,7 @@
 """What each thread waits for, in the order in which threads are served.
 
 Order is strict: higher priority first, then depth-first over trees, so that the oldest subtree finishes before the
-next is opened. Memory is taken from parked threads (longest parked first), then from threads later in order.
+next is opened. Pages are taken from parked threads (longest parked first), then from threads later in order.
 
     IDLE ──> WAITING ──> READY <──> IN_FLIGHT
      │          ^          │ ^

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from runtime.backend.interface import Backend
 from runtime.device.journal import Journal
-from runtime.device.memory import ThreadMemory
+from runtime.device.kv_cache import KVCache
 from runtime.device.recordings import Recordings, refuse_open_threads
 from runtime.device.threads import OpenThreads
 from runtime.errors import TraceError
@@ -21,11 +21,11 @@ class Requests:
     """Executes requests and reports what became of each."""
 
     def __init__(
-        self, backend: Backend, threads: OpenThreads, memory: ThreadMemory, journal: Journal, recordings: Recordings
+        self, backend: Backend, threads: OpenThreads, kv_cache: KVCache, journal: Journal, recordings: Recordings
     ) -> None:
         self._backend = backend
         self._threads = threads
-        self._memory = memory
+        self._kv_cache = kv_cache
         self._journal = journal
         self._recordings = recordings
 
@@ -39,7 +39,7 @@ class Requests:
                 case StartRecording():
                     self._recordings.start(request, self._open_threads)
                     # What was stored before, the trace would not have: it is to say by itself what every token cost.
-                    self._memory.forget_prefixes()
+                    self._kv_cache.forget_prefixes()
                 case StopRecording():
                     self._recordings.stop(self._open_threads)
                 case FlushRecording():
@@ -60,4 +60,4 @@ class Requests:
             )
         refuse_open_threads("The weights can only be replaced between trees", self._open_threads)
         self._backend.load_weights(weights)
-        self._memory.forget_prefixes()
+        self._kv_cache.forget_prefixes()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from runtime.device.memory import ThreadMemory
+from runtime.device.kv_cache import KVCache
 from runtime.device.sequence import Flight
 from runtime.link.commands import Foresight, Generate
 from runtime.link.metering import MeteredWatcher
@@ -31,7 +31,7 @@ class RunAhead(NamedTuple):
 NONE = RunAhead(0, frozenset())
 
 
-def run_ahead_of(flight: Flight, max_context: int, memory: ThreadMemory) -> RunAhead:
+def run_ahead_of(flight: Flight, max_context: int, kv_cache: KVCache) -> RunAhead:
     """How far the thread of a flight may go on by itself after it; takes pages for it where there are plenty."""
     sequence, generate = flight.sequence, flight.generate
     request = generate.request
@@ -47,13 +47,13 @@ def run_ahead_of(flight: Flight, max_context: int, memory: ThreadMemory) -> RunA
     if left is not None:
         most = min(most, left // flight.bounds[0] - 1)
     halts, quiet = _halts(request)
-    most = min(most, quiet, memory.longest_alike(sequence) - flight.end)
+    most = min(most, quiet, kv_cache.longest_alike(sequence) - flight.end)
     if most < 1:
         return NONE
-    room = memory.writable_after(sequence, flight.end)
+    room = kv_cache.writable_after(sequence, flight.end)
     if room < most:
-        memory.grow_ahead(sequence, min(flight.end + most, flight.end + room + 2 * memory.page_size))
-        room = memory.writable_after(sequence, flight.end)
+        kv_cache.grow_ahead(sequence, min(flight.end + most, flight.end + room + 2 * kv_cache.page_size))
+        room = kv_cache.writable_after(sequence, flight.end)
     return RunAhead(min(most, room), halts)
 
 

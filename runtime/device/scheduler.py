@@ -20,7 +20,7 @@ from runtime.device.generates import Generates
 from runtime.device.grouping import Grouping
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
-from runtime.device.memory import ThreadMemory
+from runtime.device.kv_cache import KVCache
 from runtime.device.model_limits import ModelLimits
 from runtime.device.queues import Queues
 from runtime.device.run_ahead import run_ahead_of
@@ -40,7 +40,7 @@ class Scheduler:
         model: ModelLimits,
         journal: Journal,
         queues: Queues,
-        memory: ThreadMemory,
+        kv_cache: KVCache,
         in_flight: InFlight,
         grouping: Grouping,
         speculation: Speculation,
@@ -53,7 +53,7 @@ class Scheduler:
         self._model = model
         self._journal = journal
         self._queues = queues
-        self.memory = memory
+        self.kv_cache = kv_cache
         self.in_flight = in_flight
         self._grouping = grouping
         self._speculation = speculation
@@ -106,7 +106,7 @@ class Scheduler:
                     entering.append(flight)
                 except BaseException as cause:
                     self._generates.fail_unforeseen(flight.sequence, cause)
-        if self._queues.first(self.memory.has_free_row) is None:
+        if self._queues.first(self.kv_cache.has_free_row) is None:
             entering += self._speculation.guess(entering)
             entering += self._speculation.choose()
         return entering
@@ -116,7 +116,7 @@ class Scheduler:
         # In most ticks nothing enters, and a dozen empty arrays would have to be made again.
         arrays = arrays_of(flights) if flights else self._nothing
         return Tick(
-            copies=np.array(self.memory.copies, np.int32).reshape(-1, 2),
+            copies=np.array(self.kv_cache.copies, np.int32).reshape(-1, 2),
             dropped=np.array(self.in_flight.dropped, np.int32),
             entering=arrays.entering,
             samplings=arrays.samplings,
@@ -149,22 +149,22 @@ class Scheduler:
     def _choose(self) -> list[Flight]:
         """The next flight of each thread in order, until lanes, rows or pages run out."""
         chosen: list[Flight] = []
-        while (sequence := self._queues.first(self.memory.has_free_row)) is not None:
+        while (sequence := self._queues.first(self.kv_cache.has_free_row)) is not None:
             if self._set_aside(sequence):
                 continue
             if sequence.row is None:
                 self._give_row(sequence)
-            self.memory.settle_length(sequence)
+            self.kv_cache.settle_length(sequence)
             if sequence.lacks_state:
-                self.memory.step_back(sequence, sequence.carrying_from(sequence.computed) - 1)
+                self.kv_cache.step_back(sequence, sequence.carrying_from(sequence.computed) - 1)
             if sequence.computed < sequence.spans[0].end:
                 self._reuse_prefix(sequence)
-            self.memory.free_unseen(sequence)
+            self.kv_cache.free_unseen(sequence)
             start, end = self._grouping.next_flight(sequence)
             end = min(end, sequence.needed)
             if not self._fits_pool(sequence, end):
                 continue
-            leader = self.memory.leader_of(sequence, end)
+            leader = self.kv_cache.leader_of(sequence, end)
             if leader is not None:
                 self._queues.follow(sequence, leader)
                 continue
@@ -174,8 +174,8 @@ class Scheduler:
             if lanes is None:
                 break
             flight = Flight(sequence, start, end, start < len(sequence.depths), lanes)
-            self.memory.lead(sequence, end, flight.generate.iterations_left)
-            self.memory.grow(sequence, end)
+            self.kv_cache.lead(sequence, end, flight.generate.iterations_left)
+            self.kv_cache.grow(sequence, end)
             self._queues.take_off(sequence)
             self.in_flight.begin(flight)
             chosen.append(flight)
@@ -189,7 +189,7 @@ class Scheduler:
         latents = self._journal.latents
         is_watched = latents is not None and latents.is_watched(flight.sequence.path)
         if not (flight.draft or self.is_stepwise or is_watched or self._speculation.wants_guesses(flight)):
-            flight.run, flight.halts = run_ahead_of(flight, self._model.max_context, self.memory)
+            flight.run, flight.halts = run_ahead_of(flight, self._model.max_context, self.kv_cache)
 
     def _set_aside(self, sequence: Sequence) -> bool:
         """Sets a thread aside whose next token another model says; one fails whose policy cannot say."""
@@ -206,19 +206,19 @@ class Scheduler:
         """Gives a thread what is stored of its prompt instead of computing it."""
         generate = sequence.generate
         assert generate is not None
-        reused = self.memory.reuse_prefix(sequence)
+        reused = self.kv_cache.reuse_prefix(sequence)
         for work in (generate.work, self._journal.work):
             work.cached_tokens += reused
             work.prompt_tokens += reused
 
     def _fits_pool(self, sequence: Sequence, end: int) -> bool:
         """Whether the pool could hold a context up to position `end`; a thread fails whose context it could not."""
-        needed = self.memory.least_pages(sequence, end)
-        if needed <= self.memory.pool.size:
+        needed = self.kv_cache.least_pages(sequence, end)
+        if needed <= self.kv_cache.pool.size:
             return True
         error = CapacityError(
-            f"thread {sequence.path} needs {needed} pages of {self.memory.page_size} tokens; the pool has "
-            f"{self.memory.pool.size}. Raise EngineSettings.kv_cache_bytes or EngineSettings.num_pages."
+            f"thread {sequence.path} needs {needed} pages of {self.kv_cache.page_size} tokens; the pool has "
+            f"{self.kv_cache.pool.size}. Raise EngineSettings.kv_cache_bytes or EngineSettings.num_pages."
         )
         self._generates.fail(sequence, error)
         return False
@@ -226,22 +226,22 @@ class Scheduler:
     def _give_row(self, sequence: Sequence) -> None:
         """Gives a waiting thread a row. If none is free, one is taken from a parked thread, else from the last in
         order."""
-        if not self.memory.has_free_row:
+        if not self.kv_cache.has_free_row:
             parked = self._queues.parked_with_row()
             if parked is None:
                 self._preempt(self._queues.last_with_row())
             else:
-                self.memory.take_row(parked)
+                self.kv_cache.take_row(parked)
                 self._queues.lose_row(parked)
         self._queues.leave(sequence)
-        self.memory.give_row(sequence)
+        self.kv_cache.give_row(sequence)
         self._queues.enqueue(sequence)
 
     def _make_room(self, sequence: Sequence, end: int) -> bool:
         """Frees the pages to compute up to position `end`; False if threads that come first hold them."""
-        if self.memory.is_writable(sequence, end):
+        if self.kv_cache.is_writable(sequence, end):
             return True
-        while self.memory.pages_needed(sequence, end) > self.memory.pool.free:
+        while self.kv_cache.pages_needed(sequence, end) > self.kv_cache.pool.free:
             victim = self._queues.parked_with_pages()
             if victim is None:
                 victim = self._queues.last_with_pages()
@@ -254,7 +254,7 @@ class Scheduler:
         """Takes a thread's pages; its tokens are computed again when it goes on."""
         self._generates.abort(victim)
         self._queues.leave(victim)
-        pages = self.memory.clear(victim)
+        pages = self.kv_cache.clear(victim)
         if victim.generate is not None:
             self._queues.enqueue(victim)
         self._journal.record(events.Evicted, thread=victim.path, pages=pages)
@@ -263,7 +263,7 @@ class Scheduler:
         """Takes the row of a thread that generates; it waits for another."""
         self._generates.abort(victim)
         self._queues.leave(victim)
-        self.memory.take_row(victim)
+        self.kv_cache.take_row(victim)
         if victim.generate is not None:
             self._queues.enqueue(victim)
 
@@ -273,7 +273,7 @@ class Scheduler:
         """Takes in what a tick did."""
         self._journal.ticks += result.ticks
         self._journal.work.iterations += result.iterations
-        self.memory.copies.clear()
+        self.kv_cache.copies.clear()
         self.in_flight.backend_has_dropped()
         for lane, cause in result.failures.items():
             sequence = self.in_flight.in_lane(lane)
@@ -357,7 +357,7 @@ class Scheduler:
     def check_integrity(self, threads: Iterable[Sequence]) -> None:
         """Raises `AssertionError` if pages, rows or lanes are lost, shared by mistake, or counted wrong."""
         everyone = list(threads)
-        self.memory.check_integrity(everyone)
+        self.kv_cache.check_integrity(everyone)
         lanes = sorted([*self.in_flight.all_lanes(), *self._speculation.lanes(everyone)])
         assert lanes == list(range(self.in_flight.lanes)), "lanes are lost or doubled"
         for sequence in everyone:

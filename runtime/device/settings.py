@@ -36,7 +36,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     most_iterations: Exact | None = None
     """Upper bound on any token's iterations; None is the larger of the model's mean and the default policy's bound."""
     iteration_slots: Exact | None = None
-    """Iteration slots each core layer keeps per token; None keeps every iteration, fewer share memory among them."""
+    """Iteration slots each core layer keeps per token; None keeps every iteration, fewer are written over."""
     initial_state: Literal["model", "zero"] = "model"
     """Latent state that a token starts from: as the model's configuration says, or zero."""
     deterministic: bool = False

@@ -30,7 +30,7 @@ from runtime.device.active_generate import ActiveGenerate
 from runtime.device.drafter import Drafter, DraftRequest
 from runtime.device.in_flight import InFlight
 from runtime.device.journal import Journal
-from runtime.device.memory import ThreadMemory
+from runtime.device.kv_cache import KVCache
 from runtime.device.sequence import Chain, Flight, Sequence
 from runtime.link.commands import ThreadPath
 
@@ -51,7 +51,7 @@ class Speculation:
     def __init__(
         self,
         journal: Journal,
-        memory: ThreadMemory,
+        kv_cache: KVCache,
         in_flight: InFlight,
         *,
         max_context: int,
@@ -59,7 +59,7 @@ class Speculation:
         drafter: Drafter | None = None,
     ) -> None:
         self._journal = journal
-        self._memory = memory
+        self._kv_cache = kv_cache
         self._in_flight = in_flight
         self._max_context = max_context
         self._slots = slots
@@ -296,11 +296,11 @@ class Speculation:
     def _has_page(self, sequence: Sequence, position: int) -> bool:
         """Whether a position can be written, beside keys that turn as its own does; takes a page for it where there are
         plenty."""
-        if position >= self._memory.longest_alike(sequence):
+        if position >= self._kv_cache.longest_alike(sequence):
             return False
-        if self._memory.writable_after(sequence, position) < 1:
-            self._memory.grow_ahead(sequence, position + 1)
-        return self._memory.writable_after(sequence, position) > 0
+        if self._kv_cache.writable_after(sequence, position) < 1:
+            self._kv_cache.grow_ahead(sequence, position + 1)
+        return self._kv_cache.writable_after(sequence, position) > 0
 
     def _last_computed(self, sequence: Sequence, generate: ActiveGenerate) -> int:
         """The last position that is computed if nothing stops a generate: what it samples last is not computed."""

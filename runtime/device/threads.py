@@ -14,7 +14,7 @@ from runtime.device.active_generate import ActiveGenerate
 from runtime.device.bounds import policy_error
 from runtime.device.generates import Generates
 from runtime.device.journal import Journal
-from runtime.device.memory import ThreadMemory
+from runtime.device.kv_cache import KVCache
 from runtime.device.model_limits import ModelLimits
 from runtime.device.prefix_rule import PrefixRules
 from runtime.device.queues import Queues
@@ -42,7 +42,7 @@ class OpenThreads:
         model: ModelLimits,
         journal: Journal,
         queues: Queues,
-        memory: ThreadMemory,
+        kv_cache: KVCache,
         speculation: Speculation,
         generates: Generates,
         backend: Backend,
@@ -50,7 +50,7 @@ class OpenThreads:
         self._model = model
         self._journal = journal
         self._queues = queues
-        self._memory = memory
+        self._kv_cache = kv_cache
         self._speculation = speculation
         self._generates = generates
         self._backend = backend
@@ -95,7 +95,7 @@ class OpenThreads:
         )
         if parent is not None:
             sequence.inherit(parent)
-            self._memory.share(sequence.held)
+            self._kv_cache.share(sequence.held)
             self._queues.park(sequence)
 
     def extend(self, command: Extend) -> None:
@@ -161,7 +161,7 @@ class OpenThreads:
             return
         if sequence.computed == len(sequence.tokens):
             # The last token's logits are gone: it is computed once more, at the depth it had.
-            self._memory.step_back(sequence, len(sequence.tokens) - 1)
+            self._kv_cache.step_back(sequence, len(sequence.tokens) - 1)
         if request.scores:
             sequence.receive(request.scores)
         self._queues.enqueue(sequence)
@@ -175,7 +175,7 @@ class OpenThreads:
             return
         self._generates.abort(sequence)
         length = min(len(sequence.tokens), sequence.generate_start + command.keep)
-        self._memory.truncate(sequence, length)
+        self._kv_cache.truncate(sequence, length)
         if sequence.generate is not None:
             sequence.generate.keep(command.keep)
             self._generates.finish(sequence, "interrupted")
@@ -194,7 +194,7 @@ class OpenThreads:
         if sequence.generate is not None:
             self._generates.finish(sequence, "interrupted")
         self._queues.leave(sequence)
-        self._memory.clear(sequence)
+        self._kv_cache.clear(sequence)
         self._forget_policy(sequence)
         self._speculation.forget(command.thread)
         self._journal.record(events.ThreadClosed, thread=command.thread)

@@ -1,6 +1,6 @@
 """The transformer that a `Specification` describes: prelude, iterated core block, coda (arXiv 2502.05171).
 
-One definition serves training (dense batches) and the engine (tokens in flight over paged memory): the modules
+One definition serves training (dense batches) and the engine (tokens in flight over the paged cache): the modules
 compute everything but attention over the past, which the caller supplies as `attend`.
 """
 

@@ -37,7 +37,7 @@ Program = Callable[["ReasoningThread"], Awaitable[str | Sequence[int] | None]]
 
 class ReasoningThread:
     """One line of thought. Use it inside `async with`; leaving cancels children that were not joined, waits until
-    they are gone, and frees the thread's memory.
+    they are gone, and frees the thread's pages.
 
     Errors of children that nobody joined are raised from the `async with` as an `ExceptionGroup`. A thread's methods
     belong to the task that entered it.
@@ -211,7 +211,7 @@ class ReasoningThread:
         priority: int | None = None,
         parse_special_tokens: bool | None = None,
     ) -> Child:
-        """Like `spawn`, but the child begins with this thread's context, sharing its memory, and then the message.
+        """Like `spawn`, but the child begins with this thread's context, sharing its pages, and then the message.
 
         Raises `ThreadStateError` while this thread is generating.
         """

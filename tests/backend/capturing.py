@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from runtime.backend.attention import PagedMemory, Queries
+from runtime.backend.attention import PagedCache, Queries
 from runtime.backend.torch.cuda_graphs import Step
 from runtime.model.specification import AttentionRule
 
@@ -25,7 +25,7 @@ class PlanlessAttention:
 
     def __call__(
         self,
-        memory: PagedMemory,
+        paged: PagedCache,
         queries: Queries,
         column: int,
         slots: int,
@@ -34,17 +34,17 @@ class PlanlessAttention:
         key: Tensor,
         value: Tensor,
     ) -> Tensor:
-        keys, values = (stored.view(-1, *stored.shape[3:]) for stored in (memory.keys, memory.values))
-        pages, page_size = memory.keys.shape[1:3]
+        keys, values = (stored.view(-1, *stored.shape[3:]) for stored in (paged.keys, paged.values))
+        pages, page_size = paged.keys.shape[1:3]
         row, position, slot = (tensor.long()[:, None] for tensor in queries)
-        every = torch.arange(memory.page_table.shape[1] * page_size).minimum(position)
+        every = torch.arange(paged.page_table.shape[1] * page_size).minimum(position)
 
         def cell(at: Tensor) -> Tensor:
-            return memory.page_table[row, at // page_size].long() * page_size + at % page_size
+            return paged.page_table[row, at // page_size].long() * page_size + at % page_size
 
         own = ((column + slot) * pages * page_size + cell(position))[:, 0]
         keys[own], values[own] = key.to(keys.dtype), value.to(values.dtype)
-        read = slot.minimum(memory.depths.view(-1)[cell(every)] - 1).clamp(min=0) if slots > 1 else 0
+        read = slot.minimum(paged.depths.view(-1)[cell(every)] - 1).clamp(min=0) if slots > 1 else 0
         index = (column + read) * pages * page_size + cell(every)
         seen, given = (
             stored[index].float().repeat_interleave(query.shape[1] // key.shape[1], 2) for stored in (keys, values)

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from runtime.backend.attention import PagedMemory
+from runtime.backend.attention import PagedCache
 from runtime.backend.torch import triton_kernel
 from runtime.backend.torch.triton_attention import MOST_SPLITS, STAGES, WARPS, constants
 
@@ -31,11 +31,11 @@ SHAPES = [
 """Memory's dtype, heads, heads of keys and values, head width."""
 
 
-def memory_of(dtype: torch.dtype, kv_heads: int, head_dim: int) -> PagedMemory:
+def cache_of(dtype: torch.dtype, kv_heads: int, head_dim: int) -> PagedCache:
     """Shapes alone."""
     stored = torch.empty(6, 4096, 16, kv_heads, head_dim, dtype=dtype, device="meta")
     depths = torch.empty(4096, 16, dtype=torch.int32, device="meta")
-    return PagedMemory(stored, stored, depths, torch.empty(256, 256, dtype=torch.int32, device="meta"))
+    return PagedCache(stored, stored, depths, torch.empty(256, 256, dtype=torch.int32, device="meta"))
 
 
 def compiled(kernel: Any, fixed: dict[str, Any], dtype: torch.dtype, capability: int) -> Any:
@@ -59,7 +59,7 @@ def main() -> None:
     for capability in (AMPERE, HOPPER):
         for dtype, heads, kv_heads, head_dim in SHAPES:
             for slots, single in ((1, True), (4, False)):
-                fixed = constants(memory_of(dtype, kv_heads, head_dim), heads)
+                fixed = constants(cache_of(dtype, kv_heads, head_dim), heads)
                 fixed |= {"column_slots": slots, "single": single, "most_splits": MOST_SPLITS}
                 for name in ("store", "attend", "combine"):
                     kernel = getattr(triton_kernel, name)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.backend.attention import PagedAttention, PagedMemory, Queries
+from runtime.backend.attention import PagedAttention, PagedCache, Queries
 from runtime.backend.torch.attention import TorchAttention
 from runtime.model.specification import AttentionRule
 
@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 @dataclass(frozen=True)
 class Case:
-    memory: PagedMemory
+    paged: PagedCache
     queries: Queries
     slots: int
     query: Tensor
@@ -34,13 +34,13 @@ class Case:
     softcap: float | None = None
 
     def run(self, attention: PagedAttention) -> Tensor:
-        """The attended values; writes into the case's memory."""
+        """The attended values; writes into the case's paged."""
         rule = AttentionRule(scale=self.query.shape[-1] ** -0.5, window=self.window, softcap=self.softcap)
-        return attention(self.memory, self.queries, FIRST_COLUMN, self.slots, rule, self.query, self.key, self.value)
+        return attention(self.paged, self.queries, FIRST_COLUMN, self.slots, rule, self.query, self.key, self.value)
 
     def copied(self) -> Case:
         """The same with a memory of its own."""
-        return replace(self, memory=PagedMemory(*(tensor.clone() for tensor in self.memory)))
+        return replace(self, paged=PagedCache(*(tensor.clone() for tensor in self.paged)))
 
     def only(self, chosen: list[int]) -> Case:
         """The same with some of the queries, in the given order."""
@@ -54,7 +54,7 @@ class Case:
 
     def on(self, device: str) -> Case:
         return Case(
-            PagedMemory(*(tensor.to(device) for tensor in self.memory)),
+            PagedCache(*(tensor.to(device) for tensor in self.paged)),
             Queries(*(tensor.to(device) for tensor in self.queries)),
             self.slots,
             self.query.to(device),
@@ -119,7 +119,7 @@ def make_case(
     query = draw.normal(size=(len(asked), heads * shared, head_dim))
     key, value = draw.normal(size=(2, len(asked), heads, head_dim))
     return Case(
-        PagedMemory(
+        PagedCache(
             torch.from_numpy(keys).to(dtype),
             torch.from_numpy(values).to(dtype),
             torch.from_numpy(depths),
@@ -137,8 +137,8 @@ def make_case(
 
 def expected(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     """Attended values [n, heads, head_dim] in float64, and the keys and values of memory after the call."""
-    keys, values = case.memory.keys.clone(), case.memory.values.clone()
-    depths, table = case.memory.depths.tolist(), case.memory.page_table.tolist()
+    keys, values = case.paged.keys.clone(), case.paged.values.clone()
+    depths, table = case.paged.depths.tolist(), case.paged.page_table.tolist()
     page_size = keys.shape[2]
     asked = list(zip(*(tensor.tolist() for tensor in case.queries), strict=True))
     for i, (row, position, slot) in enumerate(asked):
@@ -166,10 +166,10 @@ def check(case: Case, attention: PagedAttention) -> None:
     attended, keys, values = expected(case)
     result = case.run(attention)
     assert result.dtype == case.query.dtype
-    tolerance = TOLERANCE[case.memory.keys.dtype]
+    tolerance = TOLERANCE[case.paged.keys.dtype]
     torch.testing.assert_close(result.double().cpu(), attended, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(case.memory.keys.cpu(), keys, atol=0, rtol=0, equal_nan=True)
-    torch.testing.assert_close(case.memory.values.cpu(), values, atol=0, rtol=0, equal_nan=True)
+    torch.testing.assert_close(case.paged.keys.cpu(), keys, atol=0, rtol=0, equal_nan=True)
+    torch.testing.assert_close(case.paged.values.cpu(), values, atol=0, rtol=0, equal_nan=True)
 
 
 @st.composite
@@ -235,7 +235,7 @@ def test_a_query_is_bitwise_independent_of_the_batch(attention: PagedAttention, 
     groups = [[i] for i in everyone]
     groups += data.draw(st.lists(st.lists(st.sampled_from(everyone), min_size=1, unique=True), max_size=4))
     for group in groups:
-        # The writes of those left out are already in memory.
+        # The writes of those left out are already in paged.
         assert torch.equal(case.only(group).run(attention), together[group])
 
 
@@ -277,7 +277,7 @@ def test_one_kernel_serves_several_memories_and_sees_them_change(attention: Page
     second = make_case(6, heads=3, head_dim=8, contexts=[(20, 1)])
     for case in (first, second, first.copied(), first, second):
         check(case, attention)
-    first.memory.page_table.copy_(first.memory.page_table.flip(0))
-    first.memory.keys.normal_()
-    first.memory.values.normal_()
+    first.paged.page_table.copy_(first.paged.page_table.flip(0))
+    first.paged.keys.normal_()
+    first.paged.values.normal_()
     check(first.only([i for i, position in enumerate(first.queries.position.tolist()) if position == 3]), attention)

@@ -143,7 +143,7 @@ def test_captured_ticks_say_what_eager_ones_say(name: str, data: st.DataObject) 
                 theirs.work.iterations,
             )
             np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
-    assert captured.core.scheduler.memory.pool.used == reference.core.scheduler.memory.pool.used
+    assert captured.core.scheduler.kv_cache.pool.used == reference.core.scheduler.kv_cache.pool.used
 
 
 def test_every_bucket_is_captured_once_when_the_backend_is_made() -> None:
@@ -169,12 +169,12 @@ def test_padding_touches_nothing_that_threads_have() -> None:
     model = tiny_model()
     cache = shape(model)
     backend, capture = graphed(model, cache)
-    memory = backend._memory
+    paged = backend._paged
     scratch = cache.pages
-    for stored in (memory.keys, memory.values):
+    for stored in (paged.keys, paged.values):
         assert not stored[:, :scratch].any()
         assert stored[:, scratch].any()
-    assert not memory.depths[:scratch].any()
+    assert not paged.depths[:scratch].any()
     assert not backend._state[: cache.lanes].any()
     assert backend.page_table.shape == (cache.rows, cache.pages_per_row)
     assert not backend.page_table.any()
@@ -183,7 +183,7 @@ def test_padding_touches_nothing_that_threads_have() -> None:
     # Three tokens in a bucket of four, one thread: of the pages, only its own is written.
     run(solo(model, backend), [([5, 6, 7], Fixed(2), Sampling(), 1)])
     assert capture.replays
-    written = memory.keys.abs().sum((0, 2, 3, 4)).nonzero()[:, 0].tolist()
+    written = paged.keys.abs().sum((0, 2, 3, 4)).nonzero()[:, 0].tolist()
     assert len(written) == 2
     assert scratch in written
 

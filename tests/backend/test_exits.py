@@ -97,8 +97,8 @@ class Halved:
     """A measure that is mixed in."""
 
     def measure(self, view: DepthView) -> tuple[Tensor, Tensor]:
-        values, memory = LatentDiff().measure(view)
-        return values / 2, memory
+        values, previous = LatentDiff().measure(view)
+        return values / 2, previous
 
 
 class Mixed(Halved, LatentDiff, frozen=True):

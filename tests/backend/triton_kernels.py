@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from policies import Fixed
-from runtime.backend.attention import PagedAttention, PagedMemory, Queries
+from runtime.backend.attention import PagedAttention, PagedCache, Queries
 from runtime.backend.interface import CacheShape
 from runtime.backend.torch import triton_attention
 from runtime.backend.torch.attention import TorchAttention
@@ -44,7 +44,7 @@ class Checked:
 
     def __call__(
         self,
-        memory: PagedMemory,
+        paged: PagedCache,
         queries: Queries,
         column: int,
         slots: int,
@@ -53,12 +53,12 @@ class Checked:
         key: Tensor,
         value: Tensor,
     ) -> Tensor:
-        there = PagedMemory(*(tensor.to(DEVICE) for tensor in memory))
+        there = PagedCache(*(tensor.to(DEVICE) for tensor in paged))
         attended = self.attention(
             there, queries, column, slots, rule, query.to(DEVICE), key.to(DEVICE), value.to(DEVICE)
         ).cpu()
-        memory.keys.copy_(there.keys)
-        memory.values.copy_(there.values)
+        paged.keys.copy_(there.keys)
+        paged.values.copy_(there.values)
         return attended
 
 
@@ -107,7 +107,7 @@ def test_triton_is_what_the_interface_says(case: Case, ordered: bool) -> None:
 @given(case=cases(), ordered=st.booleans())
 def test_triton_agrees_with_the_reference_over_split_contexts(case: Case, ordered: bool) -> None:
     case = in_order(case) if ordered else case
-    tolerance = TOLERANCE[case.memory.keys.dtype]
+    tolerance = TOLERANCE[case.paged.keys.dtype]
     reference = case.copied().run(TorchAttention())
     torch.testing.assert_close(case.run(TRITON), reference, atol=tolerance, rtol=tolerance)
 
@@ -126,7 +126,7 @@ def test_a_query_is_bitwise_independent_of_the_batch(known: bool, monkeypatch: p
     case = in_order(make_case(2, heads=2, head_dim=8, slots=3, contexts=[(40, 1), (0, 20), (3, 1)], forked=True))
     together = case.run(TRITON)
     if not known:
-        monkeypatch.setattr(triton_attention, "reach", lambda memory, queries: memory.page_table.shape[1] * 4)
+        monkeypatch.setattr(triton_attention, "reach", lambda paged, queries: paged.page_table.shape[1] * 4)
     draw = np.random.default_rng(0)
     for size in (1, 2, 7):
         group = draw.permutation(len(together))[:size].tolist()
@@ -135,7 +135,7 @@ def test_a_query_is_bitwise_independent_of_the_batch(known: bool, monkeypatch: p
 
 def test_a_token_that_nothing_iterated_is_read_in_the_first_slot() -> None:
     case = make_case(6, heads=2, head_dim=8, slots=3, contexts=[(9, 1), (4, 2)])
-    case.memory.depths[case.memory.page_table[:, 0].long(), :2] = 0
+    case.paged.depths[case.paged.page_table[:, 0].long(), :2] = 0
     torch.testing.assert_close(case.run(TRITON), case.run(TorchAttention()), atol=1e-5, rtol=1e-5)
 
 
@@ -155,9 +155,9 @@ def test_without_queries_nothing_is_written() -> None:
 
 def test_triton_says_which_arrays_it_takes() -> None:
     case = make_case(5, heads=2, head_dim=8, contexts=[(6, 1)])
-    half = case.memory._replace(keys=case.memory.keys.half())
-    with pytest.raises(TypeError, match=r"memory.keys is torch.float16; .* TorchAttention"):
-        replace(case, memory=half).run(TRITON)
+    half = case.paged._replace(keys=case.paged.keys.half())
+    with pytest.raises(TypeError, match=r"paged.keys is torch.float16; .* TorchAttention"):
+        replace(case, paged=half).run(TRITON)
     with pytest.raises(ValueError, match=r"key and value are \(1, 2, 8\), \(1, 2, 4\)"):
         replace(case, key=case.key[..., :4]).run(TRITON)
     with pytest.raises(ValueError, match=r"a multiple of 2"):

@@ -54,7 +54,7 @@ def said(model: Transformer, depth: DepthPolicy | None = None, **changes: Any) -
     finished = {report.thread: report.tokens for report in solo.run() if isinstance(report, Finished)}
     solo.send(*(CloseThread(path) for path in finished))
     solo.run()
-    assert solo.core.scheduler.memory.pool.used == 0
+    assert solo.core.scheduler.kv_cache.pool.used == 0
     return [finished[number,] for number in range(len(LENGTHS))]
 
 

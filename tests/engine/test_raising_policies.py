@@ -35,7 +35,7 @@ class HoldsAList(DepthPolicy, frozen=True):
 class BadWidth(DepthPolicy, frozen=True):
     reads: ClassVar[Literal["latent"]] = "latent"
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         raise ArithmeticError("no width")
 
 
@@ -71,9 +71,9 @@ class Leaves(LatentDiff, frozen=True):
         self._maybe("bound")
         return super().bound(entering)
 
-    def memory_width(self, width: int, vocab: int) -> int:
-        self._maybe("memory_width")
-        return super().memory_width(width, vocab)
+    def previous_width(self, width: int, vocab: int) -> int:
+        self._maybe("previous_width")
+        return super().previous_width(width, vocab)
 
     def begin(self, latent: Tensor, vocab: int) -> Tensor:
         self._maybe("begin")
@@ -90,7 +90,7 @@ class Leaves(LatentDiff, frozen=True):
 
 LEAVING = [
     Leaves(0.7, max_iterations=3, method=method)
-    for method in ("constant_bound", "bound", "memory_width", "begin", "measure", "is_done")
+    for method in ("constant_bound", "bound", "previous_width", "begin", "measure", "is_done")
 ]
 
 

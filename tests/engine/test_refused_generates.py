@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 class WithoutWidth(DepthPolicy, frozen=True):
     reads: ClassVar[Literal["latent"]] = "latent"
 
-    def memory_width(self, width: int, vocab: int) -> int:
+    def previous_width(self, width: int, vocab: int) -> int:
         raise ArithmeticError("no width")
 
 

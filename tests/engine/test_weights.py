@@ -133,7 +133,7 @@ def test_any_model_becomes_another_of_its_shape(
     solo.generate(prompt, policy, 5)
     given_weights = published_weights(second) if with_derived else weights_of(second)
     solo.core.backend.load_weights(given_weights)
-    solo.core.scheduler.memory.forget_prefixes()
+    solo.core.scheduler.kv_cache.forget_prefixes()
     solo.core.check_integrity()
     found = solo.generate(prompt, policy, 5)
     assert (found.tokens, found.logprobs, found.work.cached_tokens) == (expected.tokens, expected.logprobs, 0)

@@ -22,7 +22,7 @@ from runtime.link.sampling import Sampling
 from runtime.model.checkpoint import fingerprint, load_served
 from runtime.model.wide.interface import RUNNING
 from runtime.model.wide.model import WideModel
-from runtime.model.wide.probing import WholeMemory
+from runtime.model.wide.probing import WholeCache
 from tests.engine.solo import Solo
 from tests.families.test_wide import FIRST, REST, generated, prompts, said
 from tests.families.wides import make, save
@@ -66,7 +66,7 @@ def test_logits_in_bfloat16_are_those_of_transformers(tmp_path: Path, model_type
 
 
 def dense_logits(model: WideModel, tokens: Tensor) -> Tensor:
-    memory = WholeMemory([model.specification.attention(layer) for layer in range(len(model.specification.layers))])
+    memory = WholeCache([model.specification.attention(layer) for layer in range(len(model.specification.layers))])
     rotation = model.rotation(torch.arange(len(tokens)))
     with torch.inference_mode():
         return model.coda(model.prelude(tokens, rotation, memory.attend), rotation, memory.attend)

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 
 from runtime.backend.interface import Backend
-from runtime.device import build, memory
+from runtime.device import build, kv_cache
 from runtime.device.pages import PagePool
 from tests.fuzz.program import Fault
 
@@ -99,5 +99,5 @@ def planted(fault: Fault | None) -> Iterator[Planted | None]:
                 plant.pass_by()
             return super().allocate()
 
-    with mock.patch.object(build, "build_backend", build_faulty), mock.patch.object(memory, "PagePool", FaultyPool):
+    with mock.patch.object(build, "build_backend", build_faulty), mock.patch.object(kv_cache, "PagePool", FaultyPool):
         yield plant

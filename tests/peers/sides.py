@@ -21,7 +21,7 @@ def job(directory: Path, *, threads: int = 1, prompt: int = 4, tokens: int = 2, 
         batch=3,
         prompt=prompt,
         tokens=tokens,
-        memory=2**24,
+        kv_cache_bytes=2**24,
         scratch=str(directory),
         exits=exits,
     )

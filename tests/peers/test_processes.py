@@ -51,7 +51,7 @@ from benchmarks.peers.answering import Job
 from benchmarks.peers.process import SideProcess, ended_in_order
 
 script, directory = sys.argv[1:]
-job = Job(checkpoint="", dtype="float32", threads=1, batch=1, prompt=1, tokens=2, memory=1, scratch="")
+job = Job(checkpoint="", dtype="float32", threads=1, batch=1, prompt=1, tokens=2, kv_cache_bytes=1, scratch="")
 with ended_in_order(), SideProcess("side", [sys.executable, script], job, Path(directory, "log")) as side:
     side.ask([[1]])
 """

@@ -94,7 +94,7 @@ def test_a_bounding_policy_exits_as_its_criterion() -> None:
             4,
             False,
         )
-        assert (policy.threshold, policy.max_iterations, policy.memory_width(3, 5)) == (3, 20, 2)
+        assert (policy.threshold, policy.max_iterations, policy.previous_width(3, 5)) == (3, 20, 2)
     assert EvenBudget(LatentDiff()).reads == "latent"
     assert Bounding().reads == "nothing"
     assert EvenBudget(LatentDiff(), max_iterations=9) == EvenBudget(LatentDiff(max_iterations=9))

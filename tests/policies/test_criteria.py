@@ -14,16 +14,16 @@ WIDTH, VOCAB = 6, 9
 CRITERIA: list[DepthPolicy] = [LatentDiff(), Cosine(), KL(), MinPKL(), EntropyDiff(), ArgmaxStability()]
 
 
-def view(policy: DepthPolicy, iteration: int, latent: Tensor, logits: Tensor, memory: Tensor) -> DepthView:
+def view(policy: DepthPolicy, iteration: int, latent: Tensor, logits: Tensor, previous: Tensor) -> DepthView:
     iterations = torch.full((len(latent),), iteration)
-    return DepthView(iterations, latent, logits if policy.reads == "logits" else None, memory)
+    return DepthView(iterations, latent, logits if policy.reads == "logits" else None, previous)
 
 
 def run(policy: DepthPolicy, latents: Tensor, logits: Tensor, start: Tensor) -> Tensor:
     """Exit values [steps, n] for latents [steps, n, WIDTH] and logits [steps, n, VOCAB] from states [n, WIDTH]."""
-    memory, values = policy.begin(start, VOCAB), []
+    previous, values = policy.begin(start, VOCAB), []
     for step, (latent, seen) in enumerate(zip(latents, logits, strict=True), 1):
-        value, memory = policy.measure(view(policy, step, latent, seen, memory))
+        value, previous = policy.measure(view(policy, step, latent, seen, previous))
         values.append(value)
     return torch.stack(values)
 
@@ -48,15 +48,15 @@ def test_rows_do_not_see_each_other(policy: DepthPolicy, seed: int, n: int, step
 def test_a_settled_token_exits_at_its_second_test(policy: DepthPolicy, seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
     latent, logits = torch.randn(2, WIDTH, generator=generator).to(dtype), torch.randn(2, VOCAB, generator=generator)
-    memory = policy.begin(torch.zeros(2, WIDTH, dtype=dtype), VOCAB)
-    first, memory = policy.measure(view(policy, 1, latent, logits, memory))
+    previous = policy.begin(torch.zeros(2, WIDTH, dtype=dtype), VOCAB)
+    first, previous = policy.measure(view(policy, 1, latent, logits, previous))
     assert not policy.is_done(first).any()
     done = 0
     while not policy.is_done(first).all():
-        first, memory = policy.measure(view(policy, 2 + done, latent, logits, memory))
+        first, previous = policy.measure(view(policy, 2 + done, latent, logits, previous))
         done += 1
     assert done == (policy.threshold if isinstance(policy, ArgmaxStability) else 1)
-    assert memory.dtype == first.dtype == torch.float32
+    assert previous.dtype == first.dtype == torch.float32
 
 
 def test_from_a_zero_state_everything_has_changed_and_no_direction_is_known() -> None:
@@ -77,19 +77,21 @@ def test_criteria_of_distributions_start_from_the_references_values() -> None:
 def test_measuring_keeps_its_inputs() -> None:
     for policy in CRITERIA:
         latent, logits = torch.randn(2, WIDTH), torch.randn(2, VOCAB)
-        memory = policy.begin(torch.randn(2, WIDTH), VOCAB)
-        kept = latent.clone(), logits.clone(), memory.clone()
-        policy.measure(view(policy, 1, latent, logits, memory))
-        for before, after in zip(kept, (latent, logits, memory), strict=True):
+        previous = policy.begin(torch.randn(2, WIDTH), VOCAB)
+        kept = latent.clone(), logits.clone(), previous.clone()
+        policy.measure(view(policy, 1, latent, logits, previous))
+        for before, after in zip(kept, (latent, logits, previous), strict=True):
             assert torch.equal(before, after)
 
 
 def test_min_p_kl_does_not_see_the_tail() -> None:
     before = torch.tensor([[5.0, 4.5, -3.0, -4.0, -5.0]])
     after = torch.tensor([[5.0, 4.5, -4.0, -3.0, -5.0]])
-    _, memory = MinPKL().measure(view(MinPKL(), 1, torch.zeros(1, WIDTH), before, MinPKL().begin(torch.zeros(1, 1), 5)))
-    assert (memory.exp()[0, 2:] == memory.exp()[0, 2]).all()
-    value, _ = MinPKL().measure(view(MinPKL(), 2, torch.zeros(1, WIDTH), after, memory))
+    _, previous = MinPKL().measure(
+        view(MinPKL(), 1, torch.zeros(1, WIDTH), before, MinPKL().begin(torch.zeros(1, 1), 5))
+    )
+    assert (previous.exp()[0, 2:] == previous.exp()[0, 2]).all()
+    value, _ = MinPKL().measure(view(MinPKL(), 2, torch.zeros(1, WIDTH), after, previous))
     assert abs(value.item()) < 1e-6
 
 
@@ -106,7 +108,7 @@ def test_a_policy_that_reads_but_cannot_measure_says_so() -> None:
         reads = "latent"
 
     latent = torch.zeros(1, WIDTH)
-    memory = Forgetful().begin(latent, VOCAB)
-    assert memory.shape == (1, 0)
+    previous = Forgetful().begin(latent, VOCAB)
+    assert previous.shape == (1, 0)
     with pytest.raises(TypeError, match=r"Forgetful reads latent but does not define measure\(\)"):
-        Forgetful().measure(DepthView(torch.ones(1), latent, None, memory))
+        Forgetful().measure(DepthView(torch.ones(1), latent, None, previous))

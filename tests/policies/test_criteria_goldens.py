@@ -70,8 +70,8 @@ def states_of(tokens: Tensor) -> Tensor:
 def run_group(policy: DepthPolicy, states: Tensor, logits: Tensor) -> tuple[list[float], int, bool]:
     """Exit values, depth and whether it exited, for received tokens that enter together from zero states."""
     rows = states[0] if policy.reads == "latent" else states[0, -1:]
-    memory = policy.begin(torch.zeros_like(rows), logits.shape[-1])
-    assert memory.shape == (len(rows), policy.memory_width(rows.shape[-1], logits.shape[-1]))
+    previous = policy.begin(torch.zeros_like(rows), logits.shape[-1])
+    assert previous.shape == (len(rows), policy.previous_width(rows.shape[-1], logits.shape[-1]))
     values: list[float] = []
     for iteration in range(1, MOST + 1):
         checks = iteration - policy.min_iterations - 1
@@ -79,8 +79,8 @@ def run_group(policy: DepthPolicy, states: Tensor, logits: Tensor) -> tuple[list
             continue
         latent = states[iteration - 1] if policy.reads == "latent" else states[iteration - 1, -1:]
         seen = logits[iteration - 1 : iteration] if policy.reads == "logits" else None
-        value, memory = policy.measure(DepthView(torch.full((len(latent),), iteration), latent, seen, memory))
-        assert value.dtype == memory.dtype == torch.float32
+        value, previous = policy.measure(DepthView(torch.full((len(latent),), iteration), latent, seen, previous))
+        assert value.dtype == previous.dtype == torch.float32
         reduced = value.mean(0, keepdim=True)
         values.append(reduced.item())
         if policy.is_done(reduced).item():

@@ -55,9 +55,9 @@ def test_own_classes_take_ten_lines() -> None:
 def test_the_depth_policy_of_ten_lines(examples: ModuleType) -> None:
     policy = examples.Confident(0.8, max_iterations=12)
     logits = torch.tensor([[0.0, 5.0], [0.0, 0.1], [5.0, 0.0]])
-    memory = policy.begin(torch.zeros(3, 4), 2)
-    values, memory = policy.measure(DepthView(torch.ones(3), torch.zeros(3, 4), logits, memory))
-    assert memory.shape == (3, 0)
+    previous = policy.begin(torch.zeros(3, 4), 2)
+    values, previous = policy.measure(DepthView(torch.ones(3), torch.zeros(3, 4), logits, previous))
+    assert previous.shape == (3, 0)
     assert policy.is_done(values).tolist() == [True, False, True]
     for whole in (policy, EvenBudget(policy), Policy(depth=policy)):
         assert from_json(to_json(whole)) == whole

@@ -145,9 +145,9 @@ def test_dense_exit_values_are_the_engines(kind: type[DepthPolicy], tmp_path: Pa
     measured: list[float] = []
 
     def measure(self: DepthPolicy, view: DepthView) -> tuple[torch.Tensor, torch.Tensor]:
-        values, memory = kind.measure(self, view)
+        values, previous = kind.measure(self, view)
         measured.append(values.mean().item())  # one group in flight at a time
-        return values, memory
+        return values, previous
 
     def is_done(self: DepthPolicy, values: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(values, dtype=torch.bool)

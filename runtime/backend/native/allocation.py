@@ -1,4 +1,4 @@
-"""Makes `TickBuffers`: packs the weights, sizes the paged memory and the work space."""
+"""Makes `TickBuffers`: packs the weights, sizes the paged cache and the work space."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def allocate(model: Transformer, cache: CacheShape, lanes: Lanes, page_table: In
     return TickBuffers(
         sizes=sizes,
         weights=pack(model),
-        memory=_memory(sizes, cache.columns(model.specification), page_table, is_narrow),
+        paged=_paged(sizes, cache.columns(model.specification), page_table, is_narrow),
         shared_lanes=SharedLanes(*(getattr(lanes, name) for name in SharedLanes._fields)),
         lanes=_lanes(sizes),
         work=_work_space(sizes, crew, is_narrow),
@@ -97,7 +97,7 @@ def _sizes(model: Transformer, cache: CacheShape, workers: int) -> Sizes:
     )
 
 
-def _memory(sizes: Sizes, columns: int, page_table: Int32, is_narrow: bool) -> StoredKeyValues:
+def _paged(sizes: Sizes, columns: int, page_table: Int32, is_narrow: bool) -> StoredKeyValues:
     positions = columns * sizes.pages * sizes.kv_heads * sizes.blocks_per_page * VECTOR
     return StoredKeyValues(
         keys=_stored(positions * sizes.head_dim, is_narrow),

@@ -1,4 +1,4 @@
-"""Attention in place over paged memory, and what is written there.
+"""Attention in place over the paged cache, and what is written there.
 
 A page of one column and one head is a run of blocks of 16 positions. In a block, keys lie dimension by dimension, so
 that one vector instruction multiplies 16 positions; values lie position by position. Iteration r writes slot
@@ -66,7 +66,7 @@ def _bias_and_norm(buffers: Any, i: Any, layer: Any) -> None:
 @jit
 def rotate_and_write(buffers: Any, i: Any, lane: Any, layer: Any, column: Any, slots: Any) -> None:
     """Biases, norms, rotates and scales the query of row i in `qkv`; likewise its key, but for the scale, and writes it
-    and its value to memory.
+    and its value to the cache.
 
     `column` is the layer's first, `slots` how many it owns.
     """

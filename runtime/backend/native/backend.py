@@ -62,7 +62,7 @@ _MOST_HALTING_SETS = 64
 
 
 class NativeBackend(LaneBackend):
-    """Weights are copied and packed; paged memory is in the model's dtype, latent states are float32.
+    """Weights are copied and packed; the paged cache is in the model's dtype, latent states are float32.
 
     `cpu_threads` share each tick.
     """
@@ -284,8 +284,8 @@ class NativeBackend(LaneBackend):
 
     def _begin(self, copies: Int32) -> None:
         if len(copies):
-            memory, cache = self._buffers.memory, self._cache
-            for stored in (memory.keys, memory.values):
+            paged, cache = self._buffers.paged, self._cache
+            for stored in (paged.keys, paged.values):
                 pages = stored.reshape(cache.columns(self._specification), cache.pages, -1)
                 pages[:, copies[:, 1]] = pages[:, copies[:, 0]]
 
@@ -366,9 +366,9 @@ class _NativeExits(ExitTests):
         self._measured = measured
         self._remembered = remembered
 
-    def _memory_for(self, policy: DepthPolicy) -> Tensor:
+    def _previous_for(self, policy: DepthPolicy) -> Tensor:
         # A lane has one policy, so those that remember a latent state can all keep it in the same place.
-        return self._remembered if criterion_of(policy) > GATE else super()._memory_for(policy)
+        return self._remembered if criterion_of(policy) > GATE else super()._previous_for(policy)
 
     def _values(self, policy: DepthPolicy, lanes: Int64, view: DepthView) -> tuple[Tensor, Tensor]:
         if criterion_of(policy) <= GATE:

@@ -37,7 +37,7 @@ def _layers(buffers: Any, n: Any, first: Any, count: Any, column: Any, slots: An
 
     hidden           = norm, or copy, of x          for the first layer; for the others a part of NORMS below
     qkv              = hidden @ matrix              QKV
-    query, key       + bias, normed, rotated        ROTATE; keys and values go to memory
+    query, key       + bias, normed, rotated        ROTATE; keys and values go to the cache
     attended         = attention                    ATTEND
     x or made        += or = attended @ matrix      OUT
     x += made, x = norm of x, hidden = norm of x    NORMS, as far as there is something to do

@@ -1,4 +1,4 @@
-"""What the native functions share: sizes, weights, paged memory, lanes and work space.
+"""What the native functions share: sizes, weights, the paged cache, lanes and work space.
 
 `TickBuffers` are made once and live as long as their backend. The native functions are given a record of the sizes and
 of the arrays' addresses: a tuple of arrays would be counted and copied at every call of one by another. In the record,
@@ -244,7 +244,7 @@ class WorkSpace(NamedTuple):
 class TickBuffers(NamedTuple):
     sizes: Sizes
     weights: PackedWeights
-    memory: StoredKeyValues
+    paged: StoredKeyValues
     shared_lanes: SharedLanes
     lanes: NativeLanes
     work: WorkSpace
@@ -252,7 +252,7 @@ class TickBuffers(NamedTuple):
 
 def record_type(narrow: bool) -> np.dtype[np.void]:
     """Of the record of tick buffers: numbers as they are, arrays as addresses; `do_task` is the address of the function
-    that does one task, and `kind` is of the type of weights and memory, bfloat16 if `narrow`."""
+    that does one task, and `kind` is of the type of weights and cache, bfloat16 if `narrow`."""
     types = {float: "f8", int: "i8", bool: "i8"}
     parts = get_type_hints(TickBuffers).values()
     annotations = [field for part in parts for field in get_type_hints(part).items()]

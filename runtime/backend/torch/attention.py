@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.backend.attention import PagedMemory, Queries
+from runtime.backend.attention import PagedCache, Queries
 from runtime.model.specification import AttentionRule
 from runtime.model.transformer import attend_densely
 
@@ -46,7 +46,7 @@ class TorchAttention:
 
     def __call__(
         self,
-        memory: PagedMemory,
+        paged: PagedCache,
         queries: Queries,
         column: int,
         slots: int,
@@ -55,15 +55,15 @@ class TorchAttention:
         key: Tensor,
         value: Tensor,
     ) -> Tensor:
-        """See `PagedAttention`. The tensors of `queries` may be on the memory's device or on the CPU."""
-        keys, values = (array.view(-1, *array.shape[3:]) for array in (memory.keys, memory.values))
+        """See `PagedAttention`. The tensors of `queries` may be on the cache's device or on the CPU."""
+        keys, values = (array.view(-1, *array.shape[3:]) for array in (paged.keys, paged.values))
         row, position, slot = (tensor.to(keys.device, torch.int64) for tensor in queries)
-        written = _flat_index(memory, row, position, column + slot)
+        written = _flat_index(paged, row, position, column + slot)
         keys.index_copy_(0, written, key.to(keys.dtype))
         values.index_copy_(0, written, value.to(values.dtype))
 
         out = torch.empty_like(query)
-        for batch in _batches(memory, queries, slots, self.fixed_shape, rule.window):
+        for batch in _batches(paged, queries, slots, self.fixed_shape, rule.window):
             first, last = batch.members[:, 0], position[batch.members].amax(1)
             positions = batch.start[:, None] + torch.arange(batch.length, device=keys.device)
             # Nobody has written what is beyond a group's last query, and what no query sees may be another's: read
@@ -71,8 +71,8 @@ class TorchAttention:
             seen = positions.minimum(last[:, None])
             if rule.window is not None:
                 seen = seen.maximum((position[batch.members].amin(1) + 1 - rule.window).clamp(min=0)[:, None])
-            columns = column + _slots_read(memory, row[first, None], seen, slot[first, None], slots)
-            index = _flat_index(memory, row[first, None], seen, columns)
+            columns = column + _slots_read(paged, row[first, None], seen, slot[first, None], slots)
+            index = _flat_index(paged, row[first, None], seen, columns)
             distance = position[batch.members][..., None] - positions[:, None]
             visible = (distance >= 0) if rule.window is None else (distance >= 0) & (distance < rule.window)
             wanted = query[batch.members]
@@ -84,10 +84,10 @@ class TorchAttention:
         return out
 
 
-def _flat_index(memory: PagedMemory, row: Tensor, position: Tensor, column: Tensor) -> Tensor:
+def _flat_index(paged: PagedCache, row: Tensor, position: Tensor, column: Tensor) -> Tensor:
     """Index into [columns * pages * page_size] of the tokens at `position` of `row`; shapes broadcast, int64."""
-    pages, page_size = memory.keys.shape[1:3]
-    page = memory.page_table[row, position // page_size].long()
+    pages, page_size = paged.keys.shape[1:3]
+    page = paged.page_table[row, position // page_size].long()
     return (column * pages + page) * page_size + position % page_size
 
 
@@ -96,16 +96,16 @@ def _gather(stored: Tensor, index: Tensor) -> Tensor:
     return stored.index_select(0, index.flatten()).view(*index.shape, *stored.shape[1:])
 
 
-def _slots_read(memory: PagedMemory, row: Tensor, position: Tensor, slot: Tensor, slots: int) -> Tensor:
+def _slots_read(paged: PagedCache, row: Tensor, position: Tensor, slot: Tensor, slots: int) -> Tensor:
     """The iteration slot that a query in `slot` reads of each position; shapes broadcast, int64."""
     if slots == 1:
         return torch.zeros_like(position)
-    page_size = memory.keys.shape[2]
-    page = memory.page_table[row, position // page_size].long()
-    return slot.minimum(memory.depths[page, position % page_size].long() - 1).clamp(min=0)
+    page_size = paged.keys.shape[2]
+    page = paged.page_table[row, position // page_size].long()
+    return slot.minimum(paged.depths[page, position % page_size].long() - 1).clamp(min=0)
 
 
-def _batches(memory: PagedMemory, queries: Queries, slots: int, fixed_shape: bool, window: int | None) -> list[_Batch]:
+def _batches(paged: PagedCache, queries: Queries, slots: int, fixed_shape: bool, window: int | None) -> list[_Batch]:
     """Sorts queries into groups of the same row and slot, and groups of similar size and length into batches.
 
     With `fixed_shape` every batch has the length of a whole row, and its groups are of one size.
@@ -123,17 +123,17 @@ def _batches(memory: PagedMemory, queries: Queries, slots: int, fixed_shape: boo
         seen_from = np.maximum(np.minimum.reduceat(position[order], starts) + 1 - window, 0)
     lengths = ends - seen_from
     if fixed_shape:
-        lengths = np.full_like(lengths, memory.page_table.shape[1] * memory.keys.shape[2])
+        lengths = np.full_like(lengths, paged.page_table.shape[1] * paged.keys.shape[2])
         kinds = sizes
     else:
         kinds = _power_of_two(sizes) * 64 + _power_of_two(np.maximum(lengths, _ALIKE))
-    device = memory.keys.device
+    device = paged.keys.device
     most = _GATHERED_ON_CPU if device.type == "cpu" else _GATHERED
     batches = []
     for kind in np.unique(kinds):
         groups = np.flatnonzero(kinds == kind)
         groups = groups[np.argsort(lengths[groups])]
-        entry = memory.keys.shape[-2:].numel()
+        entry = paged.keys.shape[-2:].numel()
         step = max(1, int(most // (lengths[groups[-1]] * entry)))
         for chosen in np.split(groups, range(step, len(groups), step)):
             within = np.arange(sizes[chosen].max())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.backend.attention import PagedAttention, PagedMemory, Queries
+from runtime.backend.attention import PagedAttention, PagedCache, Queries
 from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.ticking import LaneBackend
 from runtime.model.replacement import replace_weights
@@ -33,7 +33,7 @@ class Tile:
 
 
 class TorchBackend(LaneBackend):
-    """Weights and paged memory on one device."""
+    """Weights and the paged cache on one device."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class TorchBackend(LaneBackend):
             specification.kv_heads,
             specification.head_dim,
         )
-        self._memory = PagedMemory(
+        self._paged = PagedCache(
             keys=self._zeros(*shape),
             values=self._zeros(*shape),
             depths=torch.zeros(cache.pages, cache.page_size, dtype=torch.int32, device=self._device),
@@ -76,12 +76,12 @@ class TorchBackend(LaneBackend):
 
     def _begin(self, copies: Int32) -> None:
         if self._device.type != "cpu":
-            self._memory.page_table.copy_(torch.from_numpy(self._table), non_blocking=True)
+            self._paged.page_table.copy_(torch.from_numpy(self._table), non_blocking=True)
         if len(copies):
             source, destination = self._on_device(copies[:, 0]), self._on_device(copies[:, 1])
-            for stored in (self._memory.keys, self._memory.values):
+            for stored in (self._paged.keys, self._paged.values):
                 stored[:, destination] = stored[:, source]
-            self._memory.depths[destination] = self._memory.depths[source]
+            self._paged.depths[destination] = self._paged.depths[source]
 
     def _prelude(self, lanes: Int64, tokens: Int64) -> None:
         token_of = np.zeros(self._cache.lanes, np.int64)
@@ -93,7 +93,7 @@ class TorchBackend(LaneBackend):
 
     def _iterate(self, active: Int64) -> None:
         age = self._lanes.age[active]
-        self._memory.depths.view(-1)[self._on_device(self._lanes.cell[active])] = torch.from_numpy(age + 1).to(
+        self._paged.depths.view(-1)[self._on_device(self._lanes.cell[active])] = torch.from_numpy(age + 1).to(
             self._device
         )
         for tile in self._tiles(active):
@@ -163,7 +163,7 @@ class TorchBackend(LaneBackend):
             column = self._column(layer)
             rule = self._rules[layer]
             own = query[:count], key[:count], value[:count]
-            attended = self._attention(self._memory, queries, column, slots, rule, *own)
+            attended = self._attention(self._paged, queries, column, slots, rule, *own)
             return torch.nn.functional.pad(attended, (0, 0, 0, 0, 0, padding)) if padding else attended
 
         return attend

@@ -45,7 +45,7 @@ class Capture(Protocol):
 
 class CapturableAttention(PagedAttention, Protocol):
     capturable: ClassVar[bool]
-    """Whether a call over queries on the memory's device only launches work: no planning on the host, no waiting."""
+    """Whether a call over queries on the cache's device only launches work: no planning on the host, no waiting."""
 
 
 class CudaCapture:
@@ -88,7 +88,7 @@ class Field(IntEnum):
     ROW = 1
     POSITION = 2
     CELL = 3
-    """Where in paged memory the token is: page * page_size + offset."""
+    """Where in the paged cache the token is: page * page_size + offset."""
     SLOT = 4
     DEPTH = 5
     """Iterations done, the one under way included."""
@@ -228,7 +228,7 @@ class GraphedBackend(TorchBackend):
             return embedded
 
         def iterate() -> Tensor:
-            self._memory.depths.view(-1)[bucket[Field.CELL]] = bucket[Field.DEPTH].int()
+            self._paged.depths.view(-1)[bucket[Field.CELL]] = bucket[Field.DEPTH].int()
             lane, rotation = bucket[Field.LANE], self._rotation(bucket)
             attend = self._attend_as(bucket.queries, self._cache.slots)
             state = self._model.iterate(self._state[lane], self._embedded[lane], rotation, attend)
@@ -247,7 +247,7 @@ class GraphedBackend(TorchBackend):
     def _attend_as(self, queries: Queries, slots: int) -> Attend:
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return self._attention(
-                self._memory, queries, self._column(layer), slots, self._rules[layer], query, key, value
+                self._paged, queries, self._column(layer), slots, self._rules[layer], query, key, value
             )
 
         return attend

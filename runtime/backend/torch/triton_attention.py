@@ -1,4 +1,4 @@
-"""Paged attention on CUDA, by Triton kernels that read and write the paged memory in place."""
+"""Paged attention on CUDA, by Triton kernels that read and write the paged cache in place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from runtime.backend.attention import PagedAttention, PagedMemory, Queries
+from runtime.backend.attention import PagedAttention, PagedCache, Queries
 from runtime.model.served import Served
 from runtime.model.specification import AttentionRule
 
@@ -30,13 +30,13 @@ _BLOCK_BYTES = 16384
 
 
 class TritonAttention:
-    """`PagedAttention` over float32 or bfloat16 memory on CUDA, or anywhere in Triton's interpreter.
+    """`PagedAttention` over a float32 or bfloat16 cache on CUDA, or anywhere in Triton's interpreter.
 
-    Products of float32 memory are taken in full float32, those of bfloat16 memory in TF32, which holds bfloat16
+    Products over a float32 cache are taken in full float32, those over a bfloat16 one in TF32, which holds bfloat16
     numbers exactly. A context is split by the width of the page table alone, and every tile has one shape, so that
     what a query is answered does not depend on how many others are in the call.
 
-    Given queries on the memory's device, a call plans nothing on the host and never waits for the device.
+    Given queries on the cache's device, a call plans nothing on the host and never waits for the device.
     """
 
     capturable: ClassVar[bool] = True
@@ -48,7 +48,7 @@ class TritonAttention:
 
     def __call__(
         self,
-        memory: PagedMemory,
+        paged: PagedCache,
         queries: Queries,
         column: int,
         slots: int,
@@ -59,21 +59,21 @@ class TritonAttention:
     ) -> Tensor:
         """See `PagedAttention`. Rows, positions, slots and pages that do not exist are not noticed.
 
-        Raises `TypeError` for memory of another dtype and `ValueError` for shapes that do not fit each other, and for
+        Raises `TypeError` for a cache of another dtype and `ValueError` for shapes that do not fit each other, and for
         rules with a window, a soft cap or sinks, which the kernel does not have.
         """
         if not _knows(rule):
             raise ValueError(f"{rule}: this kernel has neither windows, nor soft caps, nor sinks. Use TorchAttention.")
-        _check(memory, queries, query, key, value)
+        _check(paged, queries, query, key, value)
         if not len(query):
             return torch.empty_like(query)
         # Triton launches on the current device, wherever the tensors are.
-        with torch.cuda.device_of(memory.keys):
-            return self._launch(memory, queries, column, slots, rule, query, key, value)
+        with torch.cuda.device_of(paged.keys):
+            return self._launch(paged, queries, column, slots, rule, query, key, value)
 
     def _launch(
         self,
-        memory: PagedMemory,
+        paged: PagedCache,
         queries: Queries,
         column: int,
         slots: int,
@@ -84,21 +84,21 @@ class TritonAttention:
     ) -> Tensor:
         from runtime.backend.torch import triton_kernel
 
-        _, pages, _, kv_heads, head_dim = memory.keys.shape
+        _, pages, _, kv_heads, head_dim = paged.keys.shape
         count, heads, _ = query.shape
         out = query.new_empty(query.shape)
-        row_width = memory.page_table.shape[1]
-        fixed = constants(memory, heads)
-        splits = math.ceil(reach(memory, queries) / fixed["split"])
-        row, position, slot = self._on_device(queries, memory.keys.device)
+        row_width = paged.page_table.shape[1]
+        fixed = constants(paged, heads)
+        splits = math.ceil(reach(paged, queries) / fixed["split"])
+        row, position, slot = self._on_device(queries, paged.keys.device)
         query, key, value = (_rows_in_place(tensor) for tensor in (query, key, value))
-        key, value = key.to(memory.keys.dtype), value.to(memory.values.dtype)
+        key, value = key.to(paged.keys.dtype), value.to(paged.values.dtype)
         triton_kernel.store[(count, kv_heads)](
             key,
             value,
-            memory.keys,
-            memory.values,
-            memory.page_table,
+            paged.keys,
+            paged.values,
+            paged.page_table,
             row,
             position,
             slot,
@@ -116,10 +116,10 @@ class TritonAttention:
         weights = torch.empty((*shape, 2), dtype=torch.float32, device=out.device)
         triton_kernel.attend[(count, kv_heads, splits)](
             query,
-            memory.keys,
-            memory.values,
-            memory.depths,
-            memory.page_table,
+            paged.keys,
+            paged.values,
+            paged.depths,
+            paged.page_table,
             row,
             position,
             slot,
@@ -155,7 +155,7 @@ class TritonAttention:
         if queries.position.device == device:
             return queries
         if self._placed is None or self._placed[0] is not queries or self._placed[1].position.device != device:
-            # From pageable memory, a copy that is not waited for has still read all of it when the call returns.
+            # From pageable paged, a copy that is not waited for has still read all of it when the call returns.
             self._placed = queries, Queries(*(tensor.to(device, non_blocking=True) for tensor in queries))
         return self._placed[1]
 
@@ -174,12 +174,12 @@ def _knows(rule: AttentionRule) -> bool:
     return rule.window is None and rule.softcap is None and rule.sinks is None
 
 
-def constants(memory: PagedMemory, heads: int) -> dict[str, Any]:
-    """What the kernels are compiled for, by name: the same for every call over a memory."""
-    _, _, page_size, kv_heads, head_dim = memory.keys.shape
+def constants(paged: PagedCache, heads: int) -> dict[str, Any]:
+    """What the kernels are compiled for, by name: the same for every call over a paged."""
+    _, _, page_size, kv_heads, head_dim = paged.keys.shape
     group = heads // kv_heads
     padded_group, padded_dim = _power_of_two(group), max(16, _power_of_two(head_dim))
-    positions = memory.page_table.shape[1] * page_size
+    positions = paged.page_table.shape[1] * page_size
     return {
         "page_size": page_size,
         "kv_heads": kv_heads,
@@ -188,17 +188,17 @@ def constants(memory: PagedMemory, heads: int) -> dict[str, Any]:
         "head_dim": head_dim,
         "padded_dim": padded_dim,
         "tile": max(1, _TILE_ROWS // padded_group),
-        "block": min(64, max(16, _BLOCK_BYTES // (padded_dim * memory.keys.element_size()))),
+        "block": min(64, max(16, _BLOCK_BYTES // (padded_dim * paged.keys.element_size()))),
         "split": max(_SPLIT, _power_of_two(math.ceil(positions / MOST_SPLITS))),
-        "precision": "ieee" if memory.keys.dtype is torch.float32 else "tf32",
+        "precision": "ieee" if paged.keys.dtype is torch.float32 else "tf32",
     }
 
 
-def reach(memory: PagedMemory, queries: Queries) -> int:
+def reach(paged: PagedCache, queries: Queries) -> int:
     """Positions that the longest context may have: as the queries say where the host knows them, else a whole row."""
     if queries.position.device.type == "cpu":
         return int(queries.position.max()) + 1
-    return memory.page_table.shape[1] * memory.keys.shape[2]
+    return paged.page_table.shape[1] * paged.keys.shape[2]
 
 
 def _only(fixed: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -214,16 +214,16 @@ def _rows_in_place(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
-def _check(memory: PagedMemory, queries: Queries, query: Tensor, key: Tensor, value: Tensor) -> None:
+def _check(paged: PagedCache, queries: Queries, query: Tensor, key: Tensor, value: Tensor) -> None:
     for name in ("keys", "values"):
-        dtype = getattr(memory, name).dtype
+        dtype = getattr(paged, name).dtype
         if dtype not in (torch.float32, torch.bfloat16):
-            raise TypeError(f"memory.{name} is {dtype}; this kernel needs float32 or bfloat16. Use TorchAttention.")
-    _, _, _, kv_heads, head_dim = memory.keys.shape
+            raise TypeError(f"paged.{name} is {dtype}; this kernel needs float32 or bfloat16. Use TorchAttention.")
+    _, _, _, kv_heads, head_dim = paged.keys.shape
     count, heads = len(queries.row), query.shape[1]
     expected = (count, kv_heads, head_dim)
     if heads % kv_heads or query.shape != (count, heads, head_dim) or not key.shape == value.shape == expected:
         raise ValueError(
             f"query, key and value are {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}; expected "
-            f"{(count, f'a multiple of {kv_heads}', head_dim)} and twice {expected} for the given queries and memory."
+            f"{(count, f'a multiple of {kv_heads}', head_dim)} and twice {expected} for the given queries and paged."
         )

@@ -35,7 +35,7 @@ def _store(
     head_dim: tl.constexpr,
     padded_dim: tl.constexpr,
 ) -> None:
-    """Program (query, kv head): its key and value go to memory, which has their dtype."""
+    """Program (query, kv head): its key and value go to the cache, which has their dtype."""
     query = tl.program_id(0)
     head = tl.program_id(1)
     row = tl.load(rows + query).to(tl.int64)
@@ -95,7 +95,7 @@ def _cells(
     column_slots: tl.constexpr,
     page_size: tl.constexpr,
 ) -> Any:
-    """Where in memory, counted in positions of all columns, a query in `slot` finds the positions `seen`."""
+    """Where in the cache, counted in positions of all columns, a query in `slot` finds the positions `seen`."""
     page = tl.load(table + seen // page_size, mask=known, other=0).to(tl.int64)
     place = page * page_size + seen % page_size
     read = tl.zeros_like(seen)

@@ -16,7 +16,7 @@ import msgspec
 from torch import Tensor, nn
 
 RUNNING, PROBING = "braid_paged", "braid_probe"
-"""Names of attention: without masks, which attention over paged memory makes by itself; and with masks, to be seen."""
+"""Names of attention: without masks, which attention over a paged cache makes by itself; and with masks, to be seen."""
 
 
 class AttentionCall(msgspec.Struct, frozen=True, kw_only=True):

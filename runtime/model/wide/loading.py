@@ -27,7 +27,7 @@ def load_wide(config: WideConfig, weights: StoredWeights, dtype: torch.dtype, de
     """The model of a configuration with the tensors that are stored for it, tried out over a few tokens.
 
     Raises `CheckpointError`, naming file and reason, for tensors that are not those of the configuration, for numbers
-    that are not finite in `dtype`, and for a model that cannot be run over paged memory.
+    that are not finite in `dtype`, and for a model that cannot be run over the paged cache.
     """
     where = weights.config
     _check_layers(where, config, weights.tensors)

@@ -33,7 +33,7 @@ from runtime.model.wide.probing import (
     Masks,
     NotServable,
     Recorder,
-    WholeMemory,
+    WholeCache,
     alike,
     padded,
 )
@@ -201,13 +201,13 @@ class WideModel(nn.Module):
         at more than the last layer's states."""
         rules = list(self.specification.layers)
         positions = torch.arange(len(tokens), device=tokens.device)
-        whole, parts = WholeMemory(rules), WholeMemory(rules)
+        whole, parts = WholeCache(rules), WholeCache(rules)
         hidden = self.prelude(tokens, self.rotation(positions), whole.attend)
         part = slice(0, PART), slice(PART, None)
         halves = [self.prelude(tokens[each], self.rotation(positions[each]), parts.attend) for each in part]
         if not alike(torch.cat(halves), hidden):
             raise NotServable("it keeps more of earlier tokens than keys and values, or does not heed positions")
-        again = WholeMemory(rules)
+        again = WholeCache(rules)
         with answering(_Paged(self._calls, again.attend, self.specification, len(tokens))):
             logits = self.causal(input_ids=tokens[None], position_ids=positions[None], use_cache=False).logits[0]
         own = self.coda(hidden, self.rotation(positions), again.attend)

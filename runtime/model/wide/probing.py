@@ -63,7 +63,7 @@ class LayerCall(NamedTuple):
     """The wider of what queries and values have."""
 
     def spread(self, most: int) -> int | None:
-        """How often each of its key heads stands in a memory of so many; None where that is no whole number."""
+        """How often each of its key heads stands in a cache of so many; None where that is no whole number."""
         return most // self.kv_heads if most % self.kv_heads == 0 and self.heads % most == 0 else None
 
 
@@ -148,7 +148,7 @@ class Recorder:
         )
 
 
-class WholeMemory:
+class WholeCache:
     """Keys and values of one text in plain tensors: an `Attend` to try a model with, over one part after the other."""
 
     def __init__(self, rules: list[AttentionRule]) -> None:

@@ -18,7 +18,7 @@ AMPLE = 4
 """Pages are taken ahead while one in so many is free."""
 
 
-class ThreadMemory:
+class KVCache:
     """Owns the page pool and the rows of the page table; the scheduler decides who gets what."""
 
     def __init__(
