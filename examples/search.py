@@ -31,7 +31,7 @@ async def main(problem: Problem) -> None:
             return
         solution = solution_of(problem, first)
         print(f"child {first.path} of {len(children)}: {solution.expression} = {target}, right: {solution.is_right}")
-        print(f"{root.usage.generated} tokens until then; the other children are gone and their memory is free")
+        print(f"{root.usage.generated} tokens until then; the other children are gone and their pages are free")
 
 
 if __name__ == "__main__":
