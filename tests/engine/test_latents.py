@@ -15,9 +15,10 @@ from policies import DepthPolicy, Fixed, LatentDiff, Policy, Speculative
 from runtime import Engine, Latents, TraceError
 from runtime.device.latent_file import LatentFile
 from runtime.link.latents import latents_path
-from runtime.model import save_checkpoint
+from runtime.model import load_checkpoint, save_checkpoint
 from runtime.model.transformer import Transformer
 from tests.engine.tiny import tiny_model
+from tests.llamas import make_llama
 from traces import Evicted, LatentStates, context_of, read, read_latents, thread_tree, walk_threads
 
 SIZES: dict[str, Any] = {"page_size": 4, "max_in_flight": 16, "prefill_chunk": 5, "most_iterations": 6}
@@ -130,6 +131,21 @@ def test_states_are_those_of_the_dense_model(
             torch.testing.assert_close(torch.from_numpy(token.states), torch.stack(dense), atol=2e-4, rtol=1e-3)
             seen.add(len(dense))
     assert len(seen) > 1 or not isinstance(depth, LatentDiff)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_causal_models_have_one_state_a_token(tmp_path: Path, backend: str) -> None:
+    make_llama(3, num_key_value_heads=2).save_pretrained(tmp_path / "llama")
+    path = tmp_path / "run.trace"
+    changes = {"backend": backend, "reuse_prefixes": False, "most_iterations": 1}
+    states = recorded(path, tmp_path / "llama", Latents(), Fixed(1), **changes)
+    model = load_checkpoint(tmp_path / "llama").model
+    for thread in walk_threads(thread_tree(read(path).events)):
+        own, context = states.of_thread(str(thread.path[0])), context_of(thread)
+        expected = dense_states(model, list(context.tokens[: len(own)]), [1] * len(own))
+        assert len(own) == len(context.tokens) - 1
+        for token, dense in zip(own, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(token.states), torch.stack(dense), atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
