@@ -34,6 +34,19 @@ def seeded(command: list[str]) -> list[Case]:
 COUNTDOWN = ["22", "26", "31", "53", "--target", "27"]
 EXCLUDE = ["{new}", "--exclude", "{problems}"]
 
+WHAT_IF = [
+    ["--sweep", "t"],
+    ["--sweep", "t=1:x"],
+    ["--sweep", "t=0:inf:2"],
+    ["--sampling", "temperature=hot"],
+    ["--sampling", "0.7"],
+    ["--limit", "0"],
+    ["--verifier", "nowhere:at_all"],
+    ["--verifier", "json"],
+    ["--checkpoint", "{missing}"],
+    ["--json", "{missing}/found.json"],
+]
+
 CASES: dict[str, list[Case]] = {
     "benchmarks": [
         (["attenton"], "no benchmark attenton; there are"),
@@ -201,6 +214,21 @@ CASES: dict[str, list[Case]] = {
         (["replay", "{torn}", "--verify", "--checkpoint", "{missing}"], "--checkpoint"),
         (["export", "{torn}", "-o", "{missing}/picture.json"], "--output"),
         (["export", "{torn}", "-o", "{torn}"], "--output"),
+        *((["what-if", "{torn}", *given], given[0]) for given in WHAT_IF),
+        *(
+            (["what-if", "{torn}", "--depth", wrong], wrong.split("(")[0])
+            for wrong in (
+                "Fixe(2)",
+                "MaxChildren(2)",
+                "LatentDiff(",
+                "Fixed(-1)",
+                "Fixed(print(1))",
+                "__import__('os')",
+            )
+        ),
+        (["what-if", "{missing}"], "missing"),
+        (["what-if", "{torn}", "--figure", "{new}"], "--sweep"),
+        (["what-if", "{torn}", "--depth", "LatentDiff(0.1)", "--sweep", "t=1,2"], "no policy has t in it"),
         *((["latents", f"{{{name}}}"], name) for name in ("missing", "empty", "torn")),
         (["latents", "{torn}", "--count", "0"], "--count"),
         (["latents", "{torn}", "--first", "-1"], "--first"),

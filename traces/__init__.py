@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from traces.context import ThreadContext as ThreadContext
     from traces.context import context_of as context_of
     from traces.context import contexts_of as contexts_of
+    from traces.counterfactual.asking import WhatIf as WhatIf
+    from traces.counterfactual.asking import what_if as what_if
+    from traces.counterfactual.comparing import Comparison as Comparison
     from traces.json_lines import thread_lines as thread_lines
     from traces.latent_figure import latents_svg as latents_svg
     from traces.latents import LatentStates as LatentStates

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from runtime.console import status_of
-from traces.commands import export, latents, replay, show
+from traces.commands import export, latents, replay, show, what_if
 from traces.commands.reading import OpenDevice, open_recorded
 
-COMMANDS = (show, replay, export, latents)
+COMMANDS = (show, replay, export, latents, what_if)
 
 
 def main(arguments: Sequence[str] | None = None, open_device: OpenDevice | None = None) -> int:
@@ -31,7 +31,9 @@ def _run(arguments: Sequence[str] | None, open_device: OpenDevice) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m traces", description="Look at, replay or export a trace.")
-    commands = parser.add_subparsers(required=True, metavar="|".join(one.__name__.split(".")[-1] for one in COMMANDS))
+    commands = parser.add_subparsers(
+        required=True, metavar="|".join(one.__name__.split(".")[-1].replace("_", "-") for one in COMMANDS)
+    )
     for command in COMMANDS:
         command.add_to(commands)
     return parser

@@ -69,6 +69,18 @@ def solution_of(problem: Problem, answer: Answer) -> Solution:
     return Solution(problem, expression, expression is not None and is_solution(problem, expression), answer.usage)
 
 
+def is_right(prompt: str, answer: str) -> bool:
+    """Whether an answer's steps lead to what a prompt asks for, by the prompt alone; False for one of neither."""
+    question, arrow, rest = prompt.partition("->")
+    try:
+        problem = Problem(tuple(map(int, question.split())), int(rest.split()[0]))
+    except (ValueError, IndexError):
+        return False
+    steps = steps_in(answer)
+    expression = None if not arrow or steps is None else expression_of(steps, problem.nums)
+    return expression is not None and is_solution(problem, expression)
+
+
 def prompt_of(problem: Problem, condition: str = "") -> str:
     """The problem, and a condition on how it is searched: `children 6`, `nested`, `within 256`."""
     return f"{problem.prompt} {condition}".rstrip()
