@@ -106,7 +106,7 @@ def worlds(draw: st.DrawFn) -> tuple[Transformer, EngineSettings, list[Talk]]:
     return model, engine, draw(conversations.talks(model.specification))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(worlds(), st.integers(1, 64))
 def test_says_what_the_pytorch_backend_says(
     world: tuple[Transformer, EngineSettings, list[Talk]], most_ticks: int

@@ -67,10 +67,15 @@ SAMPLINGS = [
 ]
 
 
-@pytest.mark.parametrize("backend", ["torch", "native"])
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled", "filtered"])
-@pytest.mark.parametrize("depth", [1, 3])
-def test_what_is_said_is_the_same(backend: str, sampling: Sampling, depth: int) -> None:
+# On the slow backend, the sampling that has all the others' parts.
+SAID = [
+    *(("native", depth, sampling) for depth in (1, 3) for sampling in SAMPLINGS),
+    *(("torch", depth, SAMPLINGS[2]) for depth in (1, 3)),
+]
+
+
+@pytest.mark.parametrize(("backend", "depth", "sampling"), SAID)
+def test_what_is_said_is_the_same(backend: str, depth: int, sampling: Sampling) -> None:
     model, drafts = tiny_model(1), tiny_model(7)
     changes = {"backend": backend, "deterministic": backend == "torch", "most_iterations": 3}
     plain = said(solo_over(model, None, Fixed(depth), **changes), Fixed(depth), sampling)

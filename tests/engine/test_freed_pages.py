@@ -129,7 +129,7 @@ ACTIONS = st.one_of(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(actions=st.lists(ACTIONS, min_size=4, max_size=30), pages=st.integers(MOST, 3 * MOST))
 def test_random_programs_say_what_dense_passes_say(
     windowed: Transformer, backend: str, actions: list[tuple[str, int, int]], pages: int
