@@ -208,12 +208,17 @@ CASES: dict[str, list[Case]] = {
     "traces": [
         ([], "show|"),
         (["list"], "list"),
-        *(([command, f"{{{name}}}"], name) for command in ("show", "export") for name in ("missing", "empty", "torn")),
+        *(
+            ([command, f"{{{name}}}"], name)
+            for command in ("show", "export", "page")
+            for name in ("missing", "empty", "torn")
+        ),
         *((["replay", *verify, "{directory}"], "directory") for verify in ([], ["--verify"])),
         (["replay", "{torn}", "--checkpoint", "{directory}"], "--verify"),
         (["replay", "{torn}", "--verify", "--checkpoint", "{missing}"], "--checkpoint"),
         (["export", "{torn}", "-o", "{missing}/picture.json"], "--output"),
         (["export", "{torn}", "-o", "{torn}"], "--output"),
+        (["page", "{torn}", "-o", "{torn}"], "--output"),
         *((["what-if", "{torn}", *given], given[0]) for given in WHAT_IF),
         *(
             (["what-if", "{torn}", "--depth", wrong], wrong.split("(")[0])

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from traces.verification import Verification as Verification
     from traces.verification import verify as verify
     from traces.viewer_format import export as export
+    from traces.web_page.writing import page as page
     from traces.writer import TraceWriter as TraceWriter
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from runtime.model.configuration import ModelConfig as ModelConfig
     from runtime.model.directories import BRAID as BRAID
     from runtime.model.directories import TOKENIZER as TOKENIZER
+    from runtime.model.directories import shipped_checkpoints as shipped_checkpoints
+    from runtime.model.directories import shipped_directory as shipped_directory
     from runtime.model.directories import tokenizer_file as tokenizer_file
     from runtime.model.families.raven import RavenConfig as RavenConfig
     from runtime.model.files import replace_file as replace_file

@@ -13,7 +13,7 @@ from policies import Policy, from_builtins
 from runtime import TraceError
 from runtime.console import visible
 from runtime.link import Device, Header, Trace
-from runtime.model import tokenizer_file
+from runtime.model import shipped_checkpoints, shipped_directory, tokenizer_file
 from traces.printing import Decode, load_decode
 from traces.reader import read
 
@@ -32,9 +32,12 @@ def warn_lost(file: Path, lost: str) -> None:
 
 
 def decode_of(tokenizer: Path | None, header: Header) -> Decode | None:
-    """What makes tokens text: of `tokenizer`, else of the trace's checkpoint, if it is a directory that has one."""
+    """What makes tokens text: of `tokenizer`, else of the trace's checkpoint, if it is shipped or a directory that has
+    one."""
     if tokenizer is not None:
         return load_decode(tokenizer)
+    if header.checkpoint in shipped_checkpoints():
+        return load_decode(shipped_directory() / header.checkpoint)
     # A trace may name what cannot be a path; `Path` would raise.
     file = tokenizer_file(Path(header.checkpoint)) if os.path.isdir(header.checkpoint) else None
     return None if file is None else load_decode(file)
