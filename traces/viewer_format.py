@@ -207,6 +207,7 @@ def _arrows(tracks: dict[ThreadPath, _Track]) -> Iterator[TraceEvent]:
 def _counters(trace: Trace) -> Iterator[TraceEvent]:
     yield _metadata("process_name", ENGINE, 0, {"name": "engine"})
     yield _metadata("process_sort_index", ENGINE, 0, {"sort_index": ENGINE})
+    known: dict[str, int] = {}
     for event in trace.events:
         if isinstance(event, TickDone):
             time = _microseconds(event.time)
@@ -215,7 +216,10 @@ def _counters(trace: Trace) -> Iterator[TraceEvent]:
                 ("threads waiting", event.waiting),
                 ("pages used", event.pages_used),
             ):
-                yield {"ph": "C", "name": name, "pid": ENGINE, "tid": 0, "ts": time, "args": {"value": value}}
+                # Viewers draw a counter as it was until it is said to be another.
+                if known.get(name) != value:
+                    known[name] = value
+                    yield {"ph": "C", "name": name, "pid": ENGINE, "tid": 0, "ts": time, "args": {"value": value}}
 
 
 def _metadata(name: str, process: int, thread: int, args: dict[str, Any]) -> TraceEvent:

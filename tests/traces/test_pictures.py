@@ -265,6 +265,31 @@ def test_export_draws_threads_waits_and_arrows() -> None:
     assert counters == {"tokens in flight": 11, "threads waiting": 2, "pages used": 6}
 
 
+def test_counters_have_a_sample_where_they_change() -> None:
+    def tick(number: int, in_flight: int, waiting: int) -> ev.AnyEvent:
+        return ev.TickDone(
+            time=number / 10,
+            tick=number,
+            seconds=0.1,
+            entered=0,
+            in_flight=in_flight,
+            left=0,
+            waiting=waiting,
+            pages_used=4,
+        )
+
+    ticks = [tick(0, 3, 0), tick(1, 3, 0), tick(2, 5, 0), tick(3, 5, 1), tick(4, 3, 1)]
+    samples = [event for event in trace_events(Trace(header=header(), events=ticks)) if event["ph"] == "C"]
+    assert [(event["name"], event["ts"], event["args"]["value"]) for event in samples] == [
+        ("tokens in flight", 0.0, 3),
+        ("threads waiting", 0.0, 0),
+        ("pages used", 0.0, 4),
+        ("tokens in flight", 200_000.0, 5),
+        ("threads waiting", 300_000.0, 1),
+        ("tokens in flight", 400_000.0, 3),
+    ]
+
+
 @given(operations)
 def test_any_trace_can_be_exported(drawn: list[tuple[int, int]]) -> None:
     core = ToyCore()
