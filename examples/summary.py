@@ -16,10 +16,10 @@ from pathlib import Path
 import anyio
 from rich.live import Live
 
-from examples.live_tree import LiveTree
 from runtime import Engine, ReasoningThread
 from runtime.console import Printer, input_file, status_of
 from runtime.link import RunStarted, Spawned
+from traces import LiveTree
 
 TASK = {
     "role": "system",

@@ -210,7 +210,7 @@ CASES: dict[str, list[Case]] = {
         (["list"], "list"),
         *(
             ([command, f"{{{name}}}"], name)
-            for command in ("show", "export", "page")
+            for command in ("show", "export", "page", "watch")
             for name in ("missing", "empty", "torn")
         ),
         *((["replay", *verify, "{directory}"], "directory") for verify in ([], ["--verify"])),

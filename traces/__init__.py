@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from traces.latents import LatentStates as LatentStates
     from traces.latents import TokenStates as TokenStates
     from traces.latents import read_latents as read_latents
+    from traces.live_tree import LiveTree as LiveTree
     from traces.playback import Playback as Playback
     from traces.printing import load_decode as load_decode
     from traces.printing import show as show

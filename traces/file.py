@@ -86,6 +86,18 @@ class TraceFile:
                 ) from error
 
 
+def is_locked(file: int) -> bool:
+    """Whether a writer has an open file locked; True where that cannot be told."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
 def reason_of(error: OSError | ValueError) -> str:
     """What the operating system says, without number and path; of other errors what they say."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -26,7 +26,7 @@ from runtime.link import (
     check_plain,
     events_of,
 )
-from traces.file import reason_of
+from traces.file import is_locked, reason_of
 from traces.writer import FRAME, MAGIC, MOST_EXPANSION, dictionary_of
 
 NOT_UNDERSTOOD = (msgspec.DecodeError, ValueError, RecursionError, zstandard.ZstdError)
@@ -36,7 +36,8 @@ class TraceReader:
     """Iterates over the events of a trace file without holding them; a context manager.
 
     `header` is read at once. `lost` is known when the iteration is over: None, or what is missing at the end. A file
-    that its writer has not closed (killed, or still writing) reads up to its last whole record.
+    that its writer has not closed (killed, or still writing) reads up to its last whole record; iterating again goes on
+    from there, with what has been written since.
 
     Raises `TraceError` for a file that is missing, is no regular one, is no trace, has a damaged header, or was written
     in another format; while iterating, for an intact record that this version does not know or that no engine writes;
@@ -72,8 +73,17 @@ class TraceReader:
     def close(self) -> None:
         self._file.close()
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether somebody has the file locked, as its writer does until it has ended, however it ends.
+
+        True where files cannot be locked, so that nobody can tell."""
+        return is_locked(self._file.fileno())
+
     def __iter__(self) -> Iterator[AnyEvent]:
         number = 1
+        self.lost = None
+        self._file.seek(self._at)
         while (payload := self._record(number)) is not None:
             try:
                 content = self._decoder.decode(self._plain(payload))

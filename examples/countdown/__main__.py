@@ -21,11 +21,11 @@ from rich.live import Live
 from examples.countdown.problems import LARGEST_VALUE, SIZES, Problem, problems_of
 from examples.countdown.solve import LIMITS, evaluate, solve
 from examples.countdown.vocabulary import CHILDREN, MOST_CHILDREN, NESTED, WINDOWS, WITHIN, WORDS
-from examples.live_tree import LiveTree
 from policies import AllChildren, Fixed, Limits, MaxChildren, Policy
 from runtime import Engine
 from runtime.console import Printer, output_file, status_of, whole
 from runtime.link import RunStarted, Spawned
+from traces import LiveTree
 
 OPENING = "Opening the engine (at its first start it compiles native code, which takes 15 to 30 seconds)"
 

@@ -133,7 +133,7 @@ async def test_an_engine_that_is_to_stop_finishes_what_runs(
     options: dict[str, Any] = {"policy": POLICY, "on_trace_error": "stop", **SIZES}
     async with Engine.open(tiny_checkpoint, policy=POLICY, **SIZES) as engine, engine.thread(prompt(0)) as root:
         expected = (await root.generate(max_tokens=20, stop=[-1])).tokens
-    faulty(3)
+    faulty(2)
     path = tmp_path / "run.trace"
     async with Engine.open(tiny_checkpoint, trace=path, **options) as engine:
         root = await engine.thread(prompt(0)).__aenter__()
