@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -41,10 +42,15 @@ def _reexported(package: str) -> dict[str, str]:
     # Loaded with the first name, which takes longer than this, so that importing the package does not.
     import ast
     from importlib.abc import InspectLoader
+    from importlib.util import decode_source
 
     spec = sys.modules[package].__spec__
     loader = None if spec is None else spec.loader
     source = loader.get_source(package) if isinstance(loader, InspectLoader) else None
+    if source is None and spec is not None and spec.origin is not None and os.path.isfile(spec.origin):
+        # Some loaders, as pytest's of what has a plugin in it, give no source.
+        with open(spec.origin, "rb") as file:
+            source = decode_source(file.read())
     if source is None:
         raise ImportError(f"{package} cannot find its names: its source is not there. Install it with its source.")
     return {

@@ -3,11 +3,21 @@
 Which layer may import which is said in pyproject.toml, and checked by `lint-imports`.
 """
 
+from __future__ import annotations
+
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any
 
 import grimp
 import pytest
+
+from runtime.errors import TraceError
 
 PACKAGES = ("policies", "runtime", "traces", "examples", "benchmarks")
 
@@ -55,3 +65,35 @@ def test_names_that_are_loaded_late_are_what_they_say(name: str) -> None:
     assert "import_module" not in package.__all__
     with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nothing'"):
         _ = package.nothing
+
+
+class Sourceless:
+    """A loader that gives no source."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(compile(self._path.read_text(), self._path, "exec"), module.__dict__)
+
+
+def test_names_are_found_where_a_loader_gives_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pytest's, which loads whatever is installed beside a plugin."""
+    path = tmp_path / "sourceless.py"
+    path.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "from runtime.lazy_exports import lazy_exports\n"
+        "if TYPE_CHECKING:\n    from runtime.errors import TraceError as TraceError\n"
+        "__getattr__, __dir__ = lazy_exports(__name__)\n"
+    )
+    loader: Any = Sourceless(path)
+    spec = spec_from_file_location("sourceless", path, loader=loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "sourceless", module)
+    loader.exec_module(module)
+    assert module.TraceError is TraceError
+    assert dir(module) == ["TraceError"]
