@@ -17,13 +17,25 @@ _HAS_PASSED = pytest.StashKey[bool]()
 """Of a test whose own part is over."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    _leave_alone(pluginmanager.rewrite_hook)
     parser.getgroup("braid").addoption(
         "--record-traces",
         action="store_true",
         help="record the traces of tests that use braid_trace, in place of those that are there, instead of playing "
         "them back; a test that fails leaves its files as they were",
     )
+
+
+def _leave_alone(rewriting: object) -> None:
+    """Has pytest not rewrite the assertions of all that is installed along with a plugin, the engine in this case: that
+    takes time, and `python -m` and whoever asks a module for its source do not know what is left.
+
+    There is no public way; where pytest has changed, it rewrites."""
+    marked, known = (getattr(rewriting, name, None) for name in ("_must_rewrite", "_marked_for_rewrite_cache"))
+    if isinstance(marked, set) and isinstance(known, dict):
+        marked -= {"policies", "runtime", "traces"}
+        known.clear()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -192,3 +192,17 @@ def test_the_example_is_recorded_and_played_back(inner: pytest.Pytester) -> None
     inner.runpytest_inprocess(*arguments, "--record-traces").assert_outcomes(passed=2)
     assert read(inner.path / "countdown.trace").lost is None
     inner.runpytest_inprocess(*arguments).assert_outcomes(passed=2)
+
+
+def test_the_engine_is_not_rewritten(pytester: pytest.Pytester) -> None:
+    """Though it is installed along with the plugin, whose package pytest would rewrite whole."""
+    pytester.makepyfile(
+        """
+        import importlib.util
+
+        def test_loaders() -> None:
+            for name in ("policies.limits", "runtime.engine", "traces.reader"):
+                assert type(importlib.util.find_spec(name).loader).__name__ == "SourceFileLoader"
+        """
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
