@@ -2,7 +2,8 @@
 
     device: take(notes), afterwards(action) -> [ everything that has come: one record -> the file -> actions ]
 
-While one record is written, notes gather for the next. Where nobody waits, the thread lets some gather first.
+While one record is written, notes gather for the next. Where nobody waits, the thread lets some gather first; and so it
+does where the device goes on meanwhile, so that writing takes a small share of the processor.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ MOST_UNWRITTEN = 200_000
 """Rows, some ten to twenty megabytes, beyond which the device waits for the disk."""
 
 
+SHARE = 10
+"""Times as long as the last record took to write, at least, before the next where the device goes on."""
+
+LONGEST_PAUSE = 0.005
+"""Seconds that a report may wait for that."""
+
+
 class TraceRecorder:
     """A trace file, and the thread that writes it. Its methods are called by one other thread.
 
@@ -40,6 +48,10 @@ class TraceRecorder:
         """Rows that are being written."""
         self._actions: list[Callable[[], None]] = []
         self._is_ending = False
+        self._resting_until = 0.0
+        """When the next record may be written while the device goes on; by `time.monotonic`."""
+        self._is_resting = False
+        """Whether the thread waits for that, and is not to be woken by what can wait too."""
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="braid-trace", daemon=True)
         self._thread.start()
@@ -59,16 +71,21 @@ class TraceRecorder:
             while self._notes.size + self._writing > MOST_UNWRITTEN and self._failure is None:
                 self._changed.wait()
             if self._failure is None:
-                was_empty = not self._notes.size
                 self._notes.extend(notes)
-                if was_empty or self._notes.size >= ENOUGH:
+                # Waking a thread costs the device more than all this.
+                if self._notes.size >= ENOUGH:
                     self._changed.notify_all()
 
-    def afterwards(self, action: Callable[[], None]) -> None:
-        """Has something done, on the writing thread, when all that was taken is written or lost; in order."""
+    def afterwards(self, action: Callable[[], None], *, is_urgent: bool) -> None:
+        """Has something done, on the writing thread, when all that was taken is written or lost; in order.
+
+        It `is_urgent` where the device has nothing else to do; otherwise it may wait for some milliseconds."""
         with self._changed:
             self._actions.append(action)
-            self._changed.notify_all()
+            if is_urgent:
+                self._resting_until = 0.0
+            if is_urgent or not self._is_resting:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Ends the trace, when everything is written and done. Raises what it has ended of, or ends of."""
@@ -92,20 +109,34 @@ class TraceRecorder:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._actions or self._is_ending or self._notes.size >= ENOUGH):
-                    if not self._changed.wait(PATIENCE if self._notes.size else None) and self._notes.size:
-                        break
+                self._gather()
                 notes, self._notes = self._notes, Notes()
                 actions, self._actions = self._actions, []
                 self._writing = notes.size
                 if self._is_ending and not notes.size and not actions:
                     return
+            began = time.monotonic()
             self._write(notes)
             for action in actions:
                 action()
+            ended = time.monotonic()
+            self._resting_until = ended + min(LONGEST_PAUSE, SHARE * (ended - began))
             with self._changed:
                 self._writing = 0
                 self._changed.notify_all()
+
+    def _gather(self) -> None:
+        """Waits until something is to be written; the lock is held."""
+        while not (self._actions or self._is_ending or self._notes.size >= ENOUGH):
+            if not self._changed.wait(PATIENCE) and self._notes.size:
+                break
+        self._is_resting = True
+        while not self._is_ending and self._notes.size < ENOUGH:
+            left = self._resting_until - time.monotonic()
+            if left <= 0:
+                break
+            self._changed.wait(left)
+        self._is_resting = False
 
     def _write(self, notes: Notes) -> None:
         if not notes.size or self._failure is not None:

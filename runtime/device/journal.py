@@ -29,8 +29,9 @@ class Recorder(Protocol):
         """Writes these notes soon. Waits while more is unwritten than memory is kept for."""
         ...
 
-    def afterwards(self, action: Callable[[], None]) -> None:
-        """Does something, on a thread of its own and in order, when all that was taken is written, or is lost."""
+    def afterwards(self, action: Callable[[], None], *, is_urgent: bool) -> None:
+        """Does something, on a thread of its own and in order, when all that was taken is written, or is lost; at once,
+        or, if it is not urgent, within some milliseconds."""
         ...
 
     @property

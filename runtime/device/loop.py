@@ -326,7 +326,8 @@ class ModelDevice:
         if recorder is None:
             deliver(reports)
         else:
-            recorder.afterwards(partial(self._deliver_written, recorder, deliver, reports))
+            written = partial(self._deliver_written, recorder, deliver, reports)
+            recorder.afterwards(written, is_urgent=not loop.has_work)
 
     def _deliver_written(self, recorder: Recorder, deliver: Deliver, reports: list[Report]) -> None:
         deliver(reports)

@@ -14,15 +14,21 @@ Numbers = NDArray[np.int64]
 _WIDTHS = (1, 2, 4, 8)
 
 
-def packed(numbers: Numbers) -> bytes:
-    """A column of any numbers between -2**62 and 2**62."""
-    if not numbers.any():
-        return b"\1" + bytes(len(numbers))
-    # 0, -1, 1, -2, ... as 0, 1, 2, 3, ...
+def packed(*columns: Numbers) -> list[bytes]:
+    """Columns of any numbers between -2**62 and 2**62, of one length."""
+    if not len(columns[0]):
+        return [b"\1"] * len(columns)
+    # Together, since they are often short. 0, -1, 1, -2, ... as 0, 1, 2, 3, ...
+    numbers = np.stack(columns)
     folded = ((numbers << 1) ^ (numbers >> 63)).view(np.uint64)
-    largest = int(folded.max())
-    if largest < 256:
-        return b"\1" + folded.astype(np.uint8).tobytes()
+    narrow = folded.astype(np.uint8)
+    return [
+        b"\1" + narrow[row].tobytes() if largest < 256 else _packed_wide(folded[row], largest)
+        for row, largest in enumerate(folded.max(axis=1).tolist())
+    ]
+
+
+def _packed_wide(folded: NDArray[np.uint64], largest: int) -> bytes:
     width = next(width for width in _WIDTHS if largest < 1 << 8 * width)
     return bytes([width]) + planes(folded.astype(f"<u{width}"))
 

@@ -163,30 +163,51 @@ class Notes:
         took = steps(ticks.end)
         took[:1] -= started
         since = rows.tick - self._number
+        event_tokens, event_ticks = packed(
+            steps(_numbers(self._event_tokens[:events])), steps(_numbers(self._event_ticks[:events]))
+        )
+        thread, position, token, depth, tick, fed_back = packed(
+            rows.thread,
+            steps(rows.position, 1),
+            rows.token,
+            rows.depth,
+            steps(since, rows.depth[1:]),
+            rows.fed_back,
+        )
+        tick_tokens, end, pause, entered, in_flight, left, waiting, pages_used = packed(
+            steps(tokens_by_tick[:tick_count]),
+            took,
+            took - ticks.took,
+            ticks.entered - going_on(ticks.left),
+            ticks.in_flight,
+            ticks.left - sampled_in(since, tick_count),
+            ticks.waiting,
+            steps(ticks.pages_used),
+        )
         return Block(
             events=cast(list[AnyEvent], self.events[:events]),
-            event_tokens=packed(steps(_numbers(self._event_tokens[:events]))),
-            event_ticks=packed(steps(_numbers(self._event_ticks[:events]))),
+            event_tokens=event_tokens,
+            event_ticks=event_ticks,
             threads=list(self._threads),
             number=self._number,
             started=started,
             token_count=token_count,
             tick_count=tick_count,
-            thread=packed(rows.thread),
-            position=packed(steps(rows.position, 1)),
-            token=packed(rows.token),
-            depth=packed(rows.depth),
-            tick=packed(steps(since, rows.depth[1:])),
-            fed_back=packed(rows.fed_back),
+            thread=thread,
+            position=position,
+            token=token,
+            depth=depth,
+            tick=tick,
+            fed_back=fed_back,
             logprob=planes(rows.logprob),
-            tick_tokens=packed(steps(tokens_by_tick[:tick_count])),
-            end=packed(took),
-            pause=packed(took - ticks.took),
-            entered=packed(ticks.entered - going_on(ticks.left)),
-            in_flight=packed(ticks.in_flight),
-            left=packed(ticks.left - sampled_in(since, tick_count)),
-            waiting=packed(ticks.waiting),
-            pages_used=packed(steps(ticks.pages_used)),
+            tick_tokens=tick_tokens,
+            end=end,
+            pause=pause,
+            entered=entered,
+            in_flight=in_flight,
+            left=left,
+            waiting=waiting,
+            pages_used=pages_used,
         )
 
     def _rows(self, count: int) -> _Rows:
@@ -213,7 +234,7 @@ class Notes:
         """The table of ticks."""
         if not self._ticks:
             return TickNotes(*[_numbers([])] * len(TickNotes._fields))
-        return TickNotes(*np.concatenate([np.stack(ticks) for ticks in self._ticks], axis=1))
+        return TickNotes(*map(np.concatenate, zip(*self._ticks, strict=True)))
 
     def _add(self, event: Event) -> None:
         self.size += 1 + (len(event.tokens) if isinstance(event, Received) else 0)

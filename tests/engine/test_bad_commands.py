@@ -126,7 +126,7 @@ def test_what_happens_while_idle_is_recorded_and_seen(model: Transformer) -> Non
             if self.kinds[-1] == "ThreadClosed":
                 closed.set()
 
-        def afterwards(self, action: Callable[[], None]) -> None:
+        def afterwards(self, action: Callable[[], None], *, is_urgent: bool) -> None:
             action()
 
         @property

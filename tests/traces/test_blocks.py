@@ -126,7 +126,8 @@ def test_columns_give_what_was_noted(drawn: list[tuple[int, list[tuple[int, int,
 
 @given(st.lists(st.integers(-(2**61), 2**61) | st.integers(-300, 300)), st.integers(-5, 5))
 def test_columns_hold_any_numbers(numbers: list[int], expected: int) -> None:
-    column = packed(np.array(numbers, np.int64))
+    column, other = packed(np.array(numbers, np.int64), np.zeros(len(numbers), np.int64))
+    assert unpacked(other, len(numbers)).tolist() == [0] * len(numbers)
     assert unpacked(column, len(numbers)).tolist() == numbers
     assert from_steps(steps(np.array(numbers, np.int64), expected), expected).tolist() == numbers
     for wrong in (column[:-1], column + b"\0", b"\3" + column[1:], b""):
@@ -152,8 +153,10 @@ def test_columns_that_do_not_fit_are_refused(tmp_path: Path, field: str) -> None
     block = some_block()
     value = getattr(block, field)
     wrong: object
-    if isinstance(value, bytes):
-        wrong = packed(np.full(len(value[1:]) // value[0], -(2**60))) if field != "logprob" else value[:-1]
+    if field == "logprob":
+        wrong = value[:-1]
+    elif isinstance(value, bytes):
+        (wrong,) = packed(np.full(len(value[1:]) // value[0], -(2**60)))
     else:
         wrong = value[:-1] if isinstance(value, list) else value + 1
     with pytest.raises(ValueError, match=r"column|range|out of order|not recorded|log-prob|beginning|cannot reshape"):
@@ -174,7 +177,7 @@ def test_a_recorder_writes_what_it_takes_and_then_does_what_follows(tmp_path: Pa
         noted.call(2, [(0, 3 * number + 1, 3)], 1)
         recorder.take(noted.parts[-1])
         noted.parts.append(Notes())
-        recorder.afterwards(lambda number=number: done.append(len(read(path).events)))  # type: ignore[misc]
+        recorder.afterwards(lambda: done.append(len(read(path).events)), is_urgent=number % 2 == 0)
     recorder.close()
     trace = read(path)
     assert trace.lost is None
