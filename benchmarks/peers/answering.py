@@ -117,6 +117,8 @@ def serve(load: Load) -> None:
         reply({"missing": f"{type(error).__name__}: {error}"})
     except Exception as error:
         traceback.print_exc()
+        # What was printed is read with the reply.
+        sys.stdout.flush()
         reply({"failed": f"{type(error).__name__}: {error}"})
 
 
