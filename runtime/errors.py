@@ -98,6 +98,22 @@ def empty_context(thread: tuple[int, ...]) -> ThreadStateError:
     return ThreadStateError(f"Thread {thread} has an empty context. Append a prompt before it generates.")
 
 
+def fresh_join(thread: tuple[int, ...]) -> ThreadStateError:
+    """Nothing has been read at the position at which a thread goes on after a merged join."""
+    return ThreadStateError(
+        f"Thread {thread} has nothing to go on from after its merged join: there are no logits there. Append a token "
+        "first, such as the tag that its model was trained to find there."
+    )
+
+
+def row_full(thread: tuple[int, ...]) -> CapacityError:
+    """Too much was merged into a context."""
+    return CapacityError(
+        f"Thread {thread} has so many merged children that no row of pages can show what would follow. Merge fewer, or "
+        "lower EngineSettings.page_size."
+    )
+
+
 def context_full(thread: tuple[int, ...], length: int, most: int) -> PromptError:
     """A context would have `length` tokens, where the model's holds `most`."""
     return PromptError(

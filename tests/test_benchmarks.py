@@ -17,6 +17,7 @@ from benchmarks import (
     depthwise,
     early_exits,
     fork,
+    joins,
     models,
     overhead,
     parked,
@@ -120,6 +121,14 @@ def test_parked_threads_hold_memory() -> None:
     for held in column(result, "traced, bytes a thread"):
         assert isinstance(held, float)
         assert held > 0
+
+
+def test_a_merged_join_computes_what_nobody_had_needed_and_what_is_appended() -> None:
+    result = sound(joins.measure(joins.Size(children=3, tokens=20, context=20, depth=2), rounds=1))
+    text, merged, fragmented = column(result, "tokens computed")
+    # The parent's last token of each, which was sampled and not computed, and the conclusion.
+    assert (merged, fragmented) == (3 + 3, 3 + 3)
+    assert text == 3 * 20 + 3 + 1
 
 
 def test_forks_say_what_fresh_prompts_say_and_compute_less() -> None:

@@ -29,6 +29,7 @@ from runtime.link import (
     Failed,
     Generate,
     Interrupt,
+    Merge,
     OpenThread,
     Record,
     Report,
@@ -46,7 +47,7 @@ from traces.tree import path_name, thread_tree, walk_threads
 
 KEEP_ALL = 2**31 - 1
 
-ThreadCommand = OpenThread | Extend | Generate | Interrupt | CloseThread
+ThreadCommand = OpenThread | Extend | Merge | Generate | Interrupt | CloseThread
 
 
 class RecordedOrder:
@@ -110,6 +111,8 @@ class RecordedOrder:
         paths = [command.thread]
         if isinstance(command, OpenThread) and command.inherits is not None:
             paths.append(command.inherits)
+        if isinstance(command, Merge):
+            paths += command.children
         for path in paths:
             if path in self._held_for:
                 return self._held_for[path]
@@ -139,6 +142,8 @@ class RecordedOrder:
                     reports.append(Failed(thread.record.path, thread.error))
                 case Generate():
                     thread.generate(command)
+                case Merge() if thread.error is None:
+                    thread.merge(command.children)
                 case Extend() if thread.error is None:
                     thread.extend(command.tokens)
                 case _:

@@ -8,7 +8,7 @@ import time
 from collections import deque
 
 from runtime import TraceError
-from runtime.link import Answered, Command, Deliver, DeviceFailed, Report, Request, Statistics, TickDone, Trace
+from runtime.link import Answered, Command, Deliver, DeviceFailed, Merge, Report, Request, Statistics, TickDone, Trace
 from traces.order import RecordedOrder
 
 
@@ -76,6 +76,8 @@ class Playback:
                         reports.append(Answered(command.number, _refusal()))
                     else:
                         self._order.handle(command, reports, self._now())
+                        if isinstance(command, Merge):
+                            reports.append(Answered(command.number))
                 if reports:
                     deliver(reports)
         except BaseException as error:

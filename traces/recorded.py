@@ -17,12 +17,14 @@ from runtime.link import (
     FinishReason,
     Generate,
     GenerateStarted,
+    Merged,
     OpenThread,
     Received,
     Sampled,
     Scored,
     ThreadClosed,
     ThreadOpened,
+    ThreadPath,
     Work,
 )
 from traces.tree import GenerateRecord, Receipt, ThreadRecord, path_name
@@ -70,6 +72,8 @@ class RecordedThread:
         """Tokens received since the last generate was asked for."""
         self._received = 0
         """Tokens received in all."""
+        self._merges = 0
+        """Merged joins since the last generate was asked for."""
         self._last_start = 0
         self._receipts = _received_before_calls(record)
         ends = accumulate(len(receipt.tokens) for receipt in record.receipts)
@@ -113,6 +117,24 @@ class RecordedThread:
         self._received += len(tokens)
         self.length += len(tokens)
 
+    def merge(self, children: tuple[ThreadPath, ...]) -> None:
+        """The program's thread takes children over."""
+        if not self.is_open:
+            raise self._differs("the program uses it without opening it")
+        merges = [receipt for receipt in self._receipts[self.calls] if receipt.merged is not None]
+        if self._merges == len(merges):
+            raise self._differs("the program merges children where the recording does not")
+        receipt = merges[self._merges]
+        self._expect("merged children", receipt.merged, children)
+        self._expect("context length before a merged join", receipt.position, self.length)
+        self._merges += 1
+        count = len(receipt.tokens)
+        self._consumed += count
+        self._received += count
+        self.length += count
+        if count:
+            self._last_start = self.length
+
     def generate(self, request: Generate) -> None:
         if not self.is_open:
             raise self._differs("the program uses it without opening it")
@@ -126,6 +148,7 @@ class RecordedThread:
             raise self._differs(f"the recording has {missing} more received tokens before generate {self.calls + 1}")
         self._expect("context length", call.position, self.length)
         self._expect("tokens to score", call.scores, request.scores)
+        self._expect("whether it only fills the context", call.fills, request.fills)
         self._expect("sampling", _choice(call.sampling), _choice(request.sampling))
         if request.depth is not None:
             self._expect("depth policy", builtins(call.depth), builtins(request.depth))
@@ -139,7 +162,7 @@ class RecordedThread:
         self.pending = PendingCall(self.calls, request, call)
         self._last_start = self.length
         self.calls += 1
-        self._consumed = 0
+        self._consumed = self._merges = 0
 
     def interrupt(self, keep: int) -> None:
         if self.pending is not None:
@@ -180,7 +203,7 @@ class RecordedThread:
         match event:
             case ThreadOpened():
                 return self.is_open
-            case Received():
+            case Received() | Merged():
                 return self._received >= self._received_by[index]
             case GenerateStarted():
                 return self.calls > self._call_numbers[index]

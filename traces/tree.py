@@ -17,6 +17,7 @@ from runtime.link import (
     GenerateFinished,
     GenerateStarted,
     Joined,
+    Merged,
     Received,
     RunStarted,
     Sampled,
@@ -33,13 +34,15 @@ from runtime.link import (
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens appended to a thread's context from outside: its prompt, or a message."""
+    """Tokens appended to a thread's context from outside: its prompt, a message, or what children had."""
 
     index: int
     """Which event of the trace this is, from 0; records order what they hold by it."""
     time: float
     position: int
     tokens: tuple[int, ...]
+    merged: tuple[ThreadPath, ...] | None = None
+    """The children whose keys and values it was, taken over as they were; None for what was received."""
 
 
 class GenerateRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +62,8 @@ class GenerateRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Which events of the trace the samples are."""
     scores: tuple[int, ...] = ()
     """Tokens that it was asked to score, in place of any to sample."""
+    fills: bool = False
+    """Whether it only computed the context to its last token."""
     scored: tuple[Scored, ...] = ()
     """What it had scored, in order; none of it stayed in the context."""
     ended: float | None = None
@@ -128,8 +133,8 @@ class ThreadRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def received(self) -> int:
-        """Tokens received, inherited context not counted."""
-        return sum(len(receipt.tokens) for receipt in self.receipts)
+        """Tokens received, neither inherited nor merged ones."""
+        return sum(len(receipt.tokens) for receipt in self.receipts if receipt.merged is None)
 
     @property
     def generated(self) -> int:
@@ -237,6 +242,17 @@ class _Gathering:
                 self._expect_no_call(index, "receives tokens")
                 self._receipts.append(
                     Receipt(index=index, time=event.time, position=event.position, tokens=event.tokens)
+                )
+            case Merged():
+                self._expect_no_call(index, "takes children over")
+                self._receipts.append(
+                    Receipt(
+                        index=index,
+                        time=event.time,
+                        position=event.position,
+                        tokens=event.tokens,
+                        merged=event.children,
+                    )
                 )
             case Computed():
                 self._computed.append(event)
@@ -353,6 +369,7 @@ class _OpenCall:
             samples=tuple(self.samples),
             sample_indices=tuple(self.indices),
             scores=started.scores,
+            fills=started.fills,
             scored=tuple(self.scored),
         )
 

@@ -18,6 +18,8 @@ from runtime.link import (
     Finished,
     Generate,
     Interrupt,
+    Merge,
+    Merged,
     OpenThread,
     Received,
     Report,
@@ -64,7 +66,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens found equal, depths included."""
     divergence: Divergence | None
     not_executed: int = 0
-    """Generates that sampled and scored nothing, so that there is nothing to compare."""
+    """Generates that sampled, scored and filled nothing, so that there is nothing to compare."""
 
     @property
     def equal(self) -> bool:
@@ -117,7 +119,7 @@ class _Replay:
         self._ends: dict[int, tuple[ThreadPath, GenerateRecord]] = {}
         for path, record in self._records.items():
             for call in record.calls:
-                if call.samples or call.scored:
+                if _is_executed(call):
                     self._starts[call.index] = path, call
                     if call.end_index is not None:
                         self._ends[call.end_index] = path, call
@@ -148,6 +150,8 @@ class _Replay:
                 self._cut(event.thread, event.position)
                 self._device.send(Extend(event.thread, event.tokens))
                 self._lengths[event.thread] += len(event.tokens)
+            elif isinstance(event, Merged):
+                self._merge(event)
             elif isinstance(event, ThreadClosed):
                 self._close(event.thread)
             if divergence is not None:
@@ -158,9 +162,7 @@ class _Replay:
             calls=self._calls,
             tokens=self._tokens,
             divergence=divergence,
-            not_executed=sum(
-                not (call.samples or call.scored) for record in self._records.values() for call in record.calls
-            ),
+            not_executed=sum(not _is_executed(call) for record in self._records.values() for call in record.calls),
         )
 
     def _open_thread(self, event: ThreadOpened) -> None:
@@ -173,6 +175,13 @@ class _Replay:
         self._threads += 1
         depth = _depth_policy(event.depth)
         self._device.send(OpenThread(thread=event.thread, seed=event.seed, depth=depth, inherits=event.inherits))
+
+    def _merge(self, event: Merged) -> None:
+        self._cut(event.thread, event.position)
+        self._device.send(Merge(event.thread, event.children))
+        self._lengths[event.thread] += len(event.tokens)
+        if event.tokens:
+            self._call_starts[event.thread] = self._lengths[event.thread]
 
     def _close(self, path: ThreadPath) -> None:
         self._length(path)
@@ -211,8 +220,9 @@ class _Replay:
                 max_iterations=call.max_iterations,
                 sampling=msgspec.structs.replace(sampling, logprobs=max(2, sampling.logprobs)),
                 depth=_depth_policy(call.depth),
-                watcher=None if call.scores else _Recorded(tuple(sample.token for sample in call.samples)),
+                watcher=_Recorded(tuple(sample.token for sample in call.samples)) if call.samples else None,
                 scores=call.scores,
+                fills=call.fills,
             )
         )
         self._open[path] = call
@@ -267,6 +277,11 @@ class _Replay:
                 if sample.position == divergence.position:
                     return index
         return len(self._events)
+
+
+def _is_executed(call: GenerateRecord) -> bool:
+    """Whether there is something to compare, or others see what it computes."""
+    return bool(call.samples or call.scored or call.fills)
 
 
 def _first_difference(path: ThreadPath, call: GenerateRecord, answer: Finished) -> Divergence | None:

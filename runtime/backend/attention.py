@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -28,6 +28,15 @@ class PagedCache(NamedTuple):
     """
 
 
+class Holes(NamedTuple):
+    """Which rows have holes, and what of their pages counts; shared with the backend that owns them."""
+
+    page_parts: Tensor
+    """[rows, pages_per_row, 3] int32: see `Backend`."""
+    has_holes: Tensor
+    """[rows] bool, on the CPU."""
+
+
 class Queries(NamedTuple):
     """Which tokens attend in one call; one row a query, in any order, no token twice.
 
@@ -38,7 +47,8 @@ class Queries(NamedTuple):
     row: Tensor
     """[n] int32 row of the page table."""
     position: Tensor
-    """[n] int32: the query sees positions 0 .. position of its row, itself included."""
+    """[n] int32: the query sees positions 0 .. position of its row, itself included. In rows with holes these are
+    places, of which it sees those that count."""
     slot: Tensor
     """[n] int32: (iteration - 1) mod slots; 0 outside the core block."""
 
@@ -68,4 +78,13 @@ class PagedAttention(Protocol):
         what it has just written; with `rule.window`, only the last so many of those positions. Softmax in float32, of
         scores scaled and capped as `rule` says. `key` and `value` are rounded to the cache's dtype.
         """
+        ...
+
+
+@runtime_checkable
+class LooksAtHoles(Protocol):
+    """A `PagedAttention` over rows that may have holes."""
+
+    def look_at(self, holes: Holes) -> None:
+        """Rows may have these holes from now on. A window is one of positions, as `page_parts` gives them."""
         ...

@@ -9,7 +9,7 @@ exit tests; coda, head and sampling for the tokens that leave, and then for thos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -72,6 +72,7 @@ class Entering(msgspec.Struct, frozen=True, kw_only=True):
     lane: Int32
     row: Int32
     position: Int32
+    """By which it is turned, and its random numbers are drawn."""
     token: Int32
     bound: Int32
     """Most iterations, at least 1. A token that reaches it rests in its lane until its group leaves."""
@@ -111,6 +112,9 @@ class Entering(msgspec.Struct, frozen=True, kw_only=True):
     """The token whose log-probability under the model's own distribution is wanted, instead of one that is sampled; -1
     for none, and None for none anywhere. Such a token has a sampling, which says how many likeliest ones are reported,
     and neither drafts nor runs; of a group any number may have one."""
+    place: Int32 | None = None
+    """Where each token is in its row, page_size places a page; None where all places are positions, as in rows without
+    holes."""
     is_long: Bool | None = None
     """Whether its context has more than the model's `short_context`; None where no context of the tick has. It holds
     for what its lane goes on with by itself, too."""
@@ -197,6 +201,26 @@ class TickResult(msgspec.Struct, frozen=True, kw_only=True):
     """Lanes whose successors were drafted in the last tick."""
     drafted: Int32 = _NONE
     """The tokens: drawn as those of lanes that leave, with the same random numbers."""
+
+
+class RowHoles(NamedTuple):
+    """What of the pages in a row counts; written and read like the page table."""
+
+    page_parts: Int32
+    """[rows, pages_per_row, 3] of rows with holes, of each page: its first offset that counts, the one after its last,
+    and the position that a token at offset 0 has or would have."""
+    has_holes: Bool
+    """[rows]: whether a row's `page_parts` count; in others pages are full, and places are positions."""
+
+
+@runtime_checkable
+class TakesHoles(Protocol):
+    """A backend in whose rows there may be holes."""
+
+    @property
+    def row_holes(self) -> RowHoles | None:
+        """None where what it attends with knows none."""
+        ...
 
 
 class Backend(Protocol):

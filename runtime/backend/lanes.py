@@ -39,6 +39,8 @@ class Lanes:
         self.group: Int32 = np.zeros(count, np.int32)
         self.row: Int32 = np.zeros(count, np.int32)
         self.position: Int32 = np.zeros(count, np.int32)
+        self.place: Int32 = np.zeros(count, np.int32)
+        """Where in its row a token is: its position, but in rows with holes."""
         self.sampling_key: Int64 = np.zeros(count, np.int64)
         self.cell: Int64 = np.zeros(count, np.int64)
         """Where in the paged cache the token is: page * page_size + offset."""
@@ -59,6 +61,7 @@ class Lanes:
         self.cell[lane] = cell
         for name in _ENTERING:
             getattr(self, name)[lane] = getattr(entering, name)
+        self.place[lane] = entering.position if entering.place is None else entering.place
         self.is_long[lane] = False if entering.is_long is None else entering.is_long
         self.target[lane] = -1 if entering.target is None else entering.target
         for place, index in zip(lane.tolist(), entering.sample.tolist(), strict=True):

@@ -16,7 +16,18 @@ from torch import Tensor
 from policies import DepthPolicy
 from runtime.backend.exits import ExitTests, TickExits, check_readable
 from runtime.backend.gate_sums import GateSums
-from runtime.backend.interface import CARRY_KINDS, Bool, CacheShape, Entering, Int32, Int64, Run, Tick, TickResult
+from runtime.backend.interface import (
+    CARRY_KINDS,
+    Bool,
+    CacheShape,
+    Entering,
+    Int32,
+    Int64,
+    RowHoles,
+    Run,
+    Tick,
+    TickResult,
+)
 from runtime.backend.lanes import Lanes
 from runtime.backend.randomness import SAMPLING_STREAM, initial_noise, uniforms
 from runtime.backend.sampler import Sampled, sample, score
@@ -44,6 +55,7 @@ class LaneBackend(ABC):
         self._dtype = dtype
         self._state_std = state_std
         self._table = np.zeros((cache.rows, cache.pages_per_row), np.int32)
+        self._holes = RowHoles(np.zeros((cache.rows, cache.pages_per_row, 3), np.int32), np.zeros(cache.rows, np.bool_))
         self._lanes = Lanes(cache.lanes)
         self._state = self._zeros(cache.lanes, specification.width)
         self._carried = self._zeros(cache.rows, specification.width)
@@ -62,6 +74,10 @@ class LaneBackend(ABC):
     @property
     def page_table(self) -> Int32:
         return self._table
+
+    @property
+    def row_holes(self) -> RowHoles | None:
+        return self._holes
 
     def register(self, policy: DepthPolicy) -> int:
         check_readable(policy, self._specification)
@@ -151,8 +167,8 @@ class LaneBackend(ABC):
         lanes.leave(tick.dropped)
         failures = self._enter(tick) if len(tick.entering.lane) else {}
         occupied = lanes.in_flight()
-        # In order of position, because where lanes go through the model in pieces, one sees what earlier ones wrote.
-        occupied = occupied[np.lexsort((lanes.position[occupied], lanes.row[occupied]))]
+        # In order of place, because where lanes go through the model in pieces, one sees what earlier ones wrote.
+        occupied = occupied[np.lexsort((lanes.place[occupied], lanes.row[occupied]))]
         active = occupied[lanes.age[occupied] < lanes.bound[occupied]]
         at = self._on_device(active)
         gates = self._gate_sums
@@ -201,8 +217,9 @@ class LaneBackend(ABC):
     def _put_in_lanes(self, tick: Tick) -> None:
         """Puts the entering tokens into their lanes."""
         entering, size = tick.entering, self._cache.page_size
-        page = self._table[entering.row, entering.position // size].astype(np.int64)
-        self._lanes.enter(entering, tick.samplings, page * size + entering.position % size)
+        place = entering.position if entering.place is None else entering.place
+        page = self._table[entering.row, place // size].astype(np.int64)
+        self._lanes.enter(entering, tick.samplings, page * size + place % size)
         self._contexts |= tick.contexts
 
     def _initial_state(self, entering: Entering) -> Tensor:

@@ -103,7 +103,8 @@ def entry_view(flights: list[Flight], pressure: Pressure) -> EntryView:
     for flight in flights:
         count, sequence, generate = len(flight), flight.sequence, flight.generate
         left = generate.iterations_left
-        position += range(flight.start, flight.end)
+        first = sequence.position(flight.start)
+        position += range(first, first + count)
         received += [not sequence.span_at(flight.start).sampled] * count
         tree_depth += [len(sequence.path) - 1] * count
         to_compute = generate.request.max_tokens - generate.work.generated + len(sequence.tokens) - flight.start - 1

@@ -17,7 +17,7 @@ from policies import DepthPolicy, Fixed
 from policies.conversion import Count, converted
 from runtime.backend.attention import PagedAttention
 from runtime.backend.exits import check_readable
-from runtime.backend.interface import Backend, CacheShape, TickResult
+from runtime.backend.interface import Backend, CacheShape, TakesHoles, TickResult
 from runtime.backend.torch.attention import TorchAttention
 from runtime.backend.torch.backend import TorchBackend
 from runtime.backend.torch.cuda_graphs import CudaCapture, GraphedBackend, batch_buckets
@@ -49,6 +49,9 @@ from runtime.model.transformer import Transformer
 
 PARAMETERS_PER_THREAD = 100_000
 """Below, threads wait for each other longer than they work."""
+
+ROOM_FOR_HOLES = 4
+"""How many times the pages of a model's longest context a row has room for, on a CPU."""
 
 MOST_PAGES = 2**31 - 1
 """Pages are numbered in 32 bits."""
@@ -84,7 +87,7 @@ def cache_shape(model: ServedModel, settings: EngineSettings, most: int) -> Cach
         page_size=settings.page_size,
         slots=slots,
         rows=settings.max_in_flight,
-        pages_per_row=math.ceil(settings.context_of(own.max_context) / settings.page_size),
+        pages_per_row=_row_width(model, settings),
         lanes=settings.max_in_flight,
     )
     numbers = 2 * shape.columns(own) * settings.page_size * own.kv_heads * own.head_dim
@@ -98,6 +101,14 @@ def cache_shape(model: ServedModel, settings: EngineSettings, most: int) -> Cach
     sized = msgspec.structs.replace(shape, pages=min(pages, MOST_PAGES))
     check_memory(model, settings, sized, bytes_per_page)
     return sized
+
+
+def _row_width(model: ServedModel, settings: EngineSettings) -> int:
+    """Pages of a row: as many as a context takes, and more where a row may have holes, and siblings side by side,
+    unless what is computed depends on its width."""
+    pages = math.ceil(settings.context_of(model.specification.max_context) / settings.page_size)
+    is_fixed = model.device.type != "cpu" or (settings.deterministic and not is_native(model, settings))
+    return pages if is_fixed else ROOM_FOR_HOLES * pages
 
 
 def build_loop(
@@ -186,6 +197,7 @@ def wire(
         short_context=model.short_context,
         window=model.window,
         reuse=model.shares_prefixes,
+        holes=backend.row_holes if isinstance(backend, TakesHoles) else None,
     )
     speculation = Speculation(
         journal, kv_cache, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter

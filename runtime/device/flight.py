@@ -31,6 +31,8 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
     halting: dict[frozenset[int], int] = {}
     contexts: dict[int, Int32] = {}
     is_long = list[bool]()
+    displaced = list[tuple[slice, int]]()
+    """Rows of the arrays of tokens that are so many places from their positions."""
     target: dict[int, int] = {}
     """By row of the arrays."""
     for flight in flights:
@@ -41,7 +43,12 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         one_span = span.start <= flight.start
         lane += flight.lanes
         row += [sequence.row] * count
-        position += range(flight.start, flight.end)
+        first = flight.start
+        if sequence.layout is not None:
+            first = sequence.position(flight.start)
+            rows = slice(len(position), len(position) + count)
+            displaced.append((rows, sequence.place_in_row(flight.start) - first))
+        position += range(first, first + count)
         token += guessed[-1:] or sequence.tokens[flight.start : flight.end]
         bound += flight.bounds
         until += [max(flight.bounds)] * count
@@ -89,10 +96,19 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         draft=np.array(draft, np.int32),
         run=np.array(run, np.int32),
         halts=np.array(halts, np.int32),
+        place=_displaced(position, displaced) if displaced else None,
         is_long=np.array(is_long, np.bool_) if any(is_long) else None,
         target=_sparse(target, len(lane)) if target else None,
     )
     return EnteringArrays(entering, tuple(samplings), tuple(halting), contexts)
+
+
+def _displaced(position: list[int], displaced: list[tuple[slice, int]]) -> Int32:
+    """Places of tokens at these positions."""
+    place = np.array(position, np.int32)
+    for rows, distance in displaced:
+        place[rows] += distance
+    return place
 
 
 def _sparse(values: Mapping[int, int], size: int) -> Int32:

@@ -200,7 +200,7 @@ class Generates:
             except BaseException as cause:
                 self.fail(sequence, watcher_error(request.watcher, drawn.token, cause))
                 return
-        reason = "stop" if stops else generate.bound_reached(len(sequence.tokens), self._max_context)
+        reason = "stop" if stops else generate.bound_reached(sequence.next_position, self._max_context)
         if reason is not None:
             self.finish(sequence, reason)
 

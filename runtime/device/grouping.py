@@ -22,6 +22,11 @@ class Grouping:
         Tokens whose depths are known go back in larger pieces, except where a token's content depends on what was in
         flight with it or on its predecessor's last latent state.
         """
+        start, end = self._next_flight(sequence)
+        until = None if sequence.layout is None else sequence.layout.end(start)
+        return start, end if until is None else min(end, until)
+
+    def _next_flight(self, sequence: Sequence) -> tuple[int, int]:
         start, known = sequence.computed, len(sequence.depths)
         if start < known and not self.matters:
             return start, sequence.carrying_after(start, min(known, start + self.chunk))

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterable
 from itertools import islice, takewhile
 
-from runtime.backend.interface import CacheShape, Int32
+from runtime.backend.interface import CacheShape, Int32, RowHoles
 from runtime.device.grouping import Grouping
 from runtime.device.pages import PagePool, StoredPage
 from runtime.device.prefixes import page_keys
+from runtime.device.row_views import RowViews
 from runtime.device.sequence import Sequence
+from runtime.errors import CapacityError
 from runtime.link.commands import ThreadPath
 
 AMPLE = 4
@@ -30,6 +32,7 @@ class KVCache:
         short_context: int | None,
         window: int | None,
         reuse: bool,
+        holes: RowHoles | None = None,
     ) -> None:
         """`short_context` and `window` are those of `ModelLimits`; `reuse` says whether prefixes are shared."""
         self.page_size = cache.page_size
@@ -37,6 +40,7 @@ class KVCache:
         self.copies: list[tuple[int, int]] = []
         """Pages (source, destination) to copy at the start of the next tick."""
         self._table = page_table
+        self._rows = RowViews(cache.page_size, page_table, holes)
         self._free_rows = list(range(cache.rows - 1, -1, -1))
         self._grouping = grouping
         self._short_context = short_context
@@ -54,7 +58,9 @@ class KVCache:
     def give_row(self, sequence: Sequence) -> None:
         """Gives a sequence a row of the page table; one must be free."""
         row = sequence.row = self._free_rows.pop()
-        self._table[row, : len(sequence.pages)] = sequence.pages
+        self._rows.begin(sequence)
+        if sequence.layout is None:
+            self._table[row, : len(sequence.pages)] = sequence.pages
 
     def take_row(self, sequence: Sequence) -> None:
         """Takes a sequence's row, and with it the latent state that is kept there."""
@@ -65,7 +71,7 @@ class KVCache:
     def settle_length(self, sequence: Sequence) -> None:
         """Makes a context be computed again whose keys turn otherwise now, as it has outgrown the model's short context
         or is back in it."""
-        is_long = self._short_context is not None and sequence.needed > self._short_context
+        is_long = self._short_context is not None and sequence.position(sequence.needed) > self._short_context
         if is_long == sequence.is_long:
             return
         self._start_over(sequence)
@@ -77,33 +83,74 @@ class KVCache:
 
     def longest_alike(self, sequence: Sequence) -> int:
         """How long a sequence may grow before all its keys turn otherwise."""
-        return sys.maxsize if self._short_context is None or sequence.is_long else self._short_context
+        if self._short_context is None or sequence.is_long:
+            return sys.maxsize
+        return self._short_context + len(sequence.tokens) - sequence.next_position
 
     def free_unseen(self, sequence: Sequence) -> None:
         """Gives back the pages before every window of the tokens that a sequence has still to compute."""
-        first = self._first_seen(sequence.computed)
+        first = self._first_seen(sequence)
         if first > sequence.freed:
             self.release(sequence.pages[sequence.freed : first])
             sequence.freed = first
 
     def least_pages(self, sequence: Sequence, end: int) -> int:
         """Pages that a sequence refers to at least, while positions up to `end` are computed."""
-        return math.ceil(end / self.page_size) - self._first_seen(sequence.computed)
+        return math.ceil(sequence.place_after(end) / self.page_size) - self._first_seen(sequence)
 
-    def _first_seen(self, position: int) -> int:
-        """The first page that the token at a position, or one after it, sees."""
-        return 0 if self._window is None else max(0, position + 1 - self._window) // self.page_size
+    def _first_seen(self, sequence: Sequence) -> int:
+        """The first page that a token still to be computed sees; of pages that children's were merged behind, none."""
+        if self._window is None:
+            return 0
+        layout, position = sequence.layout, sequence.computed
+        if layout is not None:
+            position = layout.least_position(position)
+        first = max(0, position + 1 - self._window) // self.page_size
+        return first if layout is None else min(first, layout.segments[1].place // self.page_size)
+
+    def longest(self, sequence: Sequence) -> int:
+        """How many tokens a row can show of a sequence."""
+        return self._rows.longest(sequence)
+
+    @property
+    def takes_holes(self) -> bool:
+        """Whether a sequence may have a layout."""
+        return self._rows.takes_holes
+
+    def check_width(self, place: int) -> None:
+        """Raises `CapacityError` where a row cannot show a token at a place."""
+        width = self._table.shape[1]
+        if place >= width * self.page_size:
+            raise CapacityError(
+                f"A merged context would take {place // self.page_size} pages, the ends of children's last pages "
+                f"included; a row has {width}. Merge fewer or shorter children, or lower EngineSettings.page_size."
+            )
+
+    def pages_of(self, sequence: Sequence) -> int:
+        """How many pages, from the first, hold what is computed of a sequence."""
+        return math.ceil(sequence.place_after(sequence.computed) / self.page_size)
+
+    def take_over(self, sequence: Sequence, pages: list[int], freed: int) -> None:
+        """Gives a sequence pages, which others share, instead of its own; the first `freed` are given back."""
+        self.share(pages[freed:])
+        self._start_over(sequence)
+        sequence.pages, sequence.freed = pages, min(freed, len(pages))
+
+    def begin_row(self, sequence: Sequence) -> None:
+        """A sequence has another layout."""
+        self._rows.begin(sequence)
 
     def pages_needed(self, sequence: Sequence, end: int) -> int:
         """Pages to allocate before positions `sequence.computed .. end` can be written, a copied page included."""
-        missing = math.ceil(end / self.page_size) - len(sequence.pages)
+        missing = math.ceil(sequence.place_after(end) / self.page_size) - len(sequence.pages)
         return max(0, missing) + self._must_copy(sequence)
 
     def grow(self, sequence: Sequence, end: int) -> None:
         """Makes positions `sequence.computed .. end` writable. The pool must have `pages_needed` free."""
-        index = sequence.computed // self.page_size
+        index = sequence.place(sequence.computed) // self.page_size
         if self.is_writable(sequence, end):
             self.pool.unstore(sequence.pages[index])
+            self._rows.show(sequence)
             return
         if self._must_copy(sequence):
             shared = sequence.pages[index]
@@ -111,35 +158,40 @@ class KVCache:
             self.copies.append((shared, own))
             self.pool.release(shared)
             sequence.pages[index] = own
-            self._table[sequence.row, index] = own
+            self._rows.replace(sequence, index)
         for written in sequence.pages[index:]:
             self.pool.unstore(written)
-        while len(sequence.pages) * self.page_size < end:
-            page = self.pool.allocate()
-            self._table[sequence.row, len(sequence.pages)] = page
-            sequence.pages.append(page)
+        repeated = self._rows.repeated_page(sequence) if index == len(sequence.pages) else None
+        self._add_pages(sequence, end)
+        if repeated is not None:
+            self.copies.append((sequence.pages[repeated], sequence.pages[index]))
+        self._rows.show(sequence)
 
-    def writable_after(self, sequence: Sequence, position: int) -> int:
-        """How many positions from `position` on have pages already."""
-        return len(sequence.pages) * self.page_size - position
+    def _add_pages(self, sequence: Sequence, end: int) -> None:
+        """Adds pages for tokens up to `end`, as far as there are any."""
+        last = sequence.place_after(end)
+        while len(sequence.pages) * self.page_size < last and self.pool.free:
+            sequence.pages.append(self.pool.allocate())
+            self._rows.replace(sequence, len(sequence.pages) - 1)
+
+    def writable_after(self, sequence: Sequence, index: int) -> int:
+        """How many tokens from one on have pages already, if they are all of one segment."""
+        return len(sequence.pages) * self.page_size - sequence.place(index)
 
     def grow_ahead(self, sequence: Sequence, end: int) -> None:
         """Adds pages for positions up to `end` behind those that are writable; none unless there are plenty."""
         if self.pool.free * AMPLE <= self.pool.size:
             return
-        while len(sequence.pages) * self.page_size < end and self.pool.free:
-            page = self.pool.allocate()
-            self._table[sequence.row, len(sequence.pages)] = page
-            sequence.pages.append(page)
+        self._add_pages(sequence, min(end, self._rows.longest(sequence)))
 
     def is_writable(self, sequence: Sequence, end: int) -> bool:
         """Whether one page, which is the sequence's own, holds positions `sequence.computed .. end`."""
         size, pages = self.page_size, sequence.pages
-        index = sequence.computed // size
-        return (end - 1) // size == index < len(pages) and not self.pool.is_shared(pages[index])
+        index = sequence.place(sequence.computed) // size
+        return sequence.place(end - 1) // size == index < len(pages) and not self.pool.is_shared(pages[index])
 
     def _must_copy(self, sequence: Sequence) -> bool:
-        index = sequence.computed // self.page_size
+        index = sequence.place(sequence.computed) // self.page_size
         return index < len(sequence.pages) and self.pool.is_shared(sequence.pages[index])
 
     def share(self, pages: Iterable[int]) -> None:
@@ -174,7 +226,7 @@ class KVCache:
     def release_unused(self, sequence: Sequence) -> None:
         """Drops pages beyond what is computed; all of them where what is next would see some that were given back."""
         self.release(sequence.cut_pages(self.page_size))
-        if sequence.freed > self._first_seen(sequence.computed):
+        if sequence.freed > self._first_seen(sequence):
             self._start_over(sequence)
 
     def truncate(self, sequence: Sequence, length: int) -> None:
@@ -218,6 +270,7 @@ class KVCache:
         sequence.computed += len(found) * self.page_size
         if sequence.row is not None:
             self._table[sequence.row, first : len(sequence.pages)] = sequence.pages[first:]
+            sequence.row_view = None
         if is_fresh:
             for number, stored in enumerate(found, first):
                 end = (number + 1) * self.page_size
@@ -315,7 +368,7 @@ class KVCache:
         rows = sorted([*self._free_rows, *(thread.row for thread in threads if thread.row is not None)])
         assert rows == list(range(len(self._table))), "rows are lost or doubled"
         for thread in threads:
-            assert thread.computed <= len(thread.pages) * self.page_size
-            assert thread.freed <= self._first_seen(thread.computed), f"{thread.path} lacks what it sees"
+            assert thread.place_after(thread.computed) <= len(thread.pages) * self.page_size
+            assert thread.freed <= self._first_seen(thread), f"{thread.path} lacks what it sees"
             if thread.row is not None:
-                assert self._table[thread.row, thread.freed : len(thread.pages)].tolist() == thread.held
+                self._rows.check_integrity(thread)

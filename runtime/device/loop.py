@@ -40,6 +40,7 @@ from runtime.link.commands import (
     FlushRecording,
     Generate,
     Interrupt,
+    Merge,
     OpenThread,
     Record,
     Report,
@@ -109,6 +110,8 @@ class DeviceLoop:
                 self.threads.open(command)
             case Extend():
                 self.threads.extend(command)
+            case Merge():
+                self.threads.merge(command)
             case Generate():
                 self.threads.generate(command)
             case Interrupt():

@@ -42,7 +42,7 @@ def run_ahead_of(flight: Flight, max_context: int, kv_cache: KVCache) -> RunAhea
         return NONE
     if sequence.depth.carry != "none" or sequence.constant_bound is None or not sequence.span_at(flight.start).sampled:
         return NONE
-    most = min(LONGEST, generate.tokens_left(len(sequence.tokens), max_context) - 1)
+    most = min(LONGEST, generate.tokens_left(sequence.next_position, max_context) - 1)
     left = generate.iterations_left
     if left is not None:
         most = min(most, left // flight.bounds[0] - 1)

@@ -28,7 +28,7 @@ from runtime.device.scoring import scored_in
 from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
 from runtime.device.switching import Switching
-from runtime.errors import CapacityError
+from runtime.errors import CapacityError, row_full
 from runtime.link import events
 
 
@@ -214,6 +214,9 @@ class Scheduler:
     def _fits_pool(self, sequence: Sequence, end: int) -> bool:
         """Whether the pool could hold a context up to position `end`; a thread fails whose context it could not."""
         needed = self.kv_cache.least_pages(sequence, end)
+        if end > self.kv_cache.longest(sequence):
+            self._generates.fail(sequence, row_full(sequence.path))
+            return False
         if needed <= self.kv_cache.pool.size:
             return True
         error = CapacityError(
@@ -333,6 +336,9 @@ class Scheduler:
             self._generates.take_run(sequence, run, len(run.token) - 1)
         if sequence.generate is not None and sequence.generate.request.scores:
             self._generates.take_scores(flight, scored_in(flight, result))
+        elif sequence.generate is not None and sequence.generate.request.fills:
+            if sequence.computed == len(sequence.tokens):
+                self._generates.finish(sequence, "filled")
         elif token >= 0 and sequence.generate is not None:
             if sequence.chain is not None and not self._speculation.is_right(sequence, token):
                 self._speculation.drop(sequence)

@@ -10,6 +10,7 @@ from enum import Enum, auto
 from policies import Carry, DepthPolicy, EntropySwitch
 from runtime.backend.randomness import thread_key
 from runtime.device.active_generate import ActiveGenerate
+from runtime.device.layout import PLAIN, Layout, View
 from runtime.device.prefix_rule import PrefixRule
 from runtime.link.commands import ThreadPath
 
@@ -89,7 +90,7 @@ class Flight:
     @property
     def samples(self) -> bool:
         """Whether its last token's logits are sampled from."""
-        return self.end >= len(self.sequence.tokens)
+        return self.end >= len(self.sequence.tokens) and not self.generate.request.fills
 
     @property
     def recomputed(self) -> int:
@@ -136,6 +137,7 @@ class Sequence:
         "generate_start",
         "is_long",
         "key",
+        "layout",
         "order",
         "page_keys",
         "page_rule",
@@ -143,6 +145,8 @@ class Sequence:
         "path",
         "policy",
         "row",
+        "row_shift",
+        "row_view",
         "rule",
         "seed",
         "shareable",
@@ -169,6 +173,13 @@ class Sequence:
         self.spans: list[Span] = []
         self.depths = array("H")
         self.computed = 0
+        self.layout: Layout | None = None
+        """Where its tokens are, once keys and values were merged into it; None while places and positions are indices
+        of tokens."""
+        self.row_view: tuple[int, View] | None = None
+        """Which segment's view its row shows, and that view, where it has a layout."""
+        self.row_shift = 0
+        """How many places tokens of that segment are further on in the row than in its pages."""
         self.pages: list[int] = []
         """By number of the page; the first `freed` are no longer its own."""
         self.freed = 0
@@ -229,6 +240,7 @@ class Sequence:
         self.spans = [replace(span) for span in parent.spans]
         self.depths = parent.depths[:]
         self.computed = parent.computed
+        self.layout = parent.layout
         self.pages = parent.pages[:]
         self.freed = parent.freed
         self.is_long = parent.is_long
@@ -237,6 +249,36 @@ class Sequence:
         self.shareable = parent.shareable
         self.acceptance = parent.acceptance
         self.generate_start = len(self.tokens)
+
+    def place(self, index: int) -> int:
+        """Where a token is in its pages, or the one that would follow those there are."""
+        return index if self.layout is None else self.layout.place(index)
+
+    def place_in_row(self, index: int) -> int:
+        """Where a token is in its row, which shows the segment that it is in."""
+        return self.place(index) + self.row_shift
+
+    def place_after(self, end: int) -> int:
+        """Behind the place of the last token before `end`."""
+        return end if self.layout is None or not end else self.layout.place(end - 1) + 1
+
+    def position(self, index: int) -> int:
+        """At which position a token is, or the one that would follow those there are."""
+        return index if self.layout is None else self.layout.position(index)
+
+    @property
+    def next_position(self) -> int:
+        """Of the next token that it receives or samples."""
+        return self.position(len(self.tokens))
+
+    @property
+    def is_fresh_join(self) -> bool:
+        """Whether nothing follows yet what was merged into it last, so that there are no logits to sample from."""
+        return self.layout is not None and self.layout.last.start == len(self.tokens)
+
+    @property
+    def layout_or_plain(self) -> Layout:
+        return self.layout or PLAIN
 
     @property
     def held(self) -> list[int]:
@@ -262,8 +304,11 @@ class Sequence:
 
     @property
     def first_wanted(self) -> int:
-        """The first position whose logits are of interest: of tokens that are scored, the one before them."""
+        """The first position whose logits are of interest: of tokens that are scored, the one before them; none of a
+        context that is only filled."""
         generate = self.generate
+        if generate is not None and generate.request.fills:
+            return len(self.tokens)
         return (len(self.tokens) if generate is None or not generate.request.scores else generate.start) - 1
 
     def span_at(self, position: int) -> Span:
@@ -312,7 +357,7 @@ class Sequence:
 
     def cut_pages(self, page_size: int) -> list[int]:
         """Drops, and returns, pages beyond what is computed."""
-        keep = math.ceil(self.computed / page_size)
+        keep = math.ceil(self.place_after(self.computed) / page_size)
         dropped = self.pages[max(keep, self.freed) :]
         del self.pages[keep:]
         del self.page_keys[self.computed // page_size :]

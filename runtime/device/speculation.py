@@ -304,8 +304,8 @@ class Speculation:
 
     def _last_computed(self, sequence: Sequence, generate: ActiveGenerate) -> int:
         """The last position that is computed if nothing stops a generate: what it samples last is not computed."""
-        length = len(sequence.tokens)
-        return length + generate.tokens_left(length, self._max_context) - 2
+        left = generate.tokens_left(sequence.next_position, self._max_context)
+        return len(sequence.tokens) + left - 2
 
 
 def _innermost(policy: DepthPolicy) -> DepthPolicy:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from policies import DepthPolicy
+from policies import DepthPolicy, EntropySwitch
 from policies.conversion import Count, converted
 from runtime.backend.interface import Backend
 from runtime.device.active_generate import ActiveGenerate
@@ -15,12 +15,14 @@ from runtime.device.bounds import policy_error
 from runtime.device.generates import Generates
 from runtime.device.journal import Journal
 from runtime.device.kv_cache import KVCache
+from runtime.device.merging import check_merge, merge
 from runtime.device.model_limits import ModelLimits
 from runtime.device.prefix_rule import PrefixRules
 from runtime.device.queues import Queues
 from runtime.device.sequence import Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import (
+    BraidError,
     PolicyError,
     PromptError,
     ThreadStateError,
@@ -28,10 +30,11 @@ from runtime.errors import (
     context_full,
     device_error,
     empty_context,
+    fresh_join,
     no_token,
 )
 from runtime.link import events
-from runtime.link.commands import CloseThread, Extend, Generate, Interrupt, OpenThread, ThreadPath
+from runtime.link.commands import Answered, CloseThread, Extend, Generate, Interrupt, Merge, OpenThread, ThreadPath
 
 
 class OpenThreads:
@@ -117,6 +120,37 @@ class OpenThreads:
         )
         sequence.receive(command.tokens)
 
+    def merge(self, command: Merge) -> None:
+        """Appends what children have beyond a thread's context, as it is, and answers."""
+        error: Exception | None = None
+        try:
+            self._merge(command)
+        except BraidError as refusal:
+            error = refusal
+        self._journal.reports.append(Answered(command.number, error))
+
+    def _merge(self, command: Merge) -> None:
+        closed = [path for path in (command.thread, *command.children) if path not in self._by_path]
+        if closed:
+            raise ThreadStateError(f"Thread {closed[0]} is not open.")
+        parent, children = self._by_path[command.thread], [self._by_path[path] for path in command.children]
+        if parent.generate is not None:
+            raise busy(command.thread, "merge")
+        start = len(parent.tokens)
+        grown = [child for child in children if len(child.tokens) > start]
+        if grown:
+            check_merge(parent, grown, self._kv_cache)
+            merge(parent, grown, self._kv_cache)
+        self._journal.record(
+            events.Merged,
+            thread=command.thread,
+            children=command.children,
+            position=start,
+            tokens=tuple(parent.tokens[start:]),
+            next_position=parent.next_position,
+        )
+        self._queues.park(parent)
+
     def generate(self, request: Generate) -> None:
         """Begins a generate and queues the thread; one that has reached its bound already is finished at once.
 
@@ -136,6 +170,9 @@ class OpenThreads:
         if not sequence.tokens:
             self._generates.fail(sequence, empty_context(request.thread))
             return
+        if sequence.is_fresh_join and not request.fills:
+            self._generates.fail(sequence, fresh_join(request.thread))
+            return
         if request.scores and (error := self._refusal(sequence, request.scores)) is not None:
             self._generates.fail(sequence, error)
             return
@@ -154,8 +191,15 @@ class OpenThreads:
             depth=sequence.depth,
             max_iterations=request.max_iterations,
             scores=request.scores,
+            fills=request.fills,
         )
-        bound = sequence.generate.bound_reached(len(sequence.tokens), self._model.max_context)
+        if request.fills:
+            if sequence.computed == len(sequence.tokens):
+                self._generates.finish(sequence, "filled")
+            else:
+                self._queues.enqueue(sequence)
+            return
+        bound = sequence.generate.bound_reached(sequence.next_position, self._model.max_context)
         if bound is not None and not request.scores:
             self._generates.finish(sequence, bound)
             return
@@ -212,7 +256,7 @@ class OpenThreads:
         wrong = [token for token in (min(tokens), max(tokens)) if not 0 <= token < self._model.vocab]
         if wrong:
             return no_token(f"Thread {sequence.path} received {wrong[0]}", self._model.vocab)
-        length = len(sequence.tokens) + len(tokens)
+        length = sequence.next_position + len(tokens)
         return (
             None if length <= self._model.max_context else context_full(sequence.path, length, self._model.max_context)
         )
@@ -231,12 +275,14 @@ class OpenThreads:
 
     def _adopt_policy(self, sequence: Sequence, depth: DepthPolicy) -> None:
         """Puts a policy in charge of a thread's next tokens. Raises `PolicyError` if it cannot."""
-        if sequence.policy is not None and depth is sequence.depth:
+        if sequence.policy is not None and depth is sequence.depth and sequence.layout is None:
             return
         self._forget_policy(sequence)
         sequence.depth = depth
         mean = self._model.mean_recurrence
         try:
+            if sequence.layout is not None and isinstance(depth, EntropySwitch):
+                raise ValueError("its second model cannot read what was merged into a context; join with merge=False")
             self._speculation.check(depth, depth.deepest(mean))
             sequence.constant_bound = converted(depth.constant_bound(mean), Count | None, "constant_bound()")
             sequence.rule = self._prefix_rules.rule_of(depth, sequence.constant_bound)

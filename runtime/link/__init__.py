@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from runtime.link.commands import Generate as Generate
     from runtime.link.commands import Interrupt as Interrupt
     from runtime.link.commands import LoadWeights as LoadWeights
+    from runtime.link.commands import Merge as Merge
     from runtime.link.commands import OnTraceError as OnTraceError
     from runtime.link.commands import OpenThread as OpenThread
     from runtime.link.commands import Record as Record
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from runtime.link.events import GenerateStarted as GenerateStarted
     from runtime.link.events import Header as Header
     from runtime.link.events import Joined as Joined
+    from runtime.link.events import Merged as Merged
     from runtime.link.events import Received as Received
     from runtime.link.events import RunStarted as RunStarted
     from runtime.link.events import Sampled as Sampled

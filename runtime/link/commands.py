@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 OnTraceError = Literal["drop", "stop"]
 """What ends where a trace cannot be written on: the recording alone, or the engine."""
 
-FinishReason = Literal["stop", "length", "context", "iterations", "scored", "interrupted"]
+FinishReason = Literal["stop", "length", "context", "iterations", "scored", "filled", "interrupted"]
 """Why a generate ended: a signal or stop token, its token bound, the model's context, the iteration limit, because all
-its tokens are scored, or the caller, who no longer waits."""
+its tokens are scored, because the whole context is computed, or the caller, who no longer waits."""
 
 
 class Signal(msgspec.Struct, frozen=True):
@@ -123,6 +123,22 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that follow the context and are scored, instead of any that are sampled: computed as received ones are,
     with their log-probabilities under the model's own distribution. The context is as before when they are. They must
     fit into it; stop tokens, watcher and `max_tokens` are of no meaning then."""
+    fills: bool = False
+    """Whether the context is only computed to its last token, and nothing sampled: others are to see all of it."""
+
+
+class Merge(msgspec.Struct, frozen=True):
+    """Appends what children have beyond a thread's context, with its keys and values as they are.
+
+    The children were forked from the context as it is now, and have been filled; none of them generates. Each is seen
+    by the thread from now on and sees no other. The thread goes on at the largest of their next positions, with tokens
+    that it receives. Children that have nothing beyond it are passed over. `Answered` under its number, with an error
+    where it was refused and has changed nothing.
+    """
+
+    thread: ThreadPath
+    children: tuple[ThreadPath, ...]
+    number: int = 0
 
 
 class Interrupt(msgspec.Struct, frozen=True):
@@ -147,7 +163,7 @@ class Record(msgspec.Struct, frozen=True):
     event: Event
 
 
-Command = OpenThread | Extend | Generate | Interrupt | CloseThread | Record
+Command = OpenThread | Extend | Merge | Generate | Interrupt | CloseThread | Record
 
 
 class LoadWeights(msgspec.Struct, frozen=True):

@@ -97,6 +97,19 @@ class GenerateStarted(Event, frozen=True, kw_only=True):
     """As the command had it; a policy that spends a budget needs it to decide the same again."""
     scores: tuple[Token, ...] = ()
     """Tokens that it scores, in place of any that it samples; the first of them would stand at `position`."""
+    fills: bool = False
+    """Whether it only computes the context to its last token."""
+
+
+class Merged(Event, frozen=True, kw_only=True):
+    """What children had beyond a thread's context was appended to it, with its keys and values as they are; `position`
+    is where it begins, counted in tokens. It goes on at `next_position`, as the model counts positions."""
+
+    thread: ThreadPath
+    children: tuple[ThreadPath, ...]
+    position: Count
+    tokens: tuple[Token, ...]
+    next_position: Count
 
 
 class Computed(Event, frozen=True, kw_only=True):
@@ -233,6 +246,8 @@ class Joined(Event, frozen=True, kw_only=True):
     children: tuple[ThreadPath, ...]
     delivered: tuple[ThreadPath, ...]
     cancelled: tuple[ThreadPath, ...]
+    merged: bool = False
+    """Whether their keys and values were merged into its context, and `delivered` are those that had any."""
 
 
 class ThreadEnded(Worded, frozen=True, kw_only=True):
@@ -253,6 +268,7 @@ class ThreadEnded(Worded, frozen=True, kw_only=True):
 AnyEvent = (
     ThreadOpened
     | Received
+    | Merged
     | GenerateStarted
     | Computed
     | Sampled

@@ -122,11 +122,18 @@ class JoinArguments(_Arguments, frozen=True, kw_only=True):
     """Of `ReasoningThread.join`."""
 
     append: bool = True
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.merge and not self.append:
+            raise ValueError("merge=True appends what children have; leave append=False out.")
 
 
-class FirstArguments(JoinArguments, frozen=True, kw_only=True):
+class FirstArguments(_Arguments, frozen=True, kw_only=True):
     """Of `ReasoningThread.first`."""
 
+    append: bool = True
     accept: Callable[[Answer], bool] | None = None
 
 

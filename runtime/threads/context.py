@@ -20,6 +20,7 @@ from runtime.errors import (
     context_full,
     described,
     empty_context,
+    fresh_join,
 )
 from runtime.link.commands import (
     Extend,
@@ -60,6 +61,8 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     nowait: bool = False
     scores: tuple[int, ...] = ()
     """Tokens to be scored instead of any that are sampled."""
+    fills: bool = False
+    """Whether the context is only computed to its last token."""
 
 
 class Borrower(Protocol):
@@ -83,12 +86,15 @@ class Context:
         "_metered",
         "account",
         "conversation",
+        "forked_at",
         "has_children",
         "is_busy",
+        "joined_at",
         "lent_to",
         "path",
         "session",
         "settings",
+        "skipped",
         "state",
         "tokens",
     )
@@ -101,12 +107,19 @@ class Context:
         self.tokens = array("i")
         self.conversation: Conversation | None = None
         """The messages that the context began with; None where it has none."""
-        self.state: Literal["new", "open", "closed"] = "new"
+        self.state: Literal["new", "open", "ended", "closed"] = "new"
+        """A fork that has ended keeps its tokens and pages until it is joined, or its parent ends."""
         self.is_busy = False
         """Whether a generate or a stream is queued or running."""
         self.lent_to: Callable[[], Borrower | None] = _nobody
         """The open stream, as long as something refers to it; one that is dropped is left."""
         self.has_children = False
+        self.forked_at: tuple[ThreadPath, int] | None = None
+        """Of a fork, from whom, and how many tokens it began with."""
+        self.skipped = 0
+        """How many tokens it has more than positions, as siblings that were merged into it begin at one."""
+        self.joined_at: int | None = None
+        """How long it was after its last merged join."""
         self._has_place = False
         self._depth = settings.depth
         self._metered: MeteredWatcher | None = None
@@ -124,23 +137,30 @@ class Context:
         self.account.open_thread()
         if inherits is not None:
             self.tokens = inherits.tokens[:]
+            self.forked_at = inherits.path, len(self.tokens)
+            self.skipped, self.joined_at = inherits.skipped, inherits.joined_at
             self.conversation = inherits.conversation
             self.account.see_length(len(self.tokens))
 
-    def close(self) -> None:
-        """Lets the device forget the thread. More often than once does nothing."""
+    def close(self, *, keeps: bool = False) -> None:
+        """Ends the thread, and lets the device forget it; a fork that `keeps` what it has leaves that to who joins it,
+        who closes it again. More often does nothing."""
         if self.state == "open":
             self._reclaim("end")
             self.account.end_thread()
-            self.session.close_thread(self.path)
-        self.state = "closed"
+        if self.state == "open" or (self.state == "ended" and not keeps):
+            self.state = "ended" if keeps and self.forked_at is not None else "closed"
+            if self.state == "closed":
+                self.session.close_thread(self.path)
+        elif self.state == "new":
+            self.state = "closed"
 
     def check_open(self) -> None:
         """Raises `ThreadStateError` outside the thread's `async with`, and what `Session.check` raises."""
         self.session.check()
         if self.state == "new":
             raise ThreadStateError(f"Thread {self.path} is not open yet. Use it inside `async with`.")
-        if self.state == "closed":
+        if self.state != "open":
             raise ThreadStateError(f"Thread {self.path} has ended. Use it inside its `async with` block.")
 
     def check_idle(self, wish: str) -> None:
@@ -167,9 +187,14 @@ class Context:
 
     def _check_room(self, count: int) -> None:
         """Raises `PromptError` where the model's context has no room for so many tokens more."""
-        length, most = len(self.tokens) + count, self.session.opened.max_context
+        length, most = len(self.tokens) - self.skipped + count, self.session.opened.max_context
         if most is not None and length > most:
             raise context_full(self.path, length, most)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether a fork has tokens beyond those that it began with."""
+        return self.forked_at is not None and len(self.tokens) > self.forked_at[1]
 
     def cut(self, length: int, keep: int) -> None:
         """Forgets tokens from `length` on; `keep` of the last generate's tokens remain."""
@@ -259,15 +284,22 @@ class Context:
             raise stranded
         if not self.tokens:
             raise empty_context(self.path)
-        left = None if options.scores else self.account.tokens_left()
-        wanted = options.max_tokens or self.settings.max_tokens or UNBOUNDED
+        if self.joined_at == len(self.tokens):
+            raise fresh_join(self.path)
+        return self.ask(options, wants_reports)
+
+    def ask(self, options: GenerateOptions, wants_reports: bool) -> PendingGenerate:
+        """Sends what `begin` has looked at."""
+        samples = not (options.scores or options.fills)
+        left = self.account.tokens_left() if samples else None
+        wanted = (options.max_tokens or self.settings.max_tokens or UNBOUNDED) if not options.fills else 0
         max_iterations = self.account.iterations_left()
         watcher = options.watcher
         if watcher is None and options.stop_strings:
             if self.session.opened.tokenizer is None:
                 raise PromptError("Stop strings need a tokenizer.json, which the checkpoint lacks. Stop at token ids.")
             watcher = StopStrings(self.session.opened.tokenizer, options.stop_strings, self.tokens)
-        meters = () if options.scores else self.account.meters()
+        meters = self.account.meters() if samples else ()
         self._metered = metered = MeteredWatcher(watcher, meters) if meters else None
         depth = self._policy_now(options.depth or self.settings.depth)
         call = PendingGenerate(
@@ -289,6 +321,7 @@ class Context:
             stream=options.stream,
             entropies=options.entropies,
             scores=options.scores,
+            fills=options.fills,
         )
         # What is expected is sent: leaving the engine waits for its answer.
         self.session.inbox.expect(call)

@@ -17,6 +17,7 @@ from runtime.results import Answer
 from runtime.threads.arrivals import Arrivals
 from runtime.threads.child import Child, ChildTask, task_of
 from runtime.threads.context import Context
+from runtime.threads.merged_join import check_forked, fill_all, merge_contexts
 
 Asked = tuple[tuple[int, ...], ChildTask | None]
 """One child that was asked for: its prompt, and the child, or None where it was refused."""
@@ -84,6 +85,38 @@ class Children:
         self._check(append)
         await self.collect(children)
         await self.take_over(children, append=_in_spawn_order(children) if append and children else None)
+        return [child.given() for child in children]
+
+    async def merge_all(self, children: Sequence[ChildTask]) -> list[Answer]:
+        """Waits for all, then takes over their keys and values, in spawn order. Raises what they failed of, and
+        `ThreadStateError` for children that this thread as it is now has not forked. Cancelled, it has joined nothing.
+        """
+        context = self._context
+        in_order = sorted(children, key=_path)
+        check_forked(context, [child.context for child in children])
+        await self._claim(children).wait(len(children))
+        if any(child.error is not None for child in children):
+            for child in children:
+                self.finish(child)
+            self.raise_failures(children)
+        kept = [child for child in in_order if child.context.state == "ended"]
+        await fill_all([child.context for child in kept if child.context.has_own])
+        check_forked(context, [child.context for child in children])
+        await merge_contexts(context, [child.context for child in kept])
+        for child in children:
+            self.finish(child)
+        if context.session.is_recording:
+            context.session.record(
+                Joined(
+                    time=0.0,
+                    thread=context.path,
+                    children=tuple(child.path for child in children),
+                    delivered=tuple(child.path for child in kept if child.context.has_own),
+                    cancelled=(),
+                    merged=True,
+                )
+            )
+            await context.session.recorded()
         return [child.given() for child in children]
 
     async def collect(self, children: Sequence[ChildTask]) -> None:
@@ -179,6 +212,7 @@ class Children:
     def finish(self, child: ChildTask) -> None:
         """The child is joined."""
         child.is_joined = True
+        child.context.close()
         child.arrivals = None
         self._unjoined.pop(child, None)
 

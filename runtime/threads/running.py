@@ -193,4 +193,6 @@ class RunningThread:
                     reasons=tuple(self.context.account.reasons),
                 )
             )
-        self.context.close()
+        # A limit ends a thread between its generates; what it has counts for who merges it.
+        is_whole = not is_cancelled and (error is None or isinstance(error, LimitExceeded))
+        self.context.close(keeps=is_whole)

@@ -19,6 +19,7 @@ from runtime.link.commands import (
     Failed,
     FlushRecording,
     Interrupt,
+    Merge,
     OpenThread,
     Record,
     Request,
@@ -95,7 +96,7 @@ class Session:
         if not self.is_closed and self.inbox.failure is None:
             self._device.send(command)
 
-    async def request(self, make: Callable[[int], Request]) -> None:
+    async def request(self, make: Callable[[int], Request | Merge]) -> None:
         """Sends the request that `make` gives for its number and waits until the device has executed it.
 
         Raises what the device refuses it with, and `EngineFailed` or `EngineClosed`. What is sent cannot be taken back,

@@ -222,14 +222,25 @@ class ReasoningThread:
         self._context.check_idle("fork")
         return self._start(begins, given, fork=True)
 
-    async def join(self, children: Iterable[Child] | None = None, *, append: bool = True) -> list[Answer]:
+    async def join(
+        self, children: Iterable[Child] | None = None, *, append: bool = True, merge: bool = False
+    ) -> list[Answer]:
         """Waits for all children (all that are not joined, if none are named) and appends what they return.
 
         Answers are in the order of `children`, messages are appended in spawn order. What children failed of is raised,
         several errors as an `ExceptionGroup`; then nothing is appended. Cancelled, nothing is joined and nothing
         appended; the children may be joined again.
+
+        With `merge`, what forked children have beyond this context is appended as it is, keys and values included, in
+        spawn order: nothing is computed again, and what they return is not appended. All were forked from this context
+        as it is now. It sees all of them from now on, they see none of each other, and it goes on at the largest of
+        their next positions; append something before it generates. A child that was cancelled leaves nothing, one that
+        a limit ended leaves what it has. Raises `ThreadStateError` for children that were spawned, or forked from
+        another context, and `CapacityError` where the engine's attention cannot.
         """
-        given = JoinArguments(append=append)
+        given = JoinArguments(append=append, merge=merge)
+        if given.merge:
+            return await self._running.children.merge_all(self._running.children.named(children))
         return await self._running.children.join_all(self._running.children.named(children), given.append)
 
     async def first(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from runtime.backend.interface import MOST_TICKS, CacheShape, Int32
+from runtime.backend.interface import MOST_TICKS, CacheShape, Int32, RowHoles
 from runtime.backend.lanes import Lanes
 from runtime.backend.native.crew import Crew
 from runtime.backend.native.intrinsics import VECTOR
@@ -29,14 +29,23 @@ LONGEST_RUN = 64
 """Most tokens that a lane samples before it stops."""
 
 
-def allocate(model: Transformer, cache: CacheShape, lanes: Lanes, page_table: Int32, crew: Crew) -> TickBuffers:
-    """`lanes` and `page_table` are shared with the buffers, not copied."""
+def allocate(
+    model: Transformer,
+    cache: CacheShape,
+    lanes: Lanes,
+    page_table: Int32,
+    holes: RowHoles,
+    crew: Crew,
+) -> TickBuffers:
+    """`lanes` and the tables of pages are shared with the buffers, not copied."""
     sizes = _sizes(model, cache, crew.workers)
     is_narrow = model.dtype is torch.bfloat16
     return TickBuffers(
         sizes=sizes,
         weights=pack(model),
-        paged=_paged(sizes, cache.columns(model.specification), page_table, is_narrow),
+        paged=StoredKeyValues(
+            *_keys_and_values(sizes, cache.columns(model.specification), is_narrow), page_table, *holes
+        ),
         shared_lanes=SharedLanes(*(getattr(lanes, name) for name in SharedLanes._fields)),
         lanes=_lanes(sizes),
         work=_work_space(sizes, crew, is_narrow),
@@ -97,13 +106,9 @@ def _sizes(model: Transformer, cache: CacheShape, workers: int) -> Sizes:
     )
 
 
-def _paged(sizes: Sizes, columns: int, page_table: Int32, is_narrow: bool) -> StoredKeyValues:
-    positions = columns * sizes.pages * sizes.kv_heads * sizes.blocks_per_page * VECTOR
-    return StoredKeyValues(
-        keys=_stored(positions * sizes.head_dim, is_narrow),
-        values=_stored(positions * sizes.head_room, is_narrow),
-        page_table=page_table,
-    )
+def _keys_and_values(sizes: Sizes, columns: int, is_narrow: bool) -> tuple[Stored, Stored]:
+    places = columns * sizes.pages * sizes.kv_heads * sizes.blocks_per_page * VECTOR
+    return _stored(places * sizes.head_dim, is_narrow), _stored(places * sizes.head_room, is_narrow)
 
 
 def _lanes(sizes: Sizes) -> NativeLanes:

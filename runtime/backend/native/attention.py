@@ -108,15 +108,35 @@ def rotate_and_write(buffers: Any, i: Any, lane: Any, layer: Any, column: Any, s
 
 
 @jit
-def _first_seen(buffers: Any, lane: Any, layer: Any) -> Any:
-    """The first position that a lane's token sees."""
-    return max(0, ints(buffers.position)[lane] + 1 - longs(buffers.layer_table)[3 * layer + WINDOW])
+def _least_seen(buffers: Any, lane: Any, layer: Any) -> Any:
+    """The first position that a lane's token sees, or less."""
+    return ints(buffers.position)[lane] + 1 - longs(buffers.layer_table)[3 * layer + WINDOW]
+
+
+@jit
+def _first_page(buffers: Any, lane: Any, layer: Any) -> Any:
+    """The first page of its row that a lane's token may see."""
+    if octets(buffers.has_holes)[ints(buffers.row)[lane]] != 0:
+        return np.int64(0)
+    return np.int64(max(0, _least_seen(buffers, lane, layer)) // buffers.page_size)
 
 
 @jit
 def _pages_of(buffers: Any, lane: Any) -> Any:
-    """Pages up to the position of a lane's token."""
-    return ints(buffers.position)[lane] // buffers.page_size + 1
+    """Pages up to the place of a lane's token."""
+    return ints(buffers.place)[lane] // buffers.page_size + 1
+
+
+@jit
+def _part_seen(buffers: Any, lane: Any, number: Any, least: Any) -> Any:
+    """What a lane's token sees of a page of its row, given the least position that it sees: the first offset, and the
+    one after the last."""
+    before = number * buffers.page_size
+    row, left = ints(buffers.row)[lane], ints(buffers.place)[lane] + 1 - before
+    if octets(buffers.has_holes)[row] != 0:
+        parts, at = ints(buffers.page_parts), 3 * (row * buffers.pages_per_row + number)
+        return max(np.int64(parts[at]), least - parts[at + 2]), min(np.int64(parts[at + 1]), left)
+    return max(np.int64(0), least - before), min(buffers.page_size, left)
 
 
 @jit
@@ -129,8 +149,8 @@ def attend(buffers: Any, item: Any, items: Any, worker: Any, layer: Any, column:
     i, kv_head = item // buffers.kv_heads, item % buffers.kv_heads
     lane = longs(buffers.batch)[i]
     column += ints(buffers.age)[lane] % slots
-    length, seen = ints(buffers.position)[lane] + 1, _first_seen(buffers, lane, layer)
-    size, table, pages_at = buffers.page_size, ints(buffers.page_table), ints(buffers.row)[lane] * buffers.pages_per_row
+    least = _least_seen(buffers, lane, layer)
+    table, pages_at = ints(buffers.page_table), ints(buffers.row)[lane] * buffers.pages_per_row
     group = buffers.heads // buffers.kv_heads
     room = buffers.head_room
     keys, values = stored(buffers.keys, buffers.kind), stored(buffers.values, buffers.kind)
@@ -138,20 +158,19 @@ def attend(buffers: Any, item: Any, items: Any, worker: Any, layer: Any, column:
     qkv, scores, sums = floats(buffers.qkv), floats(buffers.scores), floats(buffers.sums)
     cap = np.float32(buffers.attention_softcap)
     scores_at, sums_at = worker * buffers.scores_stride, worker * room
-    pages, first_page = _pages_of(buffers, lane), seen // size
+    pages, first_page = _pages_of(buffers, lane), _first_page(buffers, lane, layer)
     follower, next_head = lane, kv_head + 1
     if next_head == buffers.kv_heads:
         follower, next_head = longs(buffers.batch)[min(i + 1, rows - 1)], 0
     next_at = ints(buffers.row)[follower] * buffers.pages_per_row
-    next_pages, ahead = _pages_of(buffers, follower), _first_seen(buffers, follower, layer) // size - first_page
+    next_pages, ahead = _pages_of(buffers, follower), _first_page(buffers, follower, layer) - first_page
     for head in range(kv_head * group, (kv_head + 1) * group):
         query = i * buffers.qkv_stride + head * buffers.head_dim
         largest = np.float32(-np.inf)
         at = scores_at
         for number in range(first_page, pages):
-            left = min(size, length - number * size)
-            # Positions before the window are passed over, in whole blocks; those left in the first one are masked.
-            unseen = max(0, seen - number * size)
+            # What is not seen is passed over, in whole blocks; what is left of it in the first one is masked.
+            unseen, left = _part_seen(buffers, lane, number, least)
             first = _first_block(buffers, column, table[pages_at + number], kv_head)
             for block in range(unseen // VECTOR, (left + VECTOR - 1) // VECTOR):
                 k = (first + block) * buffers.head_dim * VECTOR
@@ -172,8 +191,7 @@ def attend(buffers: Any, item: Any, items: Any, worker: Any, layer: Any, column:
             sums[sums_at + d] = np.float32(0.0)
         at = scores_at
         for number in range(first_page, pages):
-            left = min(size, length - number * size)
-            unseen = max(0, seen - number * size)
+            unseen, left = _part_seen(buffers, lane, number, least)
             first = _first_block(buffers, column, table[pages_at + number], kv_head)
             if number + ahead < next_pages:
                 page = table[next_at + number + ahead]

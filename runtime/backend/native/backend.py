@@ -78,7 +78,7 @@ class NativeBackend(LaneBackend):
         super().__init__(model.specification, cache, torch.device("cpu"), torch.float32, state_std)
         self._model = model
         crew = Crew(cpu_threads - 1)
-        self._buffers = buffers = allocate(model, cache, self._lanes, self._table, crew)
+        self._buffers = buffers = allocate(model, cache, self._lanes, self._table, self._holes, crew)
         self._native = native = load_native_functions(buffers.weights.weights.dtype == np.uint16)
         self._record = record = as_record(buffers, native.do_task.address)
         self._state = torch.from_numpy(buffers.lanes.state)
@@ -162,7 +162,7 @@ class NativeBackend(LaneBackend):
                 with torch.inference_mode():
                     own.state[lane] = own.remembered[lane] = self._initial_state(entering).numpy()
         flight = lanes.in_flight()
-        flight = flight[np.lexsort((lanes.position[flight], lanes.row[flight]))]
+        flight = flight[np.lexsort((lanes.place[flight], lanes.row[flight]))]
         work.flight[: len(flight)] = flight
         work.flight[-1] = len(flight)
         counts[6] = tick.number

@@ -123,6 +123,10 @@ class StoredKeyValues(NamedTuple):
     """[columns, pages, kv_heads, blocks_per_page, 16, head_room]."""
     page_table: Int32
     """[rows, pages_per_row]."""
+    page_parts: Int32
+    """[rows, pages_per_row, 3]: see `Backend`."""
+    has_holes: Bool
+    """[rows]."""
 
 
 class SharedLanes(NamedTuple):
@@ -130,6 +134,7 @@ class SharedLanes(NamedTuple):
 
     row: Int32
     position: Int32
+    place: Int32
     age: Int32
     bound: Int32
     until: Int32

@@ -163,12 +163,13 @@ def _compact(buffers: Any) -> None:
 @jit
 def _enter_next(buffers: Any, lane: Any, token: Any) -> None:
     """A lane's next token takes the place of the one that left."""
-    position = ints(buffers.position)[lane] + 1
-    page = ints(buffers.page_table)[ints(buffers.row)[lane] * buffers.pages_per_row + position // buffers.page_size]
+    place = ints(buffers.place)[lane] + 1
+    page = ints(buffers.page_table)[ints(buffers.row)[lane] * buffers.pages_per_row + place // buffers.page_size]
     ints(buffers.run)[lane] -= 1
     longs(buffers.token)[lane] = token
-    ints(buffers.position)[lane] = position
-    longs(buffers.cell)[lane] = np.int64(page) * buffers.page_size + position % buffers.page_size
+    ints(buffers.position)[lane] += 1
+    ints(buffers.place)[lane] = place
+    longs(buffers.cell)[lane] = np.int64(page) * buffers.page_size + place % buffers.page_size
     ints(buffers.age)[lane] = 0
     ints(buffers.until)[lane] = ints(buffers.bound)[lane]
     floats(buffers.exit_probability)[lane] = np.float32(0.0)

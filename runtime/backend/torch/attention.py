@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.backend.attention import PagedCache, Queries
+from runtime.backend.attention import Holes, PagedCache, Queries
 from runtime.model.specification import AttentionRule
 from runtime.model.transformer import attend_densely
 
@@ -30,8 +30,20 @@ class _Batch(NamedTuple):
     """[groups, queries] bool: false for the repeats."""
     start: Tensor
     """[groups] int64: the first position that a query of the group sees, or 0."""
+    page_size: int
     length: int
     """Positions to attend over: those of the longest context or window, or of a whole row."""
+    holes: Tensor | None
+    """What of the pages counts, where the groups' rows have holes."""
+
+
+class _Reach(NamedTuple):
+    """What the queries of a batch attend over."""
+
+    place: Tensor
+    """[groups, length] int64: places in their rows, each of an entry that exists."""
+    visible: Tensor
+    """[groups, queries, length] bool."""
 
 
 class TorchAttention:
@@ -43,6 +55,11 @@ class TorchAttention:
 
     def __init__(self, fixed_shape: bool = False) -> None:
         self.fixed_shape = fixed_shape
+        self._holes: Holes | None = None
+
+    def look_at(self, holes: Holes) -> None:
+        """See `PagedAttention`."""
+        self._holes = holes
 
     def __call__(
         self,
@@ -63,18 +80,14 @@ class TorchAttention:
         values.index_copy_(0, written, value.to(values.dtype))
 
         out = torch.empty_like(query)
-        for batch in _batches(paged, queries, slots, self.fixed_shape, rule.window):
-            first, last = batch.members[:, 0], position[batch.members].amax(1)
-            positions = batch.start[:, None] + torch.arange(batch.length, device=keys.device)
-            # Nobody has written what is beyond a group's last query, and what no query sees may be another's: read
-            # an entry that is seen in its place.
-            seen = positions.minimum(last[:, None])
-            if rule.window is not None:
-                seen = seen.maximum((position[batch.members].amin(1) + 1 - rule.window).clamp(min=0)[:, None])
+        for batch in _batches(paged, queries, slots, self.fixed_shape, rule.window, self._holes):
+            first, wanted_at = batch.members[:, 0], position[batch.members]
+            if batch.holes is None:
+                seen, visible = _reach(batch, wanted_at, rule.window)
+            else:
+                seen, visible = _reach_over_holes(batch, batch.holes, row[first], wanted_at, rule.window)
             columns = column + _slots_read(paged, row[first, None], seen, slot[first, None], slots)
             index = _flat_index(paged, row[first, None], seen, columns)
-            distance = position[batch.members][..., None] - positions[:, None]
-            visible = (distance >= 0) if rule.window is None else (distance >= 0) & (distance < rule.window)
             wanted = query[batch.members]
             if self.fixed_shape:
                 attended = _attend_each(wanted, keys, values, index, visible, rule)
@@ -82,6 +95,34 @@ class TorchAttention:
                 attended = _attend(wanted, _gather(keys, index), _gather(values, index), visible, rule)
             out[batch.members[batch.real]] = attended[batch.real].to(out.dtype)
         return out
+
+
+def _reach(batch: _Batch, position: Tensor, window: int | None) -> _Reach:
+    """Over rows without holes, of queries at `position` [groups, queries]."""
+    positions = batch.start[:, None] + torch.arange(batch.length, device=position.device)
+    # Nobody has written what is beyond a group's last query, and what no query sees may be another's: read an entry
+    # that is seen in its place.
+    seen = positions.minimum(position.amax(1)[:, None])
+    if window is not None:
+        seen = seen.maximum((position.amin(1) + 1 - window).clamp(min=0)[:, None])
+    distance = position[..., None] - positions[:, None]
+    return _Reach(seen, (distance >= 0) if window is None else (distance >= 0) & (distance < window))
+
+
+def _reach_over_holes(batch: _Batch, parts: Tensor, row: Tensor, place: Tensor, window: int | None) -> _Reach:
+    """The same over rows [groups] with holes, of queries at `place` [groups, queries]."""
+    page_size = batch.page_size
+    places = torch.arange(batch.length, device=place.device)
+    begin, end, base = parts[row[:, None], places // page_size].long().unbind(-1)
+    offset, last = places % page_size, place.amax(1)[:, None]
+    counts = (begin <= offset) & (offset < end) & (places <= last)
+    visible = counts[:, None] & (places <= place[..., None])
+    if window is not None:
+        own = parts[row[:, None], place // page_size, 2].long() + place % page_size
+        position = base + offset
+        counts = counts & (position > own.amin(1)[:, None] - window)
+        visible = visible & (position[:, None] > own[..., None] - window)
+    return _Reach(torch.where(counts, places, last), visible)
 
 
 def _flat_index(paged: PagedCache, row: Tensor, position: Tensor, column: Tensor) -> Tensor:
@@ -105,7 +146,9 @@ def _slots_read(paged: PagedCache, row: Tensor, position: Tensor, slot: Tensor, 
     return slot.minimum(paged.depths[page, position % page_size].long() - 1).clamp(min=0)
 
 
-def _batches(paged: PagedCache, queries: Queries, slots: int, fixed_shape: bool, window: int | None) -> list[_Batch]:
+def _batches(
+    paged: PagedCache, queries: Queries, slots: int, fixed_shape: bool, window: int | None, holes: Holes | None
+) -> list[_Batch]:
     """Sorts queries into groups of the same row and slot, and groups of similar size and length into batches.
 
     With `fixed_shape` every batch has the length of a whole row, and its groups are of one size.
@@ -113,26 +156,32 @@ def _batches(paged: PagedCache, queries: Queries, slots: int, fixed_shape: bool,
     row, position, slot = (tensor.cpu().numpy().astype(np.int64) for tensor in queries)
     if not len(row):
         return []
+    has_holes = np.zeros(len(row), np.bool_) if holes is None else holes.has_holes.numpy()[row]
     shared = row * slots + slot
     order = np.argsort(shared, kind="stable")
     starts = np.flatnonzero(np.diff(shared[order], prepend=-1))
     sizes = np.diff(starts, append=len(row))
     ends = np.maximum.reduceat(position[order], starts) + 1
     seen_from = np.zeros_like(ends)
+    holed = has_holes[order[starts]]
     if window is not None and not fixed_shape:
         seen_from = np.maximum(np.minimum.reduceat(position[order], starts) + 1 - window, 0)
+        seen_from[holed] = 0
     lengths = ends - seen_from
     if fixed_shape:
         lengths = np.full_like(lengths, paged.page_table.shape[1] * paged.keys.shape[2])
         kinds = sizes
     else:
         kinds = _power_of_two(sizes) * 64 + _power_of_two(np.maximum(lengths, _ALIKE))
+    kinds = 2 * kinds + holed
     device = paged.keys.device
     most = _GATHERED_ON_CPU if device.type == "cpu" else _GATHERED
+    page_size = paged.keys.shape[2]
     batches = []
     for kind in np.unique(kinds):
         groups = np.flatnonzero(kinds == kind)
         groups = groups[np.argsort(lengths[groups])]
+        parts = holes.page_parts if holes is not None and kind % 2 else None
         entry = paged.keys.shape[-2:].numel()
         step = max(1, int(most // (lengths[groups[-1]] * entry)))
         for chosen in np.split(groups, range(step, len(groups), step)):
@@ -140,7 +189,9 @@ def _batches(paged: PagedCache, queries: Queries, slots: int, fixed_shape: bool,
             members = torch.from_numpy(order[starts[chosen, None] + np.minimum(within, sizes[chosen, None] - 1)])
             real = torch.from_numpy(within < sizes[chosen, None])
             start = torch.from_numpy(seen_from[chosen]).to(device)
-            batches.append(_Batch(members.to(device), real.to(device), start, int(lengths[chosen[-1]])))
+            batches.append(
+                _Batch(members.to(device), real.to(device), start, page_size, int(lengths[chosen[-1]]), parts)
+            )
     return batches
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.backend.attention import PagedAttention, PagedCache, Queries
-from runtime.backend.interface import Bool, CacheShape, Int32, Int64
+from runtime.backend.attention import Holes, LooksAtHoles, PagedAttention, PagedCache, Queries
+from runtime.backend.interface import Bool, CacheShape, Int32, Int64, RowHoles
 from runtime.backend.ticking import LaneBackend
 from runtime.model.replacement import replace_weights
 from runtime.model.served import ServedModel
@@ -63,7 +63,15 @@ class TorchBackend(LaneBackend):
             depths=torch.zeros(cache.pages, cache.page_size, dtype=torch.int32, device=self._device),
             page_table=torch.from_numpy(self._table).to(self._device),
         )
+        parts, has_holes = (torch.from_numpy(each) for each in self._holes)
+        self._page_parts = parts.to(self._device)
+        if isinstance(attention, LooksAtHoles):
+            attention.look_at(Holes(self._page_parts, has_holes))
         self._embedded = self._zeros(cache.lanes, specification.width)
+
+    @property
+    def row_holes(self) -> RowHoles | None:
+        return self._holes if isinstance(self._attention, LooksAtHoles) else None
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         # Captured ticks read the parameters where they lie, too.
@@ -77,6 +85,8 @@ class TorchBackend(LaneBackend):
     def _begin(self, copies: Int32) -> None:
         if self._device.type != "cpu":
             self._paged.page_table.copy_(torch.from_numpy(self._table), non_blocking=True)
+            if self._holes.has_holes.any():
+                self._page_parts.copy_(torch.from_numpy(self._holes.page_parts), non_blocking=True)
         if len(copies):
             source, destination = self._on_device(copies[:, 0]), self._on_device(copies[:, 1])
             for stored in (self._paged.keys, self._paged.values):
@@ -154,7 +164,7 @@ class TorchBackend(LaneBackend):
         slot = np.zeros(count, np.int32) if age is None else (age[tile.lanes] % slots).astype(np.int32)
         queries = Queries(
             torch.from_numpy(self._lanes.row[tile.lanes]),
-            torch.from_numpy(self._lanes.position[tile.lanes]),
+            torch.from_numpy(self._lanes.place[tile.lanes]),
             torch.from_numpy(slot),
         )
         padding = len(tile.index) - count
