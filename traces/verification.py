@@ -281,7 +281,7 @@ class _Replay:
 
 def _is_executed(call: GenerateRecord) -> bool:
     """Whether there is something to compare, or others see what it computes."""
-    return bool(call.samples or call.scored or call.fills)
+    return bool(call.samples or call.scored or (call.fills and call.reason == "filled"))
 
 
 def _first_difference(path: ThreadPath, call: GenerateRecord, answer: Finished) -> Divergence | None:

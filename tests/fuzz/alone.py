@@ -10,7 +10,7 @@ import msgspec
 
 from policies import DepthPolicy
 from runtime import EngineSettings, Sampling
-from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread, ThreadPath
+from runtime.link.commands import Answered, CloseThread, Extend, Finished, Generate, Merge, OpenThread, ThreadPath
 from tests.engine.solo import Solo
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.program import Setup
@@ -32,7 +32,15 @@ class Sampled(msgspec.Struct, frozen=True):
     depth: DepthPolicy
 
 
-Step = Received | Sampled
+@dataclass(frozen=True)
+class Merged:
+    """What forks had beyond the context."""
+
+    tokens: tuple[int, ...]
+    children: tuple[Said, ...]
+
+
+Step = Received | Sampled | Merged
 
 
 @dataclass
@@ -49,6 +57,8 @@ class Said:
     """Whether what it said is a function of what it was told alone."""
     cut: set[DepthPolicy] = field(default_factory=set)
     """Policies of calls that were cut: they may have computed some of what later calls build on."""
+    fills: DepthPolicy | None = None
+    """Under which policy the rest of it is computed where it is merged."""
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -64,6 +74,13 @@ class Said:
     def receive(self, tokens: tuple[int, ...]) -> None:
         if tokens:
             self.steps.append(Received(tokens))
+
+    def merge(self, tokens: tuple[int, ...], children: tuple[Said, ...], is_known: bool) -> None:
+        if tokens:
+            self.steps.append(Merged(tokens, children))
+            self.is_comparable &= is_known and all(
+                child.is_comparable and not child.cut - {child.fills} for child in children
+            )
 
     def sample(
         self, tokens: tuple[int, ...], logprobs: tuple[float, ...] | None, sampling: Sampling, depth: DepthPolicy
@@ -88,6 +105,7 @@ class Roomy:
     def differences(self, setup: Setup, said: Said) -> list[str]:
         """Where a thread alone says something else than it said in company; empty where it says the same."""
         solo = self._solo(setup)
+        self._seed = setup.seed
         found: list[str] = []
         solo.send(*self._opening(setup, said))
         for step in said.steps:
@@ -112,6 +130,8 @@ class Roomy:
         if isinstance(step, Received):
             solo.send(Extend(said.path, step.tokens))
             return []
+        if isinstance(step, Merged):
+            return self._merge(solo, said, step)
         solo.send(Generate(thread=said.path, max_tokens=len(step.tokens), sampling=step.sampling, depth=step.depth))
         (report,) = solo.run(check=False)
         where = f"thread {said.path}"
@@ -122,6 +142,20 @@ class Roomy:
         if step.logprobs is not None and report.logprobs != step.logprobs:
             return [f"{where} had log-probabilities {step.logprobs}, alone {report.logprobs}"]
         return []
+
+    def _merge(self, solo: Solo, said: Said, step: Merged) -> list[str]:
+        found: list[str] = []
+        paths = tuple(child.path for child in step.children)
+        for child in step.children:
+            solo.send(OpenThread(thread=child.path, seed=self._seed, depth=child.depth, inherits=said.path))
+            for own in child.steps:
+                found += self._repeat(solo, child, own)
+            solo.send(Generate(thread=child.path, max_tokens=0, sampling=Sampling(), depth=child.fills, fills=True))
+            solo.run(check=False)
+        solo.send(Merge(said.path, paths))
+        solo.send(*(CloseThread(path) for path in paths))
+        errors = [report.error for report in solo.core.journal.take_reports() if isinstance(report, Answered)]
+        return [*found, *(f"thread {said.path} cannot merge alone: {error}" for error in errors if error is not None)]
 
     def _solo(self, setup: Setup) -> Solo:
         key = (setup.model, setup.backend, setup.slots, setup.chunk, setup.page_size)

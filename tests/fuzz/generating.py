@@ -138,9 +138,17 @@ class _Drawing:
     def action(self, level: int) -> p.AnyAction:
         chance = self.chance
         match chance.choices(
-            ("generate", "stream", "append", "child", "join", "cancel", "within", "pause", "fail"),
-            (30, 14, 8, 22 if level < 3 else 0, 14, 4, 9 if level < 4 else 0, 4, 1),
+            ("generate", "stream", "append", "child", "join", "merged", "cancel", "within", "pause", "fail"),
+            (30, 14, 8, 22 if level < 3 else 0, 14, 8 if level < 3 else 0, 4, 9 if level < 4 else 0, 4, 1),
         )[0]:
+            case "merged":
+                return p.Branch(
+                    children=tuple(
+                        p.Spawn(message=self.tokens(1, 5), body=self.body(level + 1), fork=True)
+                        for _ in range(chance.randint(1, 3))
+                    ),
+                    conclusion=self.tokens(1, 2),
+                )
             case "generate":
                 return self.generate()
             case "stream":
@@ -165,7 +173,7 @@ class _Drawing:
                 )
             case "join":
                 return p.Join(
-                    how=chance.choice(("all", "all", "first", "as completed")),
+                    how=chance.choice(("all", "all", "first", "as completed", "merge")),
                     append=self.likely(0.8),
                     most=chance.choice((None, None, 1, 2)),
                 )

@@ -20,10 +20,12 @@ from runtime.errors import (
     PolicyError,
     PromptError,
     QueueFull,
+    ThreadStateError,
 )
 from tests.fuzz import program as p
 from tests.fuzz.alone import Said
 from tests.fuzz.faults import Injected
+from tests.fuzz.generating import CONTEXT
 from tests.fuzz.subjects import BY_LOAD, DEPTHS, SAMPLINGS, FaultyAtRole, policy_of
 
 _PROBE = p.Root(prompt=(3, 1, 2), body=(p.Generate(tokens=2),), depth="shallow")
@@ -66,11 +68,16 @@ class Books:
                 return
         elif (
             isinstance(error, LimitExceeded | QueueFull | PromptError | Planned | TimeoutError)
+            or (isinstance(error, ThreadStateError) and _is_about_merging(error))
             or (isinstance(error, PolicyError) and _is_about_a_policy(error))
-            or (isinstance(error, CapacityError) and self.setup.pages * self.setup.page_size < 64)
+            or (isinstance(error, CapacityError) and self.setup.pages * self.setup.page_size < self._longest())
         ):
             return
         self.findings.append("unexpected error: " + "".join(traceback.format_exception(error)))
+
+    def _longest(self) -> int:
+        """Tokens that the pages of a thread may hold: siblings lie side by side where they may have been merged."""
+        return 4 * CONTEXT if self.counts["branch"] or self.counts["join"] else CONTEXT
 
 
 def _is_caused_by_injection(error: BaseException) -> bool:
@@ -78,6 +85,11 @@ def _is_caused_by_injection(error: BaseException) -> bool:
     while cause is not None and not isinstance(cause, Injected):
         cause = cause.__cause__
     return cause is not None
+
+
+def _is_about_merging(error: ThreadStateError) -> bool:
+    text = str(error)
+    return any(what in text for what in ("merged", "Start it by fork()", "to go on from", "different depths"))
 
 
 def _is_about_a_policy(error: PolicyError) -> bool:
@@ -170,6 +182,7 @@ class _Body:
         try:
             return await self._run(actions)
         finally:
+            self._said.fills = self._policy_now(None)
             if self._thread.tokens != self._said.tokens:
                 self._books.findings.append(
                     f"thread {self._said.path} has the context {self._thread.tokens}, it should be {self._said.tokens}"
@@ -201,6 +214,8 @@ class _Body:
                 await self._stream(action)
             case p.Spawn():
                 self._spawn(action)
+            case p.Branch():
+                await self._branch(action)
             case p.Join():
                 await self._join(action)
             case p.Cancel(child=index):
@@ -292,8 +307,31 @@ class _Body:
         self._children.append(child)
         self._has_children = True
 
+    async def _branch(self, action: p.Branch) -> None:
+        first = len(self._children)
+        for child in action.children:
+            self._spawn(child)
+        await self._merge(self._children[first:])
+        self._thread.append(action.conclusion)
+        self._said.receive(action.conclusion)
+
+    async def _merge(self, chosen: list[Child]) -> None:
+        before = self._thread.tokens
+        try:
+            await self._thread.join(chosen, merge=True)
+        finally:
+            self._children = [child for child in self._children if not child.is_joined]
+            # Those that were cancelled have left nothing; what the model drove is not in the books.
+            left = [child.path for child in chosen if child.answer is None or child.answer.reason != "cancelled"]
+            known = {said.path: said for said in self._books.said}
+            children = tuple(known[path] for path in sorted(left) if path in known)
+            self._said.merge(self._thread.tokens[len(before) :], children, is_known=len(children) == len(left))
+
     async def _join(self, action: p.Join) -> None:
         chosen, before = self._children[: action.most], self._thread.tokens
+        if action.how == "merge":
+            await self._merge(chosen)
+            return
         try:
             if action.how == "as completed":
                 await self._take_as_completed(chosen)

@@ -61,8 +61,15 @@ class Spawn(Action, frozen=True):
     priority: int | None = None
 
 
+class Branch(Action, frozen=True):
+    """Forks that are joined by a merged join, and what is appended behind it."""
+
+    children: tuple[Spawn, ...]
+    conclusion: Tokens
+
+
 class Join(Action, frozen=True):
-    how: Literal["all", "first", "as completed"] = "all"
+    how: Literal["all", "first", "as completed", "merge"] = "all"
     append: bool = True
     most: int | None = None
     """Of the children that nobody has joined, the first so many; None for all of them."""
@@ -91,7 +98,7 @@ class Return(Action, frozen=True):
     tokens: Tokens
 
 
-AnyAction = Append | Generate | Stream | Spawn | Join | Cancel | Within | Pause | Fail | Return
+AnyAction = Append | Branch | Generate | Stream | Spawn | Join | Cancel | Within | Pause | Fail | Return
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
