@@ -77,6 +77,8 @@ def merge(parent: Sequence, children: SequenceOf[Sequence], kv_cache: KVCache) -
     parent.generate_start = len(parent.tokens)
     parent.state_at = None
     kv_cache.begin_row(parent)
+    # A child that is to be computed again may see pages that the first one gave back.
+    kv_cache.release_unused(parent)
 
 
 def _pages(start: int, children: SequenceOf[Sequence], merged: Merged, kv_cache: KVCache) -> tuple[list[int], int, int]:
