@@ -33,8 +33,14 @@ if TYPE_CHECKING:
     from runtime.loading import open_device as open_device
     from runtime.loading import open_playback as open_playback
     from runtime.protocol import APR as APR
+    from runtime.protocol import NPR as NPR
+    from runtime.protocol import BoundForkProtocol as BoundForkProtocol
     from runtime.protocol import BoundProtocol as BoundProtocol
+    from runtime.protocol import ForkProtocol as ForkProtocol
+    from runtime.protocol import Multiverse as Multiverse
+    from runtime.protocol import ParallelR1 as ParallelR1
     from runtime.protocol import TagProtocol as TagProtocol
+    from runtime.protocol import ThreadWeaver as ThreadWeaver
     from runtime.protocol import apr_protocol as apr_protocol
     from runtime.results import Answer as Answer
     from runtime.results import Chunk as Chunk

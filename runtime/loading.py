@@ -25,7 +25,7 @@ from runtime.link.events import FORMAT, Header, Trace, encodable
 from runtime.link.latents import Latents
 from runtime.model.braid_file import parse_braid
 from runtime.model.directories import BRAID, GENERATION_CONFIG
-from runtime.protocol import BoundProtocol, TagProtocol
+from runtime.protocol import BoundForkProtocol, BoundProtocol, ForkProtocol, TagProtocol
 from runtime.threads.opened import Opened
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _opened(
     checkpoint: Description,
     settings: EngineSettings,
     device: Device,
-    protocol: BoundProtocol | None,
+    protocol: BoundProtocol | BoundForkProtocol | None,
     policy: Policy | None,
 ) -> Opened:
     """What a checkpoint brings to a device that runs it, or plays back what it did."""
@@ -242,7 +242,7 @@ def _tracing() -> _Tracing:
     return _Tracing(write=TraceRecorder, play=Playback)
 
 
-def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | None]:
+def read_braid(checkpoint: Description) -> tuple[BoundProtocol | BoundForkProtocol | None, Policy | None]:
     """The protocol and the policy that a checkpoint's `braid.json` declares.
 
     Raises `CheckpointError`, naming the file, for what is no declaration of either, or for a protocol that the
@@ -254,10 +254,15 @@ def read_braid(checkpoint: Description) -> tuple[BoundProtocol | None, Policy | 
         policy = braid.default_policy()
         if braid.protocol is None:
             return None, policy or _published_policy(checkpoint)
-        protocol = msgspec.convert(braid.protocol, TagProtocol)
-        if checkpoint.tokenizer is None:
+        tokenizer = checkpoint.tokenizer
+        if tokenizer is None:
             raise ProtocolError("the protocol needs a tokenizer.json beside it, or the name of a shipped one.")
-        return BoundProtocol(protocol, checkpoint.tokenizer), policy or _published_policy(checkpoint)
+        bound: BoundProtocol | BoundForkProtocol
+        if "fork" in braid.protocol:
+            bound = BoundForkProtocol(msgspec.convert(braid.protocol, ForkProtocol), tokenizer)
+        else:
+            bound = BoundProtocol(msgspec.convert(braid.protocol, TagProtocol), tokenizer)
+        return bound, policy or _published_policy(checkpoint)
     except (msgspec.MsgspecError, ValueError, ProtocolError) as error:
         raise CheckpointError(f"{where}: {str(error).removesuffix('.')}.") from error
 

@@ -12,13 +12,13 @@ from typing import Literal
 import anyio.to_thread
 import msgspec
 
-from policies import SpawnDecision, SpawnRequest, TreeView
-from policies.conversion import shown
-from runtime.errors import LimitExceeded, PolicyError, PromptError, ProtocolError, described
+from runtime.errors import LimitExceeded, PromptError, ProtocolError
 from runtime.link.commands import Signal, Signalled
-from runtime.protocol import BoundProtocol
+from runtime.protocol import BoundForkProtocol, BoundProtocol
 from runtime.results import Generation, Outcome
 from runtime.threads.context import Context, GenerateOptions
+from runtime.threads.deciding import decide
+from runtime.threads.forking import ForkDriver
 from runtime.threads.joining import Asked
 from runtime.threads.running import RunningThread
 
@@ -45,6 +45,8 @@ async def drive(thread: RunningThread) -> Outcome:
     protocol = thread.context.session.opened.protocol
     if protocol is None:
         return await _drive_plain(thread.context)
+    if isinstance(protocol, BoundForkProtocol):
+        return await ForkDriver(thread, protocol, drive_child).run()
     return await _Driver(thread, protocol).run()
 
 
@@ -71,7 +73,6 @@ class _Driver:
         self._thread = thread
         self._context = thread.context
         self._protocol = protocol
-        self._spawn_policy = thread.context.settings.spawn
         self._asked: list[Asked] = []
         """Since the last join."""
         self._emitted: list[int] = []
@@ -87,7 +88,7 @@ class _Driver:
                 max_tokens=left,
                 watcher=self._protocol.watcher(context.tokens),
                 stop_tokens=context.session.opened.stop_tokens,
-                entropies=self._spawn_policy.reads == "entropy",
+                entropies=context.settings.spawn.reads == "entropy",
             )
             generation = await context.generate(options, on_signal=self._take)
             self._emitted += generation.tokens
@@ -133,7 +134,8 @@ class _Driver:
 
     def _spawn(self, signal: Signal, entropy: float) -> None:
         context = self._context
-        decision = self._decide(signal, entropy)
+        granted = sum(child is not None for _, child in self._asked)
+        decision = decide(context, signal, entropy, index=len(self._asked), granted=granted)
         context.account.count_request(decision.run)
         child = None
         if decision.run:
@@ -151,46 +153,6 @@ class _Driver:
         else:
             self._thread.record_spawn(None, signal.tokens, by_model=True, fork=False, reason=decision.reason)
         self._asked.append((signal.tokens, child))
-
-    def _decide(self, signal: Signal, entropy: float) -> SpawnDecision:
-        """Limits first, then the policy."""
-        context = self._context
-        refusal = context.account.refusal()
-        if refusal:
-            return SpawnDecision(run=False, reason=refusal)
-        size = context.session.opened.max_context
-        if not signal.tokens:
-            return SpawnDecision(run=False, reason="its message is empty")
-        if size is not None and len(signal.tokens) > size:
-            return SpawnDecision(run=False, reason=f"its message is longer than the model's context of {size} tokens")
-        request = SpawnRequest(
-            parent=context.path,
-            message=signal.tokens,
-            index=len(self._asked),
-            granted=sum(child is not None for _, child in self._asked),
-            entropy=entropy,
-        )
-        policy = self._spawn_policy
-        try:
-            decision = policy.decide(request, self._view(signal))
-        except Exception as error:
-            raise PolicyError(
-                f"{type(policy).__name__}.decide raised for thread {context.path}: {described(error)}."
-            ) from error
-        if not isinstance(decision, SpawnDecision):
-            raise PolicyError(f"{type(policy).__name__}.decide answered {shown(decision)}; it must be a SpawnDecision.")
-        return decision
-
-    def _view(self, signal: Signal) -> TreeView:
-        tree = self._context.account.tree()
-        return TreeView(
-            threads=tree.total.threads,
-            running=tree.running,
-            # The present call is not reported yet; the others of the tree count when they are.
-            tokens=tree.total.generated + signal.start + len(signal.tokens),
-            iterations=tree.total.iterations,
-            waiting=self._context.session.statistics.waiting,
-        )
 
     async def _join(self, join: Signal, start: int) -> None:
         context, children = self._context, self._thread.children

@@ -173,7 +173,7 @@ class Children:
         delivered = [child for _, child in asked if child is not None and child.given().message]
         messages = [() if child is None else child.given().message for _, child in asked]
         protocol = context.session.opened.protocol
-        if protocol is None or append is None:
+        if not isinstance(protocol, BoundProtocol) or append is None:
             delivery = [token for message in messages for token in message]
         else:
             delivered = delivered[: protocol.protocol.most_messages]

@@ -14,7 +14,7 @@ from runtime.link.commands import Device
 from runtime.link.sampling import Sampling
 from runtime.model.chat_files import ChatTemplates
 from runtime.model.tokenizer import Tokenizer
-from runtime.protocol import BoundProtocol
+from runtime.protocol import BoundForkProtocol, BoundProtocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Opened:
     """None: prompts are token ids, and texts are empty."""
     chat_templates: ChatTemplates | None = None
     """None: there are prompts alone, and no messages."""
-    protocol: BoundProtocol | None = None
+    protocol: BoundProtocol | BoundForkProtocol | None = None
     """None: threads that the model drives generate to a stop token."""
     policy: Policy | None = None
     """The checkpoint's own."""
