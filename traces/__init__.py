@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime.link import GenerateStarted as GenerateStarted
     from runtime.link import Header as Header
     from runtime.link import Joined as Joined
+    from runtime.link import Merged as Merged
     from runtime.link import Received as Received
     from runtime.link import RunStarted as RunStarted
     from runtime.link import Sampled as Sampled
