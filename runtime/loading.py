@@ -58,11 +58,12 @@ def open_device(
     # An engine over another device does without the model and its kernels.
     import torch
 
-    from runtime.device.build import build_loop, cache_shape, load_native_code, most_iterations, torch_threads
+    from runtime.device.build import build_loop, cache_shape, load_native_code, torch_threads
     from runtime.device.capacity import choose_device
     from runtime.device.latent_file import LatentFile
     from runtime.device.latents import LatentRecorder
     from runtime.device.loop import ModelDevice
+    from runtime.device.sizing import most_iterations
     from runtime.model.checkpoint import Checkpoint, fingerprint, load_served
 
     device = choose_device(settings)
@@ -78,7 +79,7 @@ def open_device(
         own_policy = drafted(own_policy or Policy())
     default = policy or own_policy or Policy()
     # What cannot be had is known before native code is compiled and a trace is begun.
-    cache_shape(loaded.model, settings, most_iterations(loaded.model, settings, default.depth))
+    cache_shape(loaded.model, settings, most_iterations(loaded.model.specification, settings, default.depth))
     load_native_code(loaded.model, settings)
     drafting = None if smaller is None else smaller.model
 

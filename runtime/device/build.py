@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -14,7 +14,6 @@ import msgspec
 import torch
 
 from policies import DepthPolicy, Fixed
-from policies.conversion import Count, converted
 from runtime.backend.attention import PagedAttention
 from runtime.backend.exits import check_readable
 from runtime.backend.interface import Backend, CacheShape, TakesHoles, TickResult
@@ -38,77 +37,30 @@ from runtime.device.queues import Queues
 from runtime.device.recordings import OpenTrace, Recordings
 from runtime.device.requests import Requests
 from runtime.device.scheduler import Scheduler
-from runtime.device.settings import DEEPEST, EngineSettings
+from runtime.device.settings import EngineSettings
+from runtime.device.sizing import limits_of, most_iterations, sized_cache, state_std_of
 from runtime.device.speculation import Speculation
 from runtime.device.switching import Switching
 from runtime.device.threads import OpenThreads
 from runtime.errors import CapacityError, PolicyError, described
 from runtime.link.commands import OnTraceError
-from runtime.model.served import Served, ServedModel
+from runtime.model.served import ServedModel
 from runtime.model.transformer import Transformer
 
 PARAMETERS_PER_THREAD = 100_000
 """Below, threads wait for each other longer than they work."""
 
-ROOM_FOR_HOLES = 4
-"""How many times the pages of a model's longest context a row has room for, on a CPU."""
-
-MOST_PAGES = 2**31 - 1
-"""Pages are numbered in 32 bits."""
-
 _log = logger("runtime.device")
-
-
-def most_iterations(model: ServedModel, settings: EngineSettings, policy: DepthPolicy) -> int:
-    """The deepest any token may go: as set, else what the model and the default policy ask for.
-
-    Raises `PolicyError` where the policy cannot say, or goes deeper than any token can.
-    """
-    if settings.most_iterations is not None:
-        return settings.most_iterations
-    mean = model.specification.mean_recurrence
-    name = type(policy).__name__
-    try:
-        deepest: int = converted(policy.deepest(mean), Count, "deepest")
-    except Exception as error:
-        raise PolicyError(f"{name} cannot say how deep it goes: {described(error)}.") from error
-    if deepest > DEEPEST:
-        raise PolicyError(f"{name} goes {deepest} iterations deep; a token gets at most {DEEPEST}.")
-    return max(mean, deepest)
 
 
 def cache_shape(model: ServedModel, settings: EngineSettings, most: int) -> CacheShape:
     """Sizes of the paged cache. Raises `CapacityError` where not one page fits into `settings.kv_cache_bytes`, and
     where pages or lanes do not fit into the machine."""
-    own = model.specification
-    slots = most if settings.iteration_slots is None else min(settings.iteration_slots, most)
-    shape = CacheShape(
-        pages=0,
-        page_size=settings.page_size,
-        slots=slots,
-        rows=settings.max_in_flight,
-        pages_per_row=_row_width(model, settings),
-        lanes=settings.max_in_flight,
-    )
-    numbers = 2 * shape.columns(own) * settings.page_size * own.kv_heads * own.head_dim
-    bytes_per_page = numbers * model.dtype.itemsize
-    pages = settings.kv_cache_bytes // bytes_per_page if settings.num_pages is None else settings.num_pages
-    if pages < 1:
-        raise CapacityError(
-            f"One page of {settings.page_size} tokens takes {bytes_per_page} bytes; EngineSettings.kv_cache_bytes is "
-            f"{settings.kv_cache_bytes}. Raise it, or lower page_size or slots."
-        )
-    sized = msgspec.structs.replace(shape, pages=min(pages, MOST_PAGES))
-    check_memory(model, settings, sized, bytes_per_page)
-    return sized
-
-
-def _row_width(model: ServedModel, settings: EngineSettings) -> int:
-    """Pages of a row: as many as a context takes, and more where a row may have holes, and siblings side by side,
-    unless what is computed depends on its width."""
-    pages = math.ceil(settings.context_of(model.specification.max_context) / settings.page_size)
+    # Where what is computed depends on a row's width, it is as wide as ever.
     is_fixed = model.device.type != "cpu" or (settings.deterministic and not is_native(model, settings))
-    return pages if is_fixed else ROOM_FOR_HOLES * pages
+    sized = sized_cache(model.specification, settings, most, has_room_for_holes=not is_fixed)
+    check_memory(model, settings, sized.shape, sized.page_bytes)
+    return sized.shape
 
 
 def build_loop(
@@ -136,8 +88,8 @@ def build_loop(
         check_readable(policy, model.specification)
     except ValueError as error:
         raise PolicyError(str(error)) from error
-    most = most_iterations(model, settings, policy)
-    state_std = 0.0 if settings.initial_state == "zero" else model.specification.state_std
+    most = most_iterations(model.specification, settings, policy)
+    state_std = state_std_of(model.specification, settings)
     cache = cache_shape(model, settings, most)
     try:
         backend = build_backend(model, settings, cache, state_std)
@@ -146,24 +98,10 @@ def build_loop(
             f"{cache.pages} pages, {cache.lanes} lanes and threads for them cannot be had ({described(error)}). Lower "
             "EngineSettings.kv_cache_bytes or num_pages, max_in_flight or cpu_threads."
         ) from error
-    limits = ModelLimits(
-        max_context=settings.context_of(model.specification.max_context),
-        vocab=model.specification.vocab_size,
-        mean_recurrence=model.specification.mean_recurrence,
-        most_iterations=most,
-        short_context=model.specification.short_context,
-        window=longest_window(model.specification),
-        shares_prefixes=settings.reuse_prefixes and state_std == 0.0,
-    )
+    limits = limits_of(model.specification, settings, most)
     drafter = None if drafts is None else build_drafter(drafts, settings)
     chunk = settings.prefill_chunk
     return wire(backend, limits, chunk, recorder, observe, open_trace, on_trace_error, scheduler, drafter, latents)
-
-
-def longest_window(own: Served) -> int | None:
-    """How many positions a token sees at most, in any layer; None where a layer sees all before it."""
-    windows = [own.attention(layer).window for layer in range(len(own.layers))]
-    return None if None in windows else max(window for window in windows if window is not None)
 
 
 def build_drafter(model: ServedModel, settings: EngineSettings) -> Drafter:
@@ -185,8 +123,10 @@ def wire(
     scheduler: type[Scheduler] = Scheduler,
     drafter: Drafter | None = None,
     latents: LatentRecorder | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> DeviceLoop:
-    """A device loop over a backend: makes the scheduler's parts, each once. The arguments are `build_loop`'s."""
+    """A device loop over a backend: makes the scheduler's parts, each once. The arguments are `build_loop`'s, and
+    `DeviceLoop`'s."""
     cache = backend.cache
     grouping = Grouping(chunk, matters=cache.slots < model.most_iterations)
     journal, queues, in_flight = Journal(recorder, latents), Queues(), InFlight(cache.lanes)
@@ -218,7 +158,7 @@ def wire(
         generates,
         stepwise=observe is not None,
     )
-    return DeviceLoop(backend, journal, planner, threads, requests, recordings, observe)
+    return DeviceLoop(backend, journal, planner, threads, requests, recordings, observe, clock)
 
 
 def build_backend(model: ServedModel, settings: EngineSettings, cache: CacheShape, state_std: float) -> Backend:

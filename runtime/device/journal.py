@@ -64,6 +64,10 @@ class Journal:
         """Tokens that entered before it was sure that they are said."""
         self.accepted = 0
         """Those of them that were said."""
+        self.evictions = 0
+        """Threads that lost their pages to others."""
+        self.preemptions = 0
+        """Threads that generated and lost their row to others, their pages kept."""
 
     def record(self, kind: type[Any], **fields: Any) -> None:
         """Notes an event of `kind`, stamped now, if a recorder is there; `flush` hands it over."""

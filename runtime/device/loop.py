@@ -75,8 +75,10 @@ class DeviceLoop:
         requests: Requests,
         recordings: Recordings,
         observe: Callable[[Scheduler, TickResult], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`observe` sees every tick's result before it is committed; the scheduler must then be a stepwise one."""
+        """`observe` sees every tick's result before it is committed; the scheduler must then be a stepwise one.
+        `clock` gives seconds, by which calls of the backend are timed."""
         self.backend = backend
         self.journal = journal
         self.scheduler = scheduler
@@ -84,6 +86,7 @@ class DeviceLoop:
         self._requests = requests
         self._recordings = recordings
         self._observe = observe
+        self._clock = clock
         self._most_ticks = 1
         self._told = 0.0
         """When streams were last told of what lanes sampled by themselves."""
@@ -156,7 +159,7 @@ class DeviceLoop:
         watched = [] if latents is None else latents.flights(self.scheduler.in_flight.threads())
         # States can be looked at between calls alone; lanes that nobody looks at go on by themselves all the same.
         stepwise = self.scheduler.is_stepwise or bool(watched)
-        started = time.perf_counter()
+        started = self._clock()
         while True:
             tick = self.scheduler.build(groups, 1 if stepwise else self._most_ticks)
             try:
@@ -169,8 +172,8 @@ class DeviceLoop:
                 _log.warning("tick_out_of_memory", entering=len(groups), retried_with=len(kept))
                 groups = kept
                 watched = [] if latents is None else latents.flights(self.scheduler.in_flight.threads())
-        seconds = time.perf_counter() - started
-        if not stepwise:
+        seconds = self._clock() - started
+        if not stepwise and seconds > 0:
             self._most_ticks = max(1, min(MOST_TICKS, int(PATIENCE * result.ticks / seconds)))
         if latents is not None and watched:
             latents.observe(watched, self.backend.latents)

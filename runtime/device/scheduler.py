@@ -260,10 +260,12 @@ class Scheduler:
         pages = self.kv_cache.clear(victim)
         if victim.generate is not None:
             self._queues.enqueue(victim)
+        self._journal.evictions += 1
         self._journal.record(events.Evicted, thread=victim.path, pages=pages)
 
     def _preempt(self, victim: Sequence) -> None:
         """Takes the row of a thread that generates; it waits for another."""
+        self._journal.preemptions += 1
         self._generates.abort(victim)
         self._queues.leave(victim)
         self.kv_cache.take_row(victim)
