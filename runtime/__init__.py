@@ -11,8 +11,15 @@ from runtime.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from policies import Limits as Limits
+    from runtime.backend.virtual import CallWork as CallWork
+    from runtime.backend.virtual import Said as Said
+    from runtime.backend.work_ahead import TickWork as TickWork
     from runtime.chat import Message as Message
     from runtime.device.settings import EngineSettings as EngineSettings
+    from runtime.device.virtual import HostWork as HostWork
+    from runtime.device.virtual import ModelSizes as ModelSizes
+    from runtime.device.virtual import VirtualCosts as VirtualCosts
+    from runtime.device.virtual import VirtualDevice as VirtualDevice
     from runtime.engine import Engine as Engine
     from runtime.errors import BraidError as BraidError
     from runtime.errors import CapacityError as CapacityError
