@@ -47,6 +47,15 @@ WHAT_IF = [
     ["--json", "{missing}/found.json"],
 ]
 
+SIMULATE = [
+    *(["--concurrency", wrong] for wrong in ("0", "8,", "1,many")),
+    *(["--arrivals", wrong] for wrong in ("poisson:20", "poisson:0/s", "poisson:nan/s", "uniform:3/s")),
+    *(["--depth", wrong] for wrong in ("Fixe(2)", "MaxChildren(2)")),
+    *([option, "0"] for option in ("--replicas", "--questions", "--pages", "--lanes", "--order")),
+    *([option, "{missing}"] for option in ("--device", "--checkpoint", "--seed")),
+    ["--json", "{missing}/found.json"],
+]
+
 CASES: dict[str, list[Case]] = {
     "benchmarks": [
         (["attenton"], "no benchmark attenton; there are"),
@@ -234,6 +243,10 @@ CASES: dict[str, list[Case]] = {
         (["what-if", "{missing}"], "missing"),
         (["what-if", "{torn}", "--figure", "{new}"], "--sweep"),
         (["what-if", "{torn}", "--depth", "LatentDiff(0.1)", "--sweep", "t=1,2"], "no policy has t in it"),
+        *((["simulate", f"{{{name}}}"], name) for name in ("missing", "empty", "torn", "directory")),
+        *((["simulate", "{torn}", *given], given[0]) for given in SIMULATE),
+        (["simulate", "{torn}", "--device", "{torn}"], "is no device"),
+        (["simulate", "{torn}", "--device", "{objects}"], "is no device"),
         *((["latents", f"{{{name}}}"], name) for name in ("missing", "empty", "torn")),
         (["latents", "{torn}", "--count", "0"], "--count"),
         (["latents", "{torn}", "--first", "-1"], "--first"),

@@ -54,6 +54,15 @@ if TYPE_CHECKING:
     from traces.recorder import TraceRecorder as TraceRecorder
     from traces.regression import BraidTrace as BraidTrace
     from traces.regression import TraceMismatch as TraceMismatch
+    from traces.simulation.costs import DeviceCosts as DeviceCosts
+    from traces.simulation.costs import read_costs as read_costs
+    from traces.simulation.running import Simulation as Simulation
+    from traces.simulation.running import costs_of as costs_of
+    from traces.simulation.running import simulate as simulate
+    from traces.simulation.scenario import Arrivals as Arrivals
+    from traces.simulation.scenario import Percentiles as Percentiles
+    from traces.simulation.scenario import Prediction as Prediction
+    from traces.simulation.scenario import Scenario as Scenario
     from traces.tables import frame as frame
     from traces.totals import TraceTotals as TraceTotals
     from traces.totals import imbalances as imbalances

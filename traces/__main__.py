@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from runtime.console import status_of
-from traces.commands import export, latents, page, replay, show, watch, what_if
+from traces.commands import export, latents, page, replay, show, simulate, watch, what_if
 from traces.commands.reading import OpenDevice, open_recorded
 
-COMMANDS = (show, page, watch, replay, export, latents, what_if)
+COMMANDS = (show, page, watch, replay, export, latents, what_if, simulate)
 
 
 def main(arguments: Sequence[str] | None = None, open_device: OpenDevice | None = None) -> int:

@@ -58,13 +58,13 @@ def _spawn_positions(record: ThreadRecord, written: Sequence[int]) -> Iterator[t
     """
     at = 0
     for spawn in record.spawns:
-        end = _end_of_first(spawn.tokens, written, at)
+        end = end_of_first(spawn.tokens, written, at)
         at = len(written) if end is None or end == len(written) else end + 1
         if spawn.child is not None:
             yield spawn.child, at
 
 
-def _end_of_first(message: Sequence[int], written: Sequence[int], start: int) -> int | None:
+def end_of_first(message: Sequence[int], written: Sequence[int], start: int) -> int | None:
     """Where the first `message` in `written`, from `start` on, ends; None without one. (Knuth, Morris and Pratt.)"""
     borders = [0]
     matched = 0
