@@ -14,6 +14,7 @@ from benchmarks import (
     cancelling,
     continuous,
     depthwise,
+    device,
     early_exits,
     fork,
     joins,
@@ -21,6 +22,7 @@ from benchmarks import (
     parked,
     peaks,
     recording,
+    simulation,
     speculation,
     wide,
 )
@@ -43,6 +45,8 @@ BENCHMARKS: dict[str, tuple[Callable[[int], Result], ...]] = {
     "joins": (partial(joins.measure, joins.Size()),),
     "continuous": (partial(continuous.measure, continuous.Size()),),
     "speculation": (partial(speculation.measure, speculation.Size()),),
+    "device": (partial(device.measure, device.Size()),),
+    "simulate": (partial(simulation.measure, simulation.Size()),),
     "wide": (partial(wide.measure, wide.Size()),),
 }
 

@@ -9,6 +9,7 @@ import msgspec
 from rich.table import Table
 
 from benchmarks.machine import Environment
+from traces import DeviceCosts
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +58,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[tuple[Cell, ...], ...]
     aims: tuple[Aim, ...] = ()
     notes: tuple[str, ...] = ()
+    device: DeviceCosts | None = None
+    """What `python -m traces simulate --device` reads from the report."""
 
     def figures(self) -> Iterator[float]:
         """Every number of the table."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from benchmarks import __main__ as command
@@ -15,6 +16,7 @@ from benchmarks import (
     cancelling,
     continuous,
     depthwise,
+    device,
     early_exits,
     fork,
     joins,
@@ -23,15 +25,18 @@ from benchmarks import (
     parked,
     peaks,
     recording,
+    simulation,
     speculation,
     wide,
 )
-from benchmarks.machine import cores, processor
-from benchmarks.result import Aim, Result, Spread
+from benchmarks.answering import Load
+from benchmarks.machine import Environment, cores, processor
+from benchmarks.result import Aim, Report, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from examples.countdown.solve import LIMITS
 from policies import Fixed, Limits
 from runtime.device.settings import EngineSettings
+from traces import read_costs
 
 
 def sound(result: Result) -> Result:
@@ -215,3 +220,27 @@ def test_a_processor_is_named_by_what_tells_it_from_others(tmp_path: Path) -> No
     information.write_text(f"{first}\n{first.replace('EPYC', 'other')}")
     assert processor(information) == "AMD EPYC (cpu family 26, model 2, avx2, avx512f)"
     assert processor(tmp_path / "none")
+
+
+SMALL_DEVICE = device.Size(threads=(1, 6), answers=16, max_tokens=(4, 24))
+
+
+def test_a_device_is_what_a_simulation_reads(tmp_path: Path) -> None:
+    result = sound(device.measure(SMALL_DEVICE, rounds=1))
+    file = tmp_path / "device.json"
+    report = Report(environment=Environment.here(), rounds=1, results=(result,))
+    file.write_bytes(msgspec.json.encode(report))
+    assert read_costs(file) == result.device
+    assert result.device is not None
+    assert result.device.in_flight.greatest >= 6
+
+
+def test_a_simulation_is_held_against_what_it_predicts() -> None:
+    size = simulation.Size(threads=(2,), answers=4, max_tokens=8, fitted=SMALL_DEVICE, eight=Load(8, 64, 24))
+    result = sound(simulation.measure(size, rounds=2))
+    measured, predicted = result.rows[0][1], result.rows[0][4]
+    assert isinstance(measured, Spread)
+    assert isinstance(predicted, Spread)
+    assert measured.median > 0
+    assert 0.02 < predicted.median / measured.median < 50
+    assert len(result.aims) == 3
