@@ -49,14 +49,14 @@ if TYPE_CHECKING:
     from runtime.protocol import TagProtocol as TagProtocol
     from runtime.protocol import ThreadWeaver as ThreadWeaver
     from runtime.protocol import apr_protocol as apr_protocol
-    from runtime.results import Answer as Answer
-    from runtime.results import Chunk as Chunk
-    from runtime.results import Generation as Generation
-    from runtime.results import Score as Score
-    from runtime.results import Usage as Usage
     from runtime.threads.child import Child as Child
     from runtime.threads.child import ChildStatus as ChildStatus
     from runtime.threads.opened import Opened as Opened
+    from runtime.threads.results import Answer as Answer
+    from runtime.threads.results import Chunk as Chunk
+    from runtime.threads.results import Generation as Generation
+    from runtime.threads.results import Score as Score
+    from runtime.threads.results import Usage as Usage
     from runtime.threads.stream import Stream as Stream
     from runtime.threads.thread import ReasoningThread as ReasoningThread
 

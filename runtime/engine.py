@@ -26,7 +26,6 @@ from runtime.link.events import Event, Trace
 from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
 from runtime.loading import open_device, open_in_thread, open_playback
-from runtime.results import Answer, Usage
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import (
     EngineArguments,
@@ -41,6 +40,7 @@ from runtime.threads.context import Context
 from runtime.threads.opened import Opened
 from runtime.threads.opening import Opening, opening_of, to_be_answered
 from runtime.threads.recording import recording
+from runtime.threads.results import Answer, Usage
 from runtime.threads.running import RunningThread
 from runtime.threads.selection import answer_of, best_answer
 from runtime.threads.session import Session, ThreadSettings
@@ -183,7 +183,7 @@ class Engine:
                 await anyio.to_thread.run_sync(opened.ready)
             except BaseException:
                 with anyio.CancelScope(shield=True):
-                    await _stop(opened)
+                    await opened.stop()
                 raise
         _log.info("engine opened", device=type(opened.device).__name__, seed=self._arguments.seed)
         return self
@@ -198,7 +198,7 @@ class Engine:
             # What was interrupted is still to be counted, which takes the device until the end of its tick.
             await session.account.settled()
             session.account.end()
-            await _stop(session.opened)
+            await session.opened.stop()
             session.end()
         _log.info("engine closed", usage=self.usage)
 
@@ -214,9 +214,22 @@ class Engine:
         return self._running().sampled_as(self._arguments.sampling or Sampling())
 
     @property
+    def policy(self) -> Policy:
+        """What holds for trees that are given none: what the engine was given, or else the checkpoint's own."""
+        return self._policy(None)
+
+    @property
     def usage(self) -> Usage:
         """Of everything the engine has done."""
         return self._running().account.usage()
+
+    def check(self) -> None:
+        """Raises `EngineFailed` or `EngineClosed` if no thread can be opened any more."""
+        self._running().check()
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens included; empty without a tokenizer."""
+        return self._running().decode(tokens)
 
     async def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replaces the model's weights in place, between ticks; what is asked for from here on is said by the new ones.
@@ -383,9 +396,3 @@ class Engine:
         if self._session is None:
             raise EngineClosed("The engine is not open yet. Use it inside `async with`.")
         return self._session
-
-
-async def _stop(opened: Opened) -> None:
-    await anyio.to_thread.run_sync(opened.device.stop)
-    if opened.close is not None:
-        await anyio.to_thread.run_sync(opened.close)

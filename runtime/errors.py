@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runtime.results import Answer
+    from runtime.threads.results import Answer
 
 
 class BraidError(Exception):

@@ -92,7 +92,7 @@ class Generates:
         first = 0 if is_finite else next(index for index, each in enumerate(logprobs) if not math.isfinite(each))
         told, generate.told = generate.told, 0
         if generate.request.stream and (fresh := tuple(tokens[told : None if is_finite else first])):
-            self._journal.reports.append(Emitted(sequence.path, fresh))
+            self._journal.reports.append(Emitted(sequence.path, fresh, tuple(logprobs[told : told + len(fresh)])))
         if not is_finite:
             self.fail(sequence, numerical_error(sequence, len(sequence.tokens) - count + first))
             return
@@ -134,7 +134,8 @@ class Generates:
         run = self._run_of(flight.last_lane)
         if run is None or len(run.token) <= generate.told or not np.isfinite(run.logprob).all():
             return
-        self._journal.reports.append(Emitted(flight.sequence.path, tuple(run.token[generate.told :].tolist())))
+        tokens, logprobs = (tuple(column[generate.told :].tolist()) for column in (run.token, run.logprob))
+        self._journal.reports.append(Emitted(flight.sequence.path, tokens, logprobs))
         generate.told = len(run.token)
 
     def take_scores(self, flight: Flight, scored: Iterable[Scored]) -> None:
@@ -192,7 +193,8 @@ class Generates:
         if drawn.top_logprobs is not None:
             generate.top_logprobs.append(drawn.top_logprobs)
         if request.stream:
-            self._journal.reports.append(Emitted(sequence.path, (drawn.token,)))
+            top = () if drawn.top_logprobs is None else (drawn.top_logprobs,)
+            self._journal.reports.append(Emitted(sequence.path, (drawn.token,), (drawn.logprob,), top))
         stops = drawn.token in request.stop_tokens
         if request.watcher is not None:
             try:

@@ -206,6 +206,10 @@ class Emitted(msgspec.Struct, frozen=True):
 
     thread: ThreadPath
     tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """As in `Finished`."""
+    top_logprobs: tuple[Mapping[int, float], ...] = ()
+    """As in `Finished`; none where the sampling asks for none."""
 
 
 class Signalled(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from policies import Limits
 from runtime.errors import LimitExceeded
 from runtime.link.commands import Failed, Finished, ThreadPath
 from runtime.link.metering import Meter
-from runtime.results import Tally, Usage
+from runtime.threads.results import Tally, Usage
 
 NO_LIMITS = Limits(tree_depth=None)
 

@@ -20,7 +20,7 @@ from runtime.errors import PromptError, no_token
 from runtime.link.events import Event
 from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
-from runtime.results import Answer
+from runtime.threads.results import Answer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,11 +11,11 @@ import anyio
 from runtime.console.logs import logger
 from runtime.errors import ThreadStateError
 from runtime.link.commands import ThreadPath
-from runtime.results import Answer, Outcome, Usage, answered
 from runtime.threads.arrivals import Arrivals
 from runtime.threads.context import Context
 from runtime.threads.lifetime import Lifetime
 from runtime.threads.opening import Opening, append_messages
+from runtime.threads.results import Answer, Outcome, Usage, answered
 
 _log = logger("runtime.threads")
 

@@ -37,9 +37,9 @@ from runtime.link.event_values import check_recordable
 from runtime.link.metering import MeteredWatcher
 from runtime.link.sampling import Sampling
 from runtime.protocol import StopStrings
-from runtime.results import Generation, Score
 from runtime.threads.accounts import Account
 from runtime.threads.inbox import PendingGenerate
+from runtime.threads.results import Generation, Score
 from runtime.threads.session import Session, ThreadSettings
 
 UNBOUNDED = 2**31 - 1

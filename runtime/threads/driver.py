@@ -15,11 +15,11 @@ import msgspec
 from runtime.errors import LimitExceeded, PromptError, ProtocolError
 from runtime.link.commands import Signal, Signalled
 from runtime.protocol import BoundForkProtocol, BoundProtocol
-from runtime.results import Generation, Outcome
 from runtime.threads.context import Context, GenerateOptions
 from runtime.threads.deciding import decide
 from runtime.threads.forking import ForkDriver
 from runtime.threads.joining import Asked
+from runtime.threads.results import Generation, Outcome
 from runtime.threads.running import RunningThread
 
 

@@ -16,10 +16,10 @@ from policies import SpawnDecision
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import Signal
 from runtime.protocol import BoundForkProtocol, StopStrings
-from runtime.results import Generation, Outcome
 from runtime.threads.child import ChildTask
 from runtime.threads.context import GenerateOptions
 from runtime.threads.deciding import decide
+from runtime.threads.results import Generation, Outcome
 from runtime.threads.running import RunningThread
 
 

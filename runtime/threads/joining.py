@@ -13,11 +13,11 @@ from runtime.errors import EngineFailed, ThreadStateError
 from runtime.link.commands import ThreadPath
 from runtime.link.events import Joined
 from runtime.protocol import BoundProtocol
-from runtime.results import Answer
 from runtime.threads.arrivals import Arrivals
 from runtime.threads.child import Child, ChildTask, task_of
 from runtime.threads.context import Context
 from runtime.threads.merged_join import check_forked, fill_all, merge_contexts
+from runtime.threads.results import Answer
 
 Asked = tuple[tuple[int, ...], ChildTask | None]
 """One child that was asked for: its prompt, and the child, or None where it was refused."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import anyio.to_thread
 from msgspec import Meta
 
 from policies import Policy
@@ -61,3 +62,9 @@ class Opened:
         }
         for name, hint in plain.items():
             object.__setattr__(self, name, converted(getattr(self, name), hint, name))
+
+    async def stop(self) -> None:
+        """Ends the device, and gives back what it has not."""
+        await anyio.to_thread.run_sync(self.device.stop)
+        if self.close is not None:
+            await anyio.to_thread.run_sync(self.close)

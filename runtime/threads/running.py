@@ -11,13 +11,13 @@ from policies import Limits
 from runtime.errors import LimitExceeded, PromptError, ThreadStateError, described
 from runtime.link.commands import ThreadPath
 from runtime.link.events import RunStarted, Spawned, ThreadEnded
-from runtime.results import Outcome
 from runtime.threads.accounts import NO_LIMITS, Account
 from runtime.threads.child import ChildTask
 from runtime.threads.context import Context
 from runtime.threads.joining import Children
 from runtime.threads.lifetime import Lifetime
 from runtime.threads.opening import Opening, render_opening
+from runtime.threads.results import Outcome
 from runtime.threads.session import ThreadSettings
 
 

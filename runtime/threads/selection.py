@@ -10,8 +10,8 @@ import msgspec
 from policies import SelectPolicy
 from policies.conversion import shown
 from runtime.errors import LimitExceeded, PolicyError, described
-from runtime.results import Answer, Outcome, add, answered
 from runtime.threads.driver import drive
+from runtime.threads.results import Answer, Outcome, add, answered
 from runtime.threads.running import RunningThread
 
 

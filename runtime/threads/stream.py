@@ -11,9 +11,9 @@ from runtime.errors import ThreadStateError
 from runtime.link.commands import Emitted, Failed, Finished, Interrupt
 from runtime.model.incremental import IncrementalDecoder
 from runtime.protocol.stop_strings import begins_stop
-from runtime.results import Chunk, Generation
 from runtime.threads.context import Context, GenerateOptions
 from runtime.threads.inbox import PendingGenerate
+from runtime.threads.results import Chunk, Generation
 
 
 class Stream:
@@ -118,20 +118,24 @@ class Stream:
             if isinstance(report, Emitted):
                 # Whoever takes the chunk may generate before asking for the next one, and needs a place for that.
                 self._context.give_up_place()
-                return self._deliver(report.tokens)
+                return self._deliver(report)
             if isinstance(report, Failed):
                 raise report.error
             if isinstance(report, Finished):
                 # What the last tick emitted may come with the end instead of a report of its own.
-                tokens = report.tokens[self._delivered :]
+                told = self._delivered
+                tokens = report.tokens[told:]
                 self._context.add_sampled(tokens)
                 self.generation = self._context.generation(call, report, self._options)
                 self._has_ended = True
                 self._context.leave()
                 text = self.generation.text[self._shown :]
-                return Chunk(text, tokens) if text or tokens else None
+                if not text and not tokens:
+                    return None
+                return Chunk(text, tokens, report.logprobs[told:], report.top_logprobs[told:])
 
-    def _deliver(self, tokens: tuple[int, ...]) -> Chunk:
+    def _deliver(self, report: Emitted) -> Chunk:
+        tokens = report.tokens
         self._delivered += len(tokens)
         self._context.add_sampled(tokens)
         if self._decoder is not None:
@@ -141,7 +145,7 @@ class Stream:
         ready = begins_stop(self._held, self._options.stop_strings)
         text, self._held = self._held[:ready], self._held[ready:]
         self._shown += ready
-        return Chunk(text, tokens)
+        return Chunk(text, tokens, report.logprobs, report.top_logprobs)
 
     def _leave(self) -> None:
         if self._call is None or self._has_ended:

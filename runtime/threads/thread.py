@@ -14,7 +14,6 @@ from runtime.chat import Message
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import ThreadPath
 from runtime.link.sampling import Sampling
-from runtime.results import Answer, Generation, Outcome, Score, Usage
 from runtime.threads.arguments import (
     FirstArguments,
     GenerateArguments,
@@ -27,6 +26,7 @@ from runtime.threads.context import GenerateOptions
 from runtime.threads.driver import drive_child
 from runtime.threads.joining import AsCompleted
 from runtime.threads.opening import Opening, Received, append_messages, received
+from runtime.threads.results import Answer, Generation, Outcome, Score, Usage
 from runtime.threads.running import RunningThread
 from runtime.threads.session import ThreadSettings
 from runtime.threads.stream import Stream

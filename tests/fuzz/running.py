@@ -20,7 +20,7 @@ from runtime import Engine, EngineClosed, EngineFailed, EngineSettings, Limits, 
 from runtime.device.build import build_loop, load_native_code
 from runtime.device.loop import ModelDevice
 from runtime.link.commands import Statistics
-from runtime.results import Usage
+from runtime.threads.results import Usage
 from tests.fuzz import program as p
 from tests.fuzz.alone import Roomy
 from tests.fuzz.faults import Planted, planted

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from runtime import ChildStatus, Engine, Limits, ReasoningThread
 from runtime.link.commands import CloseThread, Generate, Interrupt
-from runtime.results import Generation
+from runtime.threads.results import Generation
 from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
 from tests.runtime_loop.scripted_core import assert_all_closed, counting, scripts
 from tests.runtime_loop.words import bound_protocol, ids

@@ -221,7 +221,8 @@ class ToyCore:
         thread.samples.append(sample)
         thread.context.append(token)
         if call.stream:
-            self.reports.append(Emitted(path, (token,)))
+            top = () if sample.top_logprobs is None else (sample.top_logprobs,)
+            self.reports.append(Emitted(path, (token,), (sample.logprob,), top))
         stops = token in call.stop_tokens
         for signal in call.watcher.feed(token) if call.watcher is not None else ():
             entropy = thread.samples[signal.start].entropy

@@ -74,6 +74,10 @@ class Chunk(msgspec.Struct, frozen=True):
 
     text: str
     tokens: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+    """As in `Generation`, of each token."""
+    top_logprobs: tuple[Mapping[int, float], ...] = ()
+    """As in `Generation`; none where the sampling asks for none."""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
