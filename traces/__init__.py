@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from runtime.link import TickDone as TickDone
     from runtime.link import Trace as Trace
     from traces.causal_chain import critical_path as critical_path
+    from traces.causal_chain import critical_threads as critical_threads
     from traces.comparison import ThreadDifference as ThreadDifference
     from traces.comparison import diff as diff
     from traces.context import ThreadContext as ThreadContext

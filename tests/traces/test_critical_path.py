@@ -5,7 +5,7 @@ from __future__ import annotations
 from runtime.link import events as ev
 from runtime.link.work import Work
 from traces import thread_tree
-from traces.causal_chain import critical_path
+from traces.causal_chain import critical_path, critical_threads
 
 
 class Recording:
@@ -51,6 +51,7 @@ def test_the_critical_path_follows_spawns_and_joins() -> None:
     trace.call((0,), 13, [7] * 5)
     (root,) = thread_tree(trace.events)
     assert critical_path(root) == 4 + 20 + 5
+    assert critical_threads(root) == {(0,), (0, 0)}
 
 
 def test_the_critical_path_of_other_shapes() -> None:
@@ -62,6 +63,7 @@ def test_the_critical_path_of_other_shapes() -> None:
     short.join((0,), [(0, 0)])
     (root,) = thread_tree(short.events)
     assert critical_path(root) == 34  # the root was at its join later than the child at its end
+    assert critical_threads(root) == {(0,)}
 
     cancelled = Recording()
     cancelled.call((0,), 4, [100, 1, 2, 101, 102])
@@ -84,6 +86,7 @@ def test_the_critical_path_of_other_shapes() -> None:
     nested.call((0,), 9, [8])
     (root,) = thread_tree(nested.events)
     assert critical_path(root) == 3 + 3 + 7 + 2 + 1
+    assert critical_threads(root) == {(0,), (0, 0), (0, 0, 0)}
 
     alone = Recording()
     alone.call((0,), 4, [1, 2, 3])

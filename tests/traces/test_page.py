@@ -18,7 +18,7 @@ from runtime.link import events as ev
 from tests.traces.browser import CHROMIUM, DRIVER, browser
 from tests.traces.test_pictures import HOSTILE, hostile, recorded_events
 from tests.traces.toy_device import header
-from traces import Trace, context_of, page, read, thread_tree, walk_threads
+from traces import Trace, context_of, critical_threads, page, read, thread_tree, walk_threads
 from traces.__main__ import main
 from traces.web_page.content import content_of
 from traces.web_page.writing import _digest
@@ -62,7 +62,10 @@ def test_the_page_has_every_thread_and_token(recorded: Path) -> None:
         assert tuple(depth for piece in thread["pieces"] for depth in piece["depths"]) == context_of(each).depths
     root = data["threads"][0]
     assert "".join(data["words"][word] for word in root["pieces"][0]["words"]).strip() == "22 26 31 53 -> 27"
-    assert sum(thread.get("is_blocking", False) for thread in data["threads"]) == 4
+    critical = set.union(*(critical_threads(tree) for tree in thread_tree(read(recorded).events)))
+    marked = {thread["path"] for thread in data["threads"] if thread.get("is_critical", False)}
+    # In the first tree the root's own tokens outlast every child's; in the second it waits for one.
+    assert marked == {".".join(map(str, path)) for path in critical} == {"0", "1", "1.1"}
     assert data["summarised"] == ""
 
 
@@ -169,6 +172,9 @@ def test_clicking_through_a_page(recorded: Path, tmp_path: Path, driver: Any) ->
     by_depth = driver.execute_script(background)
     find("css selector", "input[value=none]").click()
     assert driver.execute_script(background) == "rgba(0, 0, 0, 0)" != by_depth
+    # The critical path, in the tree as in the timeline.
+    on_path = driver.execute_script("return document.querySelectorAll('.row.on-path').length")
+    assert on_path == driver.execute_script("return document.querySelectorAll('rect.critical').length") == 1
     # The timeline.
     driver.execute_script("document.querySelector('rect[data-thread=\"2\"]').dispatchEvent(new MouseEvent('click'))")
     assert find("id", "name").text == "Thread 0.1"

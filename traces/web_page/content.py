@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from runtime.link import ThreadPath, TickDone, Trace
+from traces.causal_chain import critical_path, critical_threads
 from traces.context import context_of
 from traces.printing import Decode
 from traces.totals import totals_of
@@ -49,8 +50,8 @@ class ThreadShown(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     prompt: str = ""
     text: str = ""
     forked: bool = False
-    is_blocking: bool = False
-    """Whether the root has waited for it longest: it, or what it waited for."""
+    is_critical: bool = False
+    """Whether the longest chain of tokens, of which each had to wait for the one before, goes through it."""
     waits: tuple[tuple[float, float], ...] = ()
     pieces: tuple[PieceShown, ...] = ()
     is_left_out: bool = False
@@ -83,11 +84,11 @@ def content_of(trace: Trace, decode: Decode | None) -> Content:
     words = _Words(decode)
     shown, tokens_left = list[ThreadShown](), MOST_TOKENS
     index: dict[ThreadPath, int] = {}
-    blocking = {path for root in roots for path in _blocking(root)}
+    critical = {path for root in roots for path in critical_threads(root)}
     for record in records[:MOST_THREADS]:
         index[record.path] = len(shown)
         count = record.received + record.generated
-        shown.append(_shown(record, index, blocking, words if count <= tokens_left else None))
+        shown.append(_shown(record, index, critical, words if count <= tokens_left else None))
         tokens_left -= count if count <= tokens_left else 0
     left_out = sum(thread.is_left_out for thread in shown)
     missing = []
@@ -105,6 +106,7 @@ def content_of(trace: Trace, decode: Decode | None) -> Content:
             ("tokens sampled", f"{totals.generated:,}"),
             ("tokens computed", f"{totals.computed:,}"),
             ("iterations", f"{totals.iterations:,}"),
+            ("tokens on the longest critical path", f"{max(map(critical_path, roots), default=0):,}"),
             ("from the cache", f"{totals.hit_rate:.0%}"),
             ("ticks", f"{totals.ticks:,}"),
             ("seconds", f"{totals.seconds:.3f}"),
@@ -142,7 +144,7 @@ def _growth(token: int, decode: Decode) -> str:
 
 
 def _shown(
-    record: ThreadRecord, index: dict[ThreadPath, int], blocking: set[ThreadPath], words: _Words | None
+    record: ThreadRecord, index: dict[ThreadPath, int], critical: set[ThreadPath], words: _Words | None
 ) -> ThreadShown:
     pieces = list[PieceShown]()
     start = 0
@@ -172,7 +174,7 @@ def _shown(
         prompt=record.prompt or "",
         text=record.text,
         forked=record.inherits is not None,
-        is_blocking=record.path in blocking,
+        is_critical=record.path in critical,
         waits=tuple((round(wait.started, 6), round(wait.ended, 6)) for wait in record.waits),
         pieces=tuple(pieces),
         is_left_out=words is None,
@@ -182,20 +184,6 @@ def _shown(
 def _above(path: ThreadPath) -> Iterable[ThreadPath]:
     """Paths of the threads above one, nearest first."""
     return (path[:end] for end in range(len(path) - 1, 0, -1))
-
-
-def _blocking(root: ThreadRecord) -> Iterable[ThreadPath]:
-    """The root, and of the children that each join waited for the one that came last, and so on."""
-    stack = [root]
-    while stack:
-        record = stack.pop()
-        yield record.path
-        children = {child.path: child for child in record.children}
-        for wait in record.waits:
-            cancelled = set(wait.joined.cancelled)
-            awaited = [children[path] for path in wait.joined.children if path in children and path not in cancelled]
-            if awaited:
-                stack.append(max(awaited, key=lambda child: child.last or 0.0))
 
 
 def _thinned(trace: Trace) -> Iterable[tuple[float, int]]:

@@ -63,7 +63,7 @@ function drawTimeline() {
     }
     const place = { x: x(thread.first), y, width: Math.max(1, x(thread.last - thread.first)), height: ROW - 2 };
     const title = `${thread.path}: ${thread.first.toFixed(4)} to ${thread.last.toFixed(4)} s, ${thread.outcome}`;
-    const kind = thread.is_blocking && thread.parent >= 0 ? "blocking" : "run";
+    const kind = thread.is_critical && thread.parent >= 0 ? "critical" : "run";
     const bar = shape("rect", { ...place, class: kind, "data-thread": index }, title);
     bar.addEventListener("click", () => choose(index, true));
     bars.push(bar);
@@ -89,7 +89,7 @@ function buildTree() {
   const stack = [];
   threads.forEach((thread, index) => {
     const item = element("li", { role: "treeitem", tabindex: "-1", "aria-selected": "false", id: `item-${index}` });
-    const row = element("div", { class: "row" });
+    const row = element("div", { class: thread.is_critical && thread.parent >= 0 ? "row on-path" : "row" });
     const fold = element("span", { class: "fold", "aria-hidden": "true" });
     const label = element("span", { class: "label" });
     label.append(element("span", { class: "name" }, thread.path));
