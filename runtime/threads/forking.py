@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 
+import anyio.to_thread
 import msgspec
 
 from policies import SpawnDecision
 from runtime.errors import LimitExceeded, PromptError
-from runtime.link.commands import Signal
+from runtime.link.commands import Signal, Signalled
 from runtime.protocol import BoundForkProtocol, StopStrings
 from runtime.threads.child import ChildTask
 from runtime.threads.context import GenerateOptions
@@ -38,6 +39,8 @@ class ForkDriver:
         self._context = thread.context
         self._protocol = protocol
         self._is_branch = thread.context.forked_at is not None
+        self._entropy = math.nan
+        """At the tag that the model stopped at last; NaN where nobody asks for it."""
 
     async def run(self) -> Outcome:
         """Until the model ends, or its branch; raises like `drive`."""
@@ -48,8 +51,13 @@ class ForkDriver:
         while True:
             start = len(context.tokens)
             watcher = StopStrings(session.opened.tokenizer, tags, context.tokens) if tags else None
-            options = GenerateOptions(max_tokens=left, watcher=watcher, stop_tokens=session.opened.stop_tokens)
-            generation = await context.generate(options)
+            options = GenerateOptions(
+                max_tokens=left,
+                watcher=watcher,
+                stop_tokens=session.opened.stop_tokens,
+                entropies=context.settings.spawn.reads == "entropy",
+            )
+            generation = await context.generate(options, on_signal=self._take)
             emitted += generation.tokens
             if generation.limit is not None:
                 self._close_branch(None)
@@ -70,6 +78,9 @@ class ForkDriver:
                 return Outcome(tuple(emitted), "", "context")
             if left is not None and left <= 0:
                 return Outcome(tuple(emitted), "", "length")
+
+    def _take(self, report: Signalled) -> None:
+        self._entropy = report.entropy
 
     def _outcome(self, generation: Generation, emitted: tuple[int, ...]) -> Outcome:
         context = self._context
@@ -94,7 +105,7 @@ class ForkDriver:
 
     async def _fork(self, text: str) -> None:
         context, children, own = self._context, self._thread.children, self._protocol.protocol
-        names = self._protocol.names(text)
+        names = await anyio.to_thread.run_sync(self._protocol.names, text)
         if not names:
             # A fork of nothing is taken for plain text.
             return
@@ -103,7 +114,7 @@ class ForkDriver:
         for index, name in enumerate(names):
             seed = self._protocol.branch(name)
             # What the call has sampled is counted by now.
-            decision = decide(context, Signal("spawn", seed), math.nan, index=index, granted=len(granted))
+            decision = decide(context, Signal("spawn", seed), self._entropy, index=index, granted=len(granted))
             context.account.count_request(decision.run)
             child = self._start(seed, decision)
             granted += [] if child is None else [child]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from policies import MaxChildren, Policy
+from policies import ByEntropy, MaxChildren, Policy
 from runtime import NPR, Engine, ForkProtocol, Multiverse, ParallelR1, ProtocolError, ThreadWeaver
 from runtime.link.events import Merged
 from runtime.model.tokenizer import Tokenizer
-from tests.protocol.test_apr_engine import EOS, tokenizer_and_successors
+from tests.protocol.test_apr_engine import EOS, save_scripted, tokenizer_and_successors
 from traces import read, thread_tree
 from traces.__main__ import main as traces_command
 from traces.context import context_of
@@ -55,12 +55,7 @@ def scripted(directory: Path, protocol: ForkProtocol, fork: str, nested: str = "
         initializer_range=0.002,
     )
     model = Qwen2ForCausalLM(config)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.eye(tokenizer.vocab_size, width))
-        for token in range(tokenizer.vocab_size):
-            model.lm_head.weight[successors.get(token, eos), token] += 1.0
-    model.save_pretrained(directory)
-    (directory / "tokenizer.json").write_text(tokenizer.to_json())
+    save_scripted(directory, model, tokenizer, successors)
     (directory / "braid.json").write_bytes(msgspec.json.encode({"protocol": msgspec.to_builtins(protocol)}))
     return tokenizer
 
@@ -114,6 +109,16 @@ async def test_the_spawn_policy_is_asked_for_each_branch(tmp_path: Path) -> None
         answer = await engine.run("Q")
     assert (answer.usage.threads, answer.usage.spawns_requested, answer.usage.spawns_granted) == (2, 2, 1)
     assert answer.text.endswith(" so it is")
+
+
+@pytest.mark.parametrize(("threshold", "granted"), [(0.0, 2), (50.0, 0)])
+async def test_branches_are_asked_for_with_the_entropy_at_the_fork(
+    threshold: float, granted: int, tmp_path: Path
+) -> None:
+    scripted(tmp_path / "model", *FORKS["multiverse"])
+    async with Engine.open(tmp_path / "model", policy=Policy(spawn=ByEntropy(threshold)), num_pages=60) as engine:
+        answer = await engine.run("Q")
+    assert (answer.usage.spawns_requested, answer.usage.spawns_granted) == (2, granted)
 
 
 def test_a_declaration_that_contradicts_itself_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from policies import MaxChildren, Policy
 from runtime import Engine
@@ -120,6 +120,18 @@ def tokenizer_and_successors(scripts: Mapping[str, str]) -> tuple[Tokenizer, dic
     return tokenizer, successors
 
 
+def save_scripted(directory: Path, model: PreTrainedModel, tokenizer: Tokenizer, successors: Mapping[int, int]) -> None:
+    """Makes a model's head map each token to its successor, or to the end, and saves it."""
+    weights = dict(model.named_parameters())
+    embedding, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    with torch.no_grad():
+        embedding.copy_(torch.eye(*embedding.shape))
+        for token in range(tokenizer.vocab_size):
+            head[successors.get(token, tokenizer.token_to_id(EOS)), token] += 1.0
+    model.save_pretrained(directory)
+    (directory / "tokenizer.json").write_text(tokenizer.to_json())
+
+
 def scripted_llama(directory: Path, budget: int | None) -> Tokenizer:
     """Saves a checkpoint whose head maps each token to its successor; its layers add what is too small to matter."""
     tokenizer, successors = tokenizer_and_successors(SCRIPTS)
@@ -138,12 +150,7 @@ def scripted_llama(directory: Path, budget: int | None) -> Tokenizer:
         eos_token_id=eos,
     )
     model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.eye(tokenizer.vocab_size, width))
-        for token in range(tokenizer.vocab_size):
-            model.lm_head.weight[successors.get(token, eos), token] += 1.0
-    model.save_pretrained(directory)
-    (directory / "tokenizer.json").write_text(tokenizer.to_json())
+    save_scripted(directory, model, tokenizer, successors)
     braid = {"protocol": msgspec.to_builtins(apr_protocol(budget=budget, bos=BOS, eos=EOS))}
     (directory / "braid.json").write_bytes(msgspec.json.encode(braid))
     return tokenizer
