@@ -14,7 +14,7 @@ from anyio.from_thread import start_blocking_portal
 from benchmarks.answering import CHECKPOINT, Load, open_engine, record_loads
 from benchmarks.machine import Environment
 from benchmarks.result import Result
-from traces import DeviceCosts, costs_of
+from traces import costs_of
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +38,11 @@ def measure(size: Size, rounds: int) -> Result:
             portal.call(record_loads, engine, size.loads[:2], path, 0)
             portal.call(record_loads, engine, size.loads * rounds, path, 1)
         costs = costs_of(path, machine=str(Environment.here()))
-    figures = {name: seconds * 1e6 for name, seconds in _seconds(costs).items()}
+    figures = {
+        f"{name}, from {knot}" if len(steps) > 1 else name: seconds * 1e6
+        for name, steps in costs.figures.items()
+        for knot, seconds in steps
+    }
     return Result(
         name="device",
         title=f"microseconds, fitted to {costs.calls} calls",
@@ -51,23 +55,3 @@ def measure(size: Size, rounds: int) -> Result:
         ),
         device=costs,
     )
-
-
-def _seconds(costs: DeviceCosts) -> dict[str, float]:
-    return {
-        "a tick": costs.tick,
-        **_slopes("a token in flight", costs.lane_knots, costs.lanes),
-        **_slopes("a key", costs.key_knots, costs.keys),
-        "entering": costs.entering,
-        "leaving": costs.leaving,
-        "a call": costs.call + costs.host_call,
-        "a token that enters with it": costs.call_entering + costs.host_entering,
-        "a lane that stopped": costs.host_stopped,
-        "a command": costs.host_command,
-        "a program's answer": costs.hop,
-    }
-
-
-def _slopes(name: str, knots: tuple[int, ...], slopes: tuple[float, ...]) -> dict[str, float]:
-    """Of one more, from each knot on."""
-    return {f"{name}, from {knot}": sum(slopes[: index + 1]) for index, knot in enumerate(knots)}

@@ -16,7 +16,6 @@ from traces import Arrivals, DeviceCosts, Prediction, Scenario, TickDone, Trace,
 from traces.__main__ import main
 from traces.simulation.call_times import CallTimes
 from traces.simulation.costs import FitError, Range, fit_costs
-from traces.simulation.least_squares import non_negative
 from traces.simulation.workload import workload_of
 
 PROMPTS = ("22 26 31 53 -> 27", "5 42 67 71 -> 62", "3 8 20 31 -> 40", "36 69 74 44 -> 13")
@@ -191,22 +190,6 @@ def test_known_costs_are_found_again() -> None:
     assert sum(costs.keys) == pytest.approx(4e-8, rel=1e-3)
     assert costs.hop == 1e-3
     assert costs.call_error.p90 < 1e-3
-
-
-def test_least_squares_are_never_negative_and_never_worse_than_any_choice() -> None:
-    rng = np.random.default_rng(1)
-    for _ in range(50):
-        columns = rng.normal(size=(12, 4))
-        columns[:, 3] = columns[:, 0] if rng.random() < 0.2 else columns[:, 3]
-        values = rng.normal(size=12)
-        found = non_negative(columns, values)
-        assert (found >= 0).all()
-        error = np.linalg.norm(columns @ found - values)
-        for chosen in range(1, 16):
-            rows = [index for index in range(4) if chosen >> index & 1]
-            part = np.linalg.lstsq(columns[:, rows], values, rcond=None)[0]
-            if (part >= 0).all():
-                assert error <= np.linalg.norm(columns[:, rows] @ part - values) + 1e-9
 
 
 def test_arrivals_are_read_and_drawn() -> None:

@@ -8,7 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.link import AnyEvent, Computed, GenerateFinished, GenerateStarted, Sampled, ThreadFailed, TickDone
+from runtime.link import (
+    AnyEvent,
+    Computed,
+    GenerateFinished,
+    GenerateStarted,
+    Sampled,
+    ThreadFailed,
+    ThreadPath,
+    TickDone,
+)
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -57,7 +66,7 @@ class CallTimesWriter:
         """Of tokens computed together: the tick that they left in, depth, how many, and their keys."""
         self._first = 0
         self._since = 0
-        self._generating = 0
+        self._generating = set[ThreadPath]()
 
     def take(self, event: AnyEvent) -> None:
         match event:
@@ -74,14 +83,14 @@ class CallTimesWriter:
                 self._entered.append(event.entered)
                 self._in_flight.append(event.in_flight)
                 self._commands.append(self._since)
-                self._idle.append(self._generating <= 0)
+                self._idle.append(not self._generating)
                 self._since = 0
             case _:
                 self._since += 1
                 if isinstance(event, GenerateStarted):
-                    self._generating += 1
+                    self._generating.add(event.thread)
                 elif isinstance(event, GenerateFinished | ThreadFailed):
-                    self._generating = max(0, self._generating - isinstance(event, GenerateFinished))
+                    self._generating.discard(event.thread)
 
     def finished(self) -> CallTimes:
         ends, seconds = np.array(self._ends), np.array(self._seconds)

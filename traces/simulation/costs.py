@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import msgspec
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from runtime import CallWork, HostWork, TraceError
 from traces.simulation.call_times import CallTimes, Floats
-from traces.simulation.least_squares import non_negative
 
 LANE_KNOTS = (8, 32, 64, 128, 256)
 """Tokens in flight from which on another one may cost more."""
@@ -86,6 +85,22 @@ class DeviceCosts(msgspec.Struct, frozen=True, kw_only=True):
         if self.call + self.tick + self.host_call <= 0:
             raise ValueError("calls take some time")
 
+    @property
+    def figures(self) -> dict[str, tuple[tuple[int, float], ...]]:
+        """What each thing takes, for people: seconds of one more, from each knot on."""
+        return {
+            "a tick": ((0, self.tick),),
+            "a token in flight": _steps(self.lane_knots, self.lanes),
+            "a key": _steps(self.key_knots, self.keys),
+            "entering": ((0, self.entering),),
+            "leaving": ((0, self.leaving),),
+            "a call": ((0, self.call + self.host_call),),
+            "a token that enters with it": ((0, self.call_entering + self.host_entering),),
+            "a lane that stopped": ((0, self.host_stopped),),
+            "a command": ((0, self.host_command),),
+            "a program's answer": ((0, self.hop),),
+        }
+
     def call_seconds(self, work: CallWork) -> float:
         ticks = work.ticks
         in_flight, keys = ticks.in_flight, ticks.keys
@@ -123,7 +138,7 @@ _SECONDS = (
 def fit_costs(times: CallTimes, *, machine: str, checkpoint: str) -> DeviceCosts:
     """Costs by non-negative least squares, as of sums whose variance grows as they do.
 
-    Raises `TraceError` where there are too few calls.
+    Raises `TraceError` where there are too few calls, and `ImportError`, saying what to install, without scipy.
     """
     if len(times.first) < LEAST_CALLS:
         raise TraceError(
@@ -201,6 +216,10 @@ def read_costs(path: Path) -> DeviceCosts:
         ) from error
 
 
+def _steps(knots: Sequence[int], slopes: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    return tuple(zip(knots, accumulate(slopes), strict=True))
+
+
 def _bent(values: NDArray[np.int64], knots: Sequence[int], slopes: Sequence[float]) -> float:
     """The sum over ticks of a line that gets steeper at knots."""
     total = slopes[0] * float(values.sum())
@@ -225,13 +244,25 @@ def _some_calls(times: CallTimes) -> NDArray[np.bool_]:
 def _fitted(columns: Floats, seconds: Floats) -> tuple[Floats, FitError]:
     """Coefficients, from a first fit and, with weights by what that says, a second one: all seconds together are then
     as predicted, and small ones count too."""
-    found = non_negative(columns, seconds)
+    found = _non_negative(columns, seconds)
     floor = max(float(seconds.mean()) / 100, 1e-9)
     for _ in range(2):
         weights = np.maximum(columns @ found, floor) ** -0.5
-        found = non_negative(columns * weights[:, None], seconds * weights)
+        found = _non_negative(columns * weights[:, None], seconds * weights)
     error = np.abs(columns @ found - seconds) / np.maximum(seconds, floor)
     return found, FitError(*(float(each) for each in np.quantile(error, (0.5, 0.9))))
+
+
+def _non_negative(columns: Floats, values: Floats) -> Floats:
+    """The x >= 0 [n] for which |columns x - values| is least, of columns [m, n] and values [m]."""
+    try:
+        from scipy.optimize import nnls
+    except ImportError as error:
+        raise ImportError("Costs are fitted by scipy: pip install 'braid-runtime[simulate]'.") from error
+    scale = np.linalg.norm(columns, axis=0)
+    scale[scale == 0] = 1.0
+    found: Floats = nnls(columns / scale, values)[0]
+    return found / scale
 
 
 def _tuple(values: Floats) -> tuple[float, ...]:

@@ -14,23 +14,11 @@ from traces.simulation.scenario import Prediction
 
 def costs_lines(costs: DeviceCosts, *, is_fitted: bool) -> list[str]:
     """What a device takes, in microseconds, and how well that is known."""
-    shown = {
-        "a tick": _micro(costs.tick),
-        "a token in flight": _slopes(costs.lane_knots, costs.lanes),
-        "a key": _slopes(costs.key_knots, costs.keys),
-        "entering": _micro(costs.entering),
-        "leaving": _micro(costs.leaving),
-        "a call": _micro(costs.call + costs.host_call),
-        "a token that enters with it": _micro(costs.call_entering + costs.host_entering),
-        "one that stopped": _micro(costs.host_stopped),
-        "a command": _micro(costs.host_command),
-        "a program's answer": _micro(costs.hop),
-    }
     whose = "fitted to this trace" if is_fitted else f"of {costs.machine}"
     lanes, keys = costs.in_flight, costs.keys_read
     return [
         f"Microseconds, {whose}, with {costs.checkpoint}:",
-        "  " + "; ".join(f"{name} {value}" for name, value in shown.items()) + ".",
+        "  " + "; ".join(f"{name} {_micro(steps)}" for name, steps in costs.figures.items()) + ".",
         f"Fitted to {costs.calls} calls, of {lanes.least:.0f} to {lanes.greatest:.0f} tokens in flight and "
         f"{keys.least:.0f} to {keys.greatest:.0f} keys a tick.",
         f"Single ticks are off by {costs.call_error.median:.0%} in the median (nine in ten by at most "
@@ -70,18 +58,11 @@ def predictions_tables(predictions: Sequence[Prediction]) -> list[Table]:
     return tables
 
 
-def _micro(seconds: float) -> str:
-    return f"{seconds * 1e6:.3g}"
-
-
-def _slopes(knots: Sequence[int], slopes: Sequence[float]) -> str:
+def _micro(steps: Sequence[tuple[int, float]]) -> str:
     """What one more takes, where that changes."""
-    steps = [
-        f"{_micro(sum(slopes[: index + 1]))}{f' from {knot}' if knot else ''}"
-        for index, (knot, slope) in enumerate(zip(knots, slopes, strict=True))
-        if slope or not index
-    ]
-    return ", ".join(steps)
+    shown = [f"{seconds * 1e6:.3g}{f' from {knot}' if knot else ''}" for knot, seconds in steps]
+    changed = [text for index, text in enumerate(shown) if not index or steps[index][1] != steps[index - 1][1]]
+    return ", ".join(changed)
 
 
 def _seconds(seconds: float) -> str:

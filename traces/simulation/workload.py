@@ -40,15 +40,6 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens at which lanes stopped, because something might have happened: they ended a generate or a spawn."""
     times: CallTimes
 
-    @property
-    def threads(self) -> int:
-        return sum(len(tree.scripts) for tree in self.trees)
-
-    @property
-    def tokens(self) -> int:
-        """That were said."""
-        return sum(tree.tokens for tree in self.trees)
-
 
 def workload_of(header: Header, events: Iterable[AnyEvent]) -> Workload:
     """Takes some tens of bytes a token, and linear time. Raises `TraceError` for a trace in which nothing was said."""
