@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--model", help="the name that clients ask for; by default the checkpoint's")
     parser.add_argument("--trace", type=output_file, help="a file that records everything")
     parser.add_argument("--seed", type=whole(0), default=0)
-    parser.add_argument("--drain", type=number(0), default=30.0, help="seconds that answers have at the end")
+    parser.add_argument("--drain", type=whole(0), default=30, help="seconds that answers have at the end")
     parser.add_argument("--max-requests", type=whole(1), default=512, help="that are answered at a time")
     parser.add_argument("--max-waiting", type=whole(0), default=512, help="that wait; more are told to come again")
     parser.add_argument("--max-per-client", type=whole(1), default=512, help="of both, by key or address")

@@ -10,10 +10,10 @@ import anyio
 
 from runtime.engine import Engine
 from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded
-from runtime.serve.answers import Ended, Form, Json, Piece
-from runtime.serve.connections import Answer
+from runtime.serve.connections import Reply
 from runtime.serve.generating import Listener, say
 from runtime.serve.metrics import Clock
+from runtime.serve.openai_format import Ended, Form, Json, Piece
 from runtime.serve.requests import Job
 
 
@@ -61,7 +61,7 @@ def told(event: Event, engine: Engine) -> Json | None:
     return None
 
 
-async def answer_job(engine: Engine, job: Job, form: Form, answer: Answer, clock: Clock) -> None:
+async def answer_job(engine: Engine, job: Job, form: Form, answer: Reply, clock: Clock) -> None:
     """Raises what the engine refuses, before the answer has begun or after; cancelled, nothing of it goes on."""
     events = Events()
     listening.set(events if job.tells_tree else None)
@@ -90,7 +90,7 @@ async def _say_all(engine: Engine, job: Job, listener: Listener) -> None:
 class _Streamed:
     """Tells what choices say, and what happens in their trees, as it comes."""
 
-    def __init__(self, form: Form, answer: Answer, clock: Clock, events: Events) -> None:
+    def __init__(self, form: Form, answer: Reply, clock: Clock, events: Events) -> None:
         self._form = form
         self._answer = answer
         self._clock = clock

@@ -20,10 +20,10 @@ from runtime.errors import BraidError
 from runtime.link.events import Event
 from runtime.serve.admission import Admission
 from runtime.serve.answering import answer_job, listening, told
-from runtime.serve.answers import Form
-from runtime.serve.connections import Answer, read_body, while_connected
+from runtime.serve.connections import Reply, read_body, while_connected
 from runtime.serve.live import LiveTrees
 from runtime.serve.metrics import CONTENT_TYPE, Clock, Metrics
+from runtime.serve.openai_format import Form
 from runtime.serve.refusals import Gone, Refusal, first_of, refusal_of
 from runtime.serve.requests import Job, chat_job, completion_job
 from runtime.serve.settings import ServerSettings
@@ -76,7 +76,10 @@ class Application:
         self.admission = Admission(settings)
         self._metrics = Metrics(engine, self.admission)
         self._started = int(time.time())
-        self._paths: dict[str, tuple[str, Callable[[Request, Answer], Awaitable[None]]]] = {
+        self._files = {
+            path: (resources.files("runtime.serve") / "page" / name).read_bytes() for path, (name, _) in _PAGE.items()
+        }
+        self._paths: dict[str, tuple[str, Callable[[Request, Reply], Awaitable[None]]]] = {
             "/health": ("GET", self._health),
             "/metrics": ("GET", self._write_metrics),
             "/v1/models": ("GET", self._models),
@@ -94,7 +97,7 @@ class Application:
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1000})
             return
-        request, answer, clock = Request(scope, receive), Answer(send, self._settings), Clock(self._metrics)
+        request, answer, clock = Request(scope, receive), Reply(send, self._settings), Clock(self._metrics)
         path = request.url.path
         status = GONE
         try:
@@ -114,7 +117,7 @@ class Application:
         finally:
             clock.ended(path if path in self._paths or path in _JOBS else "other", status)
 
-    async def _answer(self, request: Request, answer: Answer, clock: Clock) -> None:
+    async def _answer(self, request: Request, answer: Reply, clock: Clock) -> None:
         path, method = request.url.path, request.method
         wanted, respond = ("POST", None) if path in _JOBS else self._paths.get(path, ("", None))
         if not wanted:
@@ -145,7 +148,7 @@ class Application:
             raise Refusal(401, "There is no key that this server knows; send it as 'Authorization: Bearer KEY'.")
         return blake2b(given.encode(), digest_size=8).hexdigest()
 
-    async def _health(self, request: Request, answer: Answer) -> None:
+    async def _health(self, request: Request, answer: Reply) -> None:
         try:
             self._engine.check()
         except BraidError as error:
@@ -154,21 +157,20 @@ class Application:
             raise Refusal(503, "The server is about to stop.")
         await answer.json(200, {"status": "ok"})
 
-    async def _write_metrics(self, request: Request, answer: Answer) -> None:
+    async def _write_metrics(self, request: Request, answer: Reply) -> None:
         await answer.begin(200, CONTENT_TYPE.encode())
         await answer.body(self._metrics.written())
 
-    async def _models(self, request: Request, answer: Answer) -> None:
+    async def _models(self, request: Request, answer: Reply) -> None:
         model = {"id": self._settings.model, "object": "model", "created": self._started, "owned_by": "braid"}
         await answer.json(200, {"object": "list", "data": [model]})
 
-    async def _page(self, request: Request, answer: Answer) -> None:
-        name, kind = _PAGE[request.url.path]
-        content = (resources.files("runtime.serve") / "page" / name).read_bytes()
+    async def _page(self, request: Request, answer: Reply) -> None:
+        kind = _PAGE[request.url.path][1]
         await answer.begin(200, kind, _PAGE_HEADERS)
-        await answer.body(content)
+        await answer.body(self._files[request.url.path])
 
-    async def _watch(self, request: Request, answer: Answer) -> None:
+    async def _watch(self, request: Request, answer: Reply) -> None:
         async def work() -> None:
             async with aclosing(self._trees.watch()) as batches:
                 async for events in batches:

@@ -86,7 +86,7 @@ async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]])
         raise error
 
 
-class Answer:
+class Reply:
     """One answer on its way. A client that does not take what is sent for too long is taken for gone."""
 
     def __init__(self, send: Send, settings: ServerSettings) -> None:

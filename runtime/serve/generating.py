@@ -10,9 +10,9 @@ import msgspec
 from policies import Policy
 from runtime.engine import Engine
 from runtime.errors import LimitExceeded
-from runtime.serve.answers import Ended, Piece
+from runtime.serve.openai_format import Ended, Piece
 from runtime.serve.requests import Job, Prompt
-from runtime.threads.results import Generation, Usage, add
+from runtime.threads.results import Chunk, Generation, Usage, add
 from runtime.threads.thread import ReasoningThread
 
 
@@ -64,13 +64,15 @@ class _Spoken:
         """Of scoring the prompt."""
 
 
+def _begins(job: Job, prompt: Prompt | None) -> Mapping[str, Any]:
+    """What a thread begins with, as the engine takes it."""
+    if prompt is None:
+        return {"messages": job.messages, "chat_template_kwargs": job.template_variables}
+    return {"prompt": prompt}
+
+
 def _opened(engine: Engine, job: Job, prompt: Prompt | None) -> ReasoningThread:
-    begins: Mapping[str, Any] = (
-        {"messages": job.messages, "chat_template_kwargs": job.template_variables}
-        if prompt is None
-        else {"prompt": prompt}
-    )
-    return engine.thread(**begins, limits=job.limits, sampling=job.sampling, priority=job.priority)
+    return engine.thread(**_begins(job, prompt), limits=job.limits, sampling=job.sampling, priority=job.priority)
 
 
 async def _say_text(
@@ -87,18 +89,11 @@ async def _say_text(
     if job.max_tokens == 0:
         spoke.reason = "length"
         return
+    # Of a stream, what was said counts when time runs out.
     if not job.stream and job.limits.seconds is None:
         generation = await thread.generate(job.max_tokens, stop=job.stop, depth=job.depth)
         spoke.tokens = len(generation.tokens)
-        await listener.grew(
-            index,
-            Piece(
-                text=generation.text,
-                tokens=generation.tokens,
-                logprobs=generation.logprobs,
-                top_logprobs=generation.top_logprobs,
-            ),
-        )
+        await listener.grew(index, _piece(generation))
     else:
         ended = await _stream(job, index, thread, listener, spoke)
         if ended is None:
@@ -107,16 +102,17 @@ async def _say_text(
     spoke.reason = "limit" if generation.limit else generation.reason
 
 
+def _piece(said: Generation | Chunk) -> Piece:
+    return Piece(text=said.text, tokens=said.tokens, logprobs=said.logprobs, top_logprobs=said.top_logprobs)
+
+
 async def _stream(
     job: Job, index: int, thread: ReasoningThread, listener: Listener, spoke: _Spoken
 ) -> Generation | None:
     async with thread.stream(job.max_tokens, stop=job.stop, depth=job.depth) as stream:
         async for chunk in stream:
             spoke.tokens += len(chunk.tokens)
-            piece = Piece(
-                text=chunk.text, tokens=chunk.tokens, logprobs=chunk.logprobs, top_logprobs=chunk.top_logprobs
-            )
-            await listener.grew(index, piece)
+            await listener.grew(index, _piece(chunk))
         return stream.generation
 
 
@@ -138,15 +134,10 @@ async def _echo(engine: Engine, job: Job, thread: ReasoningThread, spoke: _Spoke
 
 async def _say_tree(engine: Engine, job: Job, index: int, prompt: Prompt | None, listener: Listener) -> None:
     policy = _policy(engine.policy, job)
-    begins: Mapping[str, Any] = (
-        {"messages": job.messages, "chat_template_kwargs": job.template_variables}
-        if prompt is None
-        else {"prompt": prompt}
-    )
     await listener.began(index, ())
     try:
         answer = await engine.run(
-            **begins,
+            **_begins(job, prompt),
             limits=job.limits,
             policy=policy,
             sampling=job.sampling,

@@ -45,7 +45,7 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def server_of(application: Application, settings: ServerSettings, drain: float) -> Server:
+def server_of(application: Application, settings: ServerSettings, drain: int) -> Server:
     """A server that, once it is told to stop, gives answers `drain` seconds to end before it cancels them."""
     places = settings.most_requests + settings.most_waiting + settings.most_viewers
     return Server(
@@ -59,8 +59,7 @@ def server_of(application: Application, settings: ServerSettings, drain: float) 
             ws="none",
             h11_max_incomplete_event_size=_HEADERS,
             limit_concurrency=2 * places + 64,
-            # A float, which is passed on to asyncio.wait_for.
-            timeout_graceful_shutdown=max(drain, 1e-3),  # type: ignore[arg-type]
+            timeout_graceful_shutdown=drain,
         )
     )
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import anyio
 
-from runtime.serve.answers import Json
+from runtime.serve.openai_format import Json
 from runtime.serve.refusals import Refusal
 
 MOST_TREES = 24

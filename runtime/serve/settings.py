@@ -39,7 +39,6 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 def within(asked: Limits, allowed: Limits) -> Limits:
     """What holds where both do, field by field."""
-
     bounds: dict[str, Any] = {}
     for name in Limits.__struct_fields__:
         given = [value for limits in (asked, allowed) if (value := getattr(limits, name)) is not None]

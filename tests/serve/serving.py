@@ -56,7 +56,7 @@ def words_on(device: Device, **options: Any) -> Callable[[Observer], Engine]:
 
 
 @asynccontextmanager
-async def served(make: Callable[[Observer], Engine], drain: float = 5.0, **settings: Any) -> AsyncIterator[Served]:
+async def served(make: Callable[[Observer], Engine], drain: int = 5, **settings: Any) -> AsyncIterator[Served]:
     """A server on an engine, and a client; both are gone at the end."""
     given = ServerSettings(model=MODEL, **settings)
     trees = LiveTrees(given.most_viewers)
