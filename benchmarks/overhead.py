@@ -22,7 +22,7 @@ from benchmarks.result import Aim, Cell, Result, Spread
 from benchmarks.timing import in_turn, ratios
 from policies import DepthPolicy, Fixed, Policy
 from runtime import Engine, EngineSettings, Opened, Sampling
-from runtime.backend.interface import Backend, CacheShape, Int32, Run, Tick, TickResult
+from runtime.backend.interface import Backend, CacheShape, Int32, RowHoles, Run, Tick, TickResult
 from runtime.device.build import build_loop
 from runtime.device.loop import ModelDevice
 from runtime.model import Transformer
@@ -51,6 +51,10 @@ class TickRecorder:
     @property
     def page_table(self) -> Int32:
         return self._backend.page_table
+
+    @property
+    def row_holes(self) -> RowHoles | None:
+        return self._backend.row_holes
 
     def register(self, policy: DepthPolicy) -> int:
         return self._backend.register(policy)

@@ -106,6 +106,14 @@ def fresh_join(thread: tuple[int, ...]) -> ThreadStateError:
     )
 
 
+def changed_since_fork(thread: tuple[int, ...], child: tuple[int, ...]) -> ThreadStateError:
+    """A thread's context is no longer the one that a child was forked from."""
+    return ThreadStateError(
+        f"Thread {thread} has changed since it forked {child}, so that their contexts cannot be merged. Fork all "
+        "children of a join, and join them, before it goes on; or join with merge=False."
+    )
+
+
 def row_full(thread: tuple[int, ...]) -> CapacityError:
     """Too much was merged into a context."""
     return CapacityError(

@@ -121,6 +121,11 @@ class DepthPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def __repr__(self) -> str:
         return as_written(self)
 
+    @property
+    def innermost(self) -> DepthPolicy:
+        """The policy itself, or, of one that bounds another, the last of those it bounds."""
+        return self
+
     def for_thread(self, role: Role, tree_depth: int) -> DepthPolicy:
         """The policy that one thread follows, asked at each of its `generate` calls.
 

@@ -52,6 +52,10 @@ class Bounding(DepthPolicy, frozen=True):
     def __repr__(self) -> str:
         return as_written(self, hidden=_SHARED)
 
+    @property
+    def innermost(self) -> DepthPolicy:
+        return self.criterion.innermost
+
     def for_thread(self, role: Role, tree_depth: int) -> Self:
         criterion = self.criterion.for_thread(role, tree_depth)
         if criterion == self.criterion:

@@ -9,7 +9,7 @@ exit tests; coda, head and sampling for the tokens that leave, and then for thos
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -212,15 +212,10 @@ class RowHoles(NamedTuple):
     has_holes: Bool
     """[rows]: whether a row's `page_parts` count; in others pages are full, and places are positions."""
 
-
-@runtime_checkable
-class TakesHoles(Protocol):
-    """A backend in whose rows there may be holes."""
-
-    @property
-    def row_holes(self) -> RowHoles | None:
-        """None where what it attends with knows none."""
-        ...
+    @classmethod
+    def none_in(cls, cache: CacheShape) -> RowHoles:
+        """Of rows without holes."""
+        return cls(np.zeros((cache.rows, cache.pages_per_row, 3), np.int32), np.zeros(cache.rows, np.bool_))
 
 
 class Backend(Protocol):
@@ -232,6 +227,11 @@ class Backend(Protocol):
     @property
     def page_table(self) -> Int32:
         """[rows, pages_per_row] page numbers; the scheduler writes it between ticks, the backend reads it."""
+        ...
+
+    @property
+    def row_holes(self) -> RowHoles | None:
+        """None where no row may have holes, as what it attends with knows none."""
         ...
 
     def register(self, policy: DepthPolicy) -> int:

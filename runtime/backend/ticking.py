@@ -55,7 +55,7 @@ class LaneBackend(ABC):
         self._dtype = dtype
         self._state_std = state_std
         self._table = np.zeros((cache.rows, cache.pages_per_row), np.int32)
-        self._holes = RowHoles(np.zeros((cache.rows, cache.pages_per_row, 3), np.int32), np.zeros(cache.rows, np.bool_))
+        self._holes = RowHoles.none_in(cache)
         self._lanes = Lanes(cache.lanes)
         self._state = self._zeros(cache.lanes, specification.width)
         self._carried = self._zeros(cache.rows, specification.width)

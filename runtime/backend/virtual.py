@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from policies import Bounding, DepthPolicy, EntropySwitch, Speculative
+from policies import DepthPolicy, EntropySwitch, Speculative
 from runtime.backend.interface import CacheShape, Entering, Float32, Int32, Int64, RowHoles, Run, Tick, TickResult
 from runtime.backend.work_ahead import TickWork, WorkAhead
 
@@ -111,7 +111,7 @@ class VirtualBackend:
         self._clock = clock
         self._seconds_of = seconds_of
         self._table: Int32 = np.zeros((cache.rows, cache.pages_per_row), np.int32)
-        self._holes = RowHoles(np.zeros((cache.rows, cache.pages_per_row, 3), np.int32), np.zeros(cache.rows, np.bool_))
+        self._holes = RowHoles.none_in(cache)
         self._policies: list[DepthPolicy] = []
         self._voices: dict[int, _Voice] = {}
         self._by_last_lane: dict[int, _Flight] = {}
@@ -137,10 +137,7 @@ class VirtualBackend:
         return self._holes
 
     def register(self, policy: DepthPolicy) -> int:
-        innermost = policy
-        while isinstance(innermost, Bounding):
-            innermost = innermost.criterion
-        if isinstance(innermost, Speculative | EntropySwitch):
+        if isinstance(policy.innermost, Speculative | EntropySwitch):
             raise ValueError("drafts, and two models in turns, cannot be simulated; name another depth policy")
         for index, known in enumerate(self._policies):
             if known is policy or (type(known) is type(policy) and known == policy):

@@ -16,7 +16,7 @@ import torch
 from policies import DepthPolicy, Fixed
 from runtime.backend.attention import PagedAttention
 from runtime.backend.exits import check_readable
-from runtime.backend.interface import Backend, CacheShape, TakesHoles, TickResult
+from runtime.backend.interface import Backend, CacheShape, TickResult
 from runtime.backend.torch.attention import TorchAttention
 from runtime.backend.torch.backend import TorchBackend
 from runtime.backend.torch.cuda_graphs import CudaCapture, GraphedBackend, batch_buckets
@@ -137,7 +137,7 @@ def wire(
         short_context=model.short_context,
         window=model.window,
         reuse=model.shares_prefixes,
-        holes=backend.row_holes if isinstance(backend, TakesHoles) else None,
+        holes=backend.row_holes,
     )
     speculation = Speculation(
         journal, kv_cache, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter

@@ -14,7 +14,7 @@ from dataclasses import replace
 from runtime.device.kv_cache import KVCache
 from runtime.device.layout import Merged, merge_layouts
 from runtime.device.sequence import Sequence
-from runtime.errors import CapacityError, ThreadStateError
+from runtime.errors import CapacityError, ThreadStateError, changed_since_fork
 
 
 def check_merge(parent: Sequence, children: SequenceOf[Sequence], kv_cache: KVCache) -> None:
@@ -34,7 +34,7 @@ def check_merge(parent: Sequence, children: SequenceOf[Sequence], kv_cache: KVCa
             raise ThreadStateError(f"Thread {child.path} generates; it is merged when it has ended.")
         own = parent.layout_or_plain.segments
         if child.layout_or_plain.segments[: len(own)] != own or child.tokens[:length] != parent.tokens:
-            raise _has_changed(parent, child)
+            raise changed_since_fork(parent.path, child.path)
         if len(child.depths) < len(child.tokens):
             raise ThreadStateError(f"Thread {child.path} is not filled.")
         if len(child.tokens) > length and child.span_at(length).carry != "none":
@@ -98,10 +98,3 @@ def _pages(start: int, children: SequenceOf[Sequence], merged: Merged, kv_cache:
         assert len(pages) == count
         computed += len(child.tokens) - start
     return pages, computed, first.freed
-
-
-def _has_changed(parent: Sequence, child: Sequence) -> ThreadStateError:
-    return ThreadStateError(
-        f"Thread {parent.path} has changed since it forked {child.path}, so that their contexts cannot be merged. Join "
-        "before it goes on."
-    )

@@ -71,10 +71,10 @@ class Speculation:
 
     def check(self, policy: DepthPolicy, most: int) -> None:
         """Raises `ValueError` if a policy, whose tokens get `most` iterations, speculates as this engine cannot."""
-        if isinstance(policy, Bounding) and isinstance(_innermost(policy), Speculative):
+        if isinstance(policy, Bounding) and isinstance(policy.innermost, Speculative):
             raise ValueError("bounds that change are not for Speculative; bound Fixed, or a policy that tests.")
-        if isinstance(_innermost(policy), EntropySwitch):
-            if policy is not _innermost(policy):
+        if isinstance(policy.innermost, EntropySwitch):
+            if policy is not policy.innermost:
                 raise ValueError("bounds that change are not for EntropySwitch; bound Fixed, or a policy that tests.")
             if self._drafter is None:
                 raise ValueError("there is no second model; open the engine with drafts=, or take Fixed.")
@@ -306,12 +306,6 @@ class Speculation:
         """The last position that is computed if nothing stops a generate: what it samples last is not computed."""
         left = generate.tokens_left(sequence.next_position, self._max_context)
         return len(sequence.tokens) + left - 2
-
-
-def _innermost(policy: DepthPolicy) -> DepthPolicy:
-    while isinstance(policy, Bounding):
-        policy = policy.criterion
-    return policy
 
 
 def reach(policy: Speculative, acceptance: float) -> int:

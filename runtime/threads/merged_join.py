@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import anyio
 
-from runtime.errors import LimitExceeded, ThreadStateError
+from runtime.errors import LimitExceeded, ThreadStateError, changed_since_fork
 from runtime.link.commands import Failed, Finished, Interrupt, Merge
 from runtime.threads.context import Context, GenerateOptions
 
@@ -21,10 +21,7 @@ def check_forked(parent: Context, children: Iterable[Context]) -> None:
                 f"those of thread {parent.path}. Start it by fork(), or join it with merge=False."
             )
         if child.forked_at != (parent.path, len(parent.tokens)):
-            raise ThreadStateError(
-                f"Thread {parent.path} has changed since it forked {child.path}, so that their contexts cannot be "
-                "merged. Fork all children of a join, and join them, before it goes on; or join with merge=False."
-            )
+            raise changed_since_fork(parent.path, child.path)
 
 
 async def fill_all(contexts: Sequence[Context]) -> None:

@@ -12,7 +12,18 @@ from policies import ByLoad, Cosine, DepthPolicy, Fixed, LatentDiff, Speculative
 from runtime import CallWork, EngineSettings, HostWork, ModelSizes, Said, VirtualDevice
 from runtime.device.build import build_loop
 from runtime.device.loop import DeviceLoop
-from runtime.link import CloseThread, Command, Extend, Failed, Finished, Generate, Interrupt, OpenThread, ThreadPath
+from runtime.link import (
+    CloseThread,
+    Command,
+    Extend,
+    Failed,
+    Finished,
+    Generate,
+    Interrupt,
+    OpenThread,
+    Statistics,
+    ThreadPath,
+)
 from runtime.link.sampling import Sampling
 from runtime.model import shipped_directory
 from runtime.model.checkpoint import load_checkpoint
@@ -54,6 +65,10 @@ class Moment(NamedTuple):
     pages: int
     finished: tuple[ThreadPath, ...]
 
+    @classmethod
+    def of(cls, found: Statistics, finished: list[ThreadPath]) -> Moment:
+        return cls(found.ticks, found.iterations, found.in_flight, found.waiting, found.pages_used, tuple(finished))
+
 
 def commands_for(number: int, depth: DepthPolicy) -> list[Command]:
     path = (number,)
@@ -83,17 +98,7 @@ def real_moments(loop: DeviceLoop, depth: DepthPolicy) -> tuple[list[Moment], di
             tokens, deep = np.array(report.tokens, np.int32), np.array(report.depths, np.int32)
             said[report.thread] = Said(tokens, deep, received)
             loop.handle(CloseThread(report.thread))
-        statistics = loop.statistics()
-        moments.append(
-            Moment(
-                statistics.ticks,
-                statistics.iterations,
-                statistics.in_flight,
-                statistics.waiting,
-                statistics.pages_used,
-                tuple(ended),
-            )
-        )
+        moments.append(Moment.of(loop.statistics(), ended))
     return moments, said
 
 
@@ -113,17 +118,7 @@ def virtual_moments(device: VirtualDevice, depth: DepthPolicy, said: dict[Thread
             assert report.depths == tuple(said[report.thread].depths.tolist())
             ended.append(report.thread)
             device.handle(CloseThread(report.thread))
-        statistics = device.statistics
-        moments.append(
-            Moment(
-                statistics.ticks,
-                statistics.iterations,
-                statistics.in_flight,
-                statistics.waiting,
-                statistics.pages_used,
-                tuple(ended),
-            )
-        )
+        moments.append(Moment.of(device.statistics, ended))
     return moments
 
 
