@@ -103,8 +103,10 @@ class Layout(NamedTuple):
         for seen in segment.sees:
             for part in self._parts_of(seen, page_size):
                 last = parts[-1] if parts else None
-                if last is not None and last.number == part.number and last.end == part.begin:
-                    parts[-1] = last._replace(end=part.end)
+                if last is not None and (last.end, last.base) == (part.begin, part.base):
+                    # Of one page; or of the next segment's, which begins with a copy of what that goes on from. A sum
+                    # over keys is of the same parts then as before the segment was merged, to the last bit.
+                    parts[-1] = part._replace(begin=last.begin)
                 else:
                     parts.append(part)
         first, offset = divmod(segment.place, page_size)

@@ -279,9 +279,6 @@ class Context:
     def begin(self, options: GenerateOptions, wants_reports: bool) -> PendingGenerate:
         """Sends a generate, bounded by what the limits leave. Raises `LimitExceeded` where that is nothing."""
         self.check_open()
-        stranded = self.session.inbox.stranded_error(self.path)
-        if stranded is not None:
-            raise stranded
         if not self.tokens:
             raise empty_context(self.path)
         if self.joined_at == len(self.tokens):
@@ -289,7 +286,11 @@ class Context:
         return self.ask(options, wants_reports)
 
     def ask(self, options: GenerateOptions, wants_reports: bool) -> PendingGenerate:
-        """Sends what `begin` has looked at."""
+        """Sends what `begin` has looked at. Raises what `Session.check` raises: what is not sent is never answered."""
+        self.session.check()
+        stranded = self.session.inbox.stranded_error(self.path)
+        if stranded is not None:
+            raise stranded
         samples = not (options.scores or options.fills)
         left = self.account.tokens_left() if samples else None
         wanted = (options.max_tokens or self.settings.max_tokens or UNBOUNDED) if not options.fills else 0

@@ -6,13 +6,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import anyio
 import anyio.to_thread
 import pytest
 
 from policies import Fixed, Policy
-from runtime import Engine, ReasoningThread, Sampling, ThreadStateError
+from runtime import Engine, EngineClosed, ReasoningThread, Sampling, ThreadStateError
 from runtime.device.settings import EngineSettings
 from runtime.loading import open_device
+from runtime.threads.session import Session
 from tests.joins.test_goldens import HOME
 from traces import Verification, read, thread_tree, verify
 from traces.context import context_of
@@ -50,31 +52,31 @@ async def intrude(engine: Engine) -> None:
         await other.generate(20)
 
 
-async def program(engine: Engine) -> list[tuple[int, ...]]:
+async def program(engine: Engine) -> list[tuple[float, ...]]:
     """Two merged joins, the first with a nested one in it, and others that take pages after each."""
-    said: list[tuple[int, ...]] = []
+    said: list[tuple[float, ...]] = []
     async with engine.thread([5, 6, 7, 8, 9, 20, 21]) as root:
         children = [root.fork([10 + i], program=each) for i, each in enumerate([thinks(9), nested, thinks(1)])]
         await root.join(children, merge=True)
         await intrude(engine)
         root.append([22, 23])
-        said.append((await root.generate(5)).tokens)
+        said.append((await root.generate(5)).logprobs)
         children = [root.fork([24], program=thinks(4)), root.fork([25], program=thinks(0))]
         await root.join(children, merge=True)
         root.append([26])
         await intrude(engine)
-        said.append((await root.generate(6)).tokens)
+        said.append((await root.generate(6)).logprobs)
         said.append(root.tokens)
     return said
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_merged_contexts_that_were_evicted_are_computed_again_to_the_same_values(backend: str) -> None:
-    async with opened(backend=backend, num_pages=300) as engine:
+    async with opened(backend=backend, num_pages=300, deterministic=True) as engine:
         alone = await program(engine)
         assert engine.statistics.recomputed == 0
     for pages in (24, 28):
-        async with opened(backend=backend, num_pages=pages) as engine:
+        async with opened(backend=backend, num_pages=pages, deterministic=True) as engine:
             assert await program(engine) == alone
         assert engine.statistics.recomputed > 0
         assert engine.statistics.pages_used == 0
@@ -99,6 +101,22 @@ async def test_traces_of_merged_joins_are_played_back_and_verified(
     found = await anyio.to_thread.run_sync(execute)
     assert found.equal, found
     assert context_of(thread_tree(trace.events)[0]).tokens == said[-1]
+
+
+async def test_an_engine_that_is_left_before_children_are_filled_ends_the_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, acquire = opened(), Session.acquire
+    await engine.__aenter__()
+    async with engine.thread([5, 6, 7]) as root:
+        children = [root.fork([10], program=thinks(0))]
+        await children[0]
+
+        async def leave_first(session: Session, nowait: bool) -> None:
+            await acquire(session, nowait)
+            await engine.__aexit__(None, None, None)
+
+        monkeypatch.setattr(Session, "acquire", leave_first)
+        with anyio.fail_after(30), pytest.raises(EngineClosed):
+            await root.join(children, merge=True)
 
 
 async def test_what_is_merged_is_not_computed_again() -> None:
