@@ -12,7 +12,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     `threads` counts every thread below and including this one; `tree_depth` the levels below it (0: no children), which
     are bounded unless None is given, because a model may spawn children of children without end; `seconds` is wall time
-    from the thread's start. Raises `ValueError` at construction for a bound that is negative, or no number of its kind.
+    from the thread's start; `tool_calls` is how many times tools may be called. Raises `ValueError` at construction for
+    a bound that is negative, or no number of its kind.
     """
 
     tokens: Exact | None = None
@@ -20,6 +21,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     threads: Exact | None = None
     tree_depth: Exact | None = 1000
     seconds: float | None = None
+    tool_calls: Exact | None = None
 
     def __post_init__(self) -> None:
         convert_fields(self, "Limits: ")

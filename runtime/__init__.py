@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from runtime.errors import ProtocolError as ProtocolError
     from runtime.errors import QueueFull as QueueFull
     from runtime.errors import ThreadStateError as ThreadStateError
+    from runtime.errors import ToolError as ToolError
     from runtime.errors import TraceError as TraceError
     from runtime.link.commands import Statistics as Statistics
     from runtime.link.latents import Latents as Latents
@@ -59,5 +60,7 @@ if TYPE_CHECKING:
     from runtime.threads.results import Usage as Usage
     from runtime.threads.stream import Stream as Stream
     from runtime.threads.thread import ReasoningThread as ReasoningThread
+    from runtime.threads.tool import Tool as Tool
+    from runtime.threads.tools import Tools as Tools
 
 __getattr__, __dir__ = lazy_exports(__name__)

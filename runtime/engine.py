@@ -37,6 +37,7 @@ from runtime.threads.arguments import (
     weights_of,
 )
 from runtime.threads.context import Context
+from runtime.threads.defaults import Defaults
 from runtime.threads.opened import Opened
 from runtime.threads.opening import Opening, opening_of, to_be_answered
 from runtime.threads.recording import recording
@@ -45,6 +46,7 @@ from runtime.threads.running import RunningThread
 from runtime.threads.selection import answer_of, best_answer
 from runtime.threads.session import Session, ThreadSettings
 from runtime.threads.thread import ReasoningThread
+from runtime.threads.tools import Tools
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +67,7 @@ class Engine:
         """
         self._make_device = make_device
         self._arguments = EngineArguments(**options)
+        self._tools = Tools()
         self._was_entered = False
         self._session: Session | None = None
 
@@ -211,12 +214,17 @@ class Engine:
     def sampling(self) -> Sampling:
         """How calls sample that say nothing else: what the engine was given, over what is taken of the checkpoint's
         generation_config.json."""
-        return self._running().sampled_as(self._arguments.sampling or Sampling())
+        return self._defaults.sampling
 
     @property
     def policy(self) -> Policy:
         """What holds for trees that are given none: what the engine was given, or else the checkpoint's own."""
-        return self._policy(None)
+        return self._defaults.policy(None)
+
+    @property
+    def tools(self) -> Tools:
+        """What threads may call; tools may be added at any time."""
+        return self._tools
 
     @property
     def usage(self) -> Usage:
@@ -310,7 +318,7 @@ class Engine:
             chat_template_kwargs=chat_template_kwargs,
         )
         begins = opening_of(self._running(), prompt, messages, given.parse_special_tokens)
-        return ReasoningThread(self._root(begins, self._limits(given.limits), self._settings(given)))
+        return ReasoningThread(self._root(begins, self._defaults.limits(given.limits), self._defaults.settings(given)))
 
     async def run(
         self,
@@ -344,11 +352,11 @@ class Engine:
             parse_special_tokens=parse_special_tokens,
             chat_template_kwargs=chat_template_kwargs,
         )
-        session, settings = self._running(), self._settings(given)
+        session, settings = self._running(), self._defaults.settings(given)
         opening = opening_of(session, prompt, messages, given.parse_special_tokens)
         tokens = await to_be_answered(session, opening, settings)
-        chosen = self._limits(given.limits)
-        select = self._policy(given.policy).select
+        chosen = self._defaults.limits(given.limits)
+        select = self._defaults.policy(given.policy).select
         if select is None:
             return await answer_of(self._root(tokens, chosen, settings))
         text = prompt if messages is None and isinstance(prompt, str) else session.decode(tokens)
@@ -373,24 +381,9 @@ class Engine:
         account = Account(path, limits, above or session.account)
         return RunningThread(Context(path, session, account, settings), prompt)
 
-    def _settings(self, given: ThreadArguments) -> ThreadSettings:
-        chosen = self._policy(given.policy)
-        return ThreadSettings(
-            depth=chosen.depth,
-            spawn=chosen.spawn,
-            sampling=self.sampling if given.sampling is None else self._running().sampled_as(given.sampling),
-            priority=given.priority or 0,
-            max_tokens=given.max_tokens or self._running().opened.max_tokens,
-            chat_template_kwargs=given.chat_template_kwargs or {},
-        )
-
-    def _limits(self, given: Limits | None) -> Limits:
-        """What is given for a tree, or else for the engine."""
-        return given or self._arguments.limits or Limits()
-
-    def _policy(self, given: Policy | None) -> Policy:
-        """What is given for a tree, or else for the engine, or else with the checkpoint."""
-        return given or self._arguments.policy or self._running().opened.policy or Policy()
+    @property
+    def _defaults(self) -> Defaults:
+        return Defaults(self._arguments, self._running(), self._tools)
 
     def _running(self) -> Session:
         if self._session is None:

@@ -38,6 +38,10 @@ class LimitExceeded(BraidError):
     """Where `Engine.run` raised it: what the tree came to by then, its path and usage, without a text."""
 
 
+class ToolError(BraidError):
+    """A tool that a thread called failed, took too long or got arguments that do not fit; the cause is chained."""
+
+
 class NumericalError(BraidError):
     """A model computed numbers that are not finite; ends the thread whose token it was, not the engine."""
 

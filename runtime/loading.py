@@ -225,7 +225,7 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
     protocol, _ = read_braid(described)
     settings = msgspec.convert(trace.header.engine, EngineSettings)
     policy = from_builtins(trace.header.policy, Policy)
-    return _opened(described, settings, _tracing().play(trace), protocol, policy)
+    return replace(_opened(described, settings, _tracing().play(trace), protocol, policy), answers_tools=True)
 
 
 class _Tracing(NamedTuple):

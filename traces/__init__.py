@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from runtime.link import ThreadFailed as ThreadFailed
     from runtime.link import ThreadOpened as ThreadOpened
     from runtime.link import TickDone as TickDone
+    from runtime.link import ToolCalled as ToolCalled
     from runtime.link import Trace as Trace
     from traces.causal_chain import critical_path as critical_path
     from traces.causal_chain import critical_threads as critical_threads

@@ -10,7 +10,8 @@ import msgspec
 
 from runtime import TraceError
 from runtime.link import Computed
-from traces.tree import GenerateRecord, Receipt, ThreadRecord, path_name
+from traces.generate_record import GenerateRecord
+from traces.tree import Receipt, ThreadRecord, path_name
 
 
 class Piece(NamedTuple):

@@ -13,7 +13,8 @@ import msgspec
 
 from runtime.console import escaped_json
 from runtime.link import AnyEvent, Spawned, ThreadClosed, ThreadPath, TickDone
-from traces.tree import GenerateRecord, ThreadRecord, path_name, thread_tree
+from traces.generate_record import GenerateRecord
+from traces.tree import ThreadRecord, path_name, thread_tree
 
 
 def thread_lines(events: Iterable[AnyEvent]) -> Iterator[bytes]:

@@ -4,13 +4,14 @@ thread of its own.
     commands -> compared with the recorded threads -> reports, in recorded order
 
 A sampled token feeds the program's watcher (and gives `Emitted` and `Signalled`), an end of a generate gives
-`Finished`, a failure `Failed`. A report waits for every command recorded before it, whatever its thread: a program
-that sent them without having seen the report will send them again. It waits until as much time has passed as had in
-the recording, and then until no command has come for `patience` seconds; then the threads with missing commands are
-passed over: the others go on, and what was recorded of those follows as soon as its command comes. So a program that
-does what it did before gets the same reports in the same order, each after the same commands; and one that does not
-gets all that was recorded for it, and never waits longer than the recording took (and a moment of patience for each
-thread that is missing). A generate that waits for nothing but an interrupt fails after all that.
+`Finished`, a failure `Failed`, the end of a tool's call `ToolAnswered`. A report waits for every command recorded
+before it, whatever its thread: a program that sent them without having seen the report will send them again. It waits
+until as much time has passed as had in the recording, and then until no command has come for `patience` seconds; then
+the threads with missing commands are passed over: the others go on, and what was recorded of those follows as soon as
+its command comes. So a program that does what it did before gets the same reports in the same order, each after the
+same commands; and one that does not gets all that was recorded for it, and never waits longer than the recording took
+(and a moment of patience for each thread that is missing). A generate that waits for nothing but an interrupt, and a
+tool for nothing but to be cancelled, fail after all that.
 
 A command that the recording does not have ends its thread at once, with a `TraceError` that says what differs.
 """
@@ -36,12 +37,15 @@ from runtime.link import (
     Sampled,
     Signalled,
     Statistics,
+    ThreadEnded,
     ThreadPath,
     TickDone,
+    ToolAnswered,
+    ToolCalled,
     Trace,
 )
 from traces.recorded import ADVICE, PendingCall, RecordedThread
-from traces.steps import NO_CALL, Step, steps_of
+from traces.steps import NO_CALL, TOOL, Step, steps_of
 from traces.totals import statistics_after
 from traces.tree import path_name, thread_tree, walk_threads
 
@@ -87,6 +91,10 @@ class RecordedOrder:
         """Takes in one command; what it does not fit is reported at once."""
         self._heard = now
         if isinstance(command, Record):
+            if isinstance(command.event, ToolCalled):
+                self._call_tool(command.event, reports)
+            elif isinstance(command.event, ThreadEnded) and command.event.thread in self._threads:
+                self._end_tool(self._threads[command.event.thread])
             return
         path = command.thread
         thread = self._threads.get(path)
@@ -105,6 +113,25 @@ class RecordedOrder:
             self._held_for[path] = interrupted
         else:
             self._execute(command, thread, reports)
+
+    def _call_tool(self, called: ToolCalled, reports: list[Report]) -> None:
+        """The program calls a tool, which is answered in its turn."""
+        path = called.thread
+        thread = self._threads.get(path)
+        try:
+            if thread is None:
+                raise self._unknown_thread(path)
+            thread.call_tool(called)
+        except TraceError as error:
+            reports.append(ToolAnswered(path, error=error))
+            return
+        if path in self._late:
+            self._revived.add(path)
+
+    def _end_tool(self, thread: RecordedThread) -> None:
+        """A tool's call is over, so that what was recorded of it is told to nobody any more."""
+        if thread.is_called:
+            thread.is_closed = True
 
     def _interrupted_before(self, command: ThreadCommand) -> ThreadPath | None:
         """The thread whose interrupted generate has to end before a command is executed."""
@@ -167,13 +194,16 @@ class RecordedOrder:
         path = command.thread
         error = self._unknown.get(path)
         if error is None:
-            error = self._unknown[path] = TraceError(
-                f"Thread {path_name(path)} differs from the recording: it is not among the {len(self._threads)} "
-                f"threads there. {ADVICE}"
-            )
+            error = self._unknown[path] = self._unknown_thread(path)
             reports.append(Failed(path, error))
         elif isinstance(command, Generate):
             reports.append(Failed(path, error))
+
+    def _unknown_thread(self, path: ThreadPath) -> TraceError:
+        return TraceError(
+            f"Thread {path_name(path)} differs from the recording: it is not among the {len(self._threads)} "
+            f"threads there. {ADVICE}"
+        )
 
     def _fail(self, thread: RecordedThread, error: BraidError, reports: list[Report]) -> None:
         thread.error = error
@@ -258,6 +288,8 @@ class RecordedOrder:
         thread = self._threads[step.thread]
         if step.call == NO_CALL:
             return thread.tried_to_fail
+        if step.call == TOOL:
+            return thread.is_called
         pending = thread.pending
         if pending is None or pending.number != step.call:
             return False
@@ -269,15 +301,18 @@ class RecordedOrder:
         return max(recorded, self._heard) + self._patience
 
     def _after_all(self, reports: list[Report], now: float) -> float:
-        """Ends the generates that wait for an interrupt which no longer comes, once patience is over."""
+        """Ends the generates that wait for an interrupt which no longer comes, and the tools that were cancelled and
+        are not, once patience is over."""
         waiting = [thread for thread in self._threads.values() if thread.pending is not None]
-        if not waiting:
+        uncancelled = [thread for thread in self._threads.values() if thread.is_called and not thread.is_closed]
+        if not waiting and not uncancelled:
             return math.inf
         wait = self._patience_ends(self._end) - now
         if wait > 0:
             return wait
         for thread in waiting:
             self._fail(thread, thread.never_interrupted(), reports)
+        reports += [thread.answered() for thread in uncancelled]
         return 0.0
 
     # ---- reports ----------------------------------------------------------------------------------------------------
@@ -285,6 +320,9 @@ class RecordedOrder:
     def _take(self, step: Step, reports: list[Report]) -> None:
         """Delivers a step that is due."""
         thread = self._threads[step.thread]
+        if step.call == TOOL:
+            reports.append(thread.answered())
+            return
         pending = thread.pending
         if pending is None:
             self._fail(thread, thread.recorded_error(thread.record.error), reports)

@@ -25,9 +25,12 @@ from runtime.link import (
     ThreadClosed,
     ThreadOpened,
     ThreadPath,
+    ToolAnswered,
+    ToolCalled,
     Work,
 )
-from traces.tree import GenerateRecord, Receipt, ThreadRecord, path_name
+from traces.generate_record import GenerateRecord
+from traces.tree import Receipt, ThreadRecord, path_name
 
 ADVICE = "Play a trace back with the program, the policy and the settings that made it."
 
@@ -68,6 +71,8 @@ class RecordedThread:
         self.tried_to_fail = False
         """Whether the program has sent the command that made it fail between its generates."""
         self.pending: PendingCall | None = None
+        self.is_called = False
+        """Of a tool, whether the program has called it."""
         self._consumed = 0
         """Tokens received since the last generate was asked for."""
         self._received = 0
@@ -80,8 +85,33 @@ class RecordedThread:
         self._received_by = {receipt.index: end for receipt, end in zip(record.receipts, ends, strict=True)}
         self._call_numbers = {call.index: number for number, call in enumerate(record.calls)}
 
+    def call_tool(self, called: ToolCalled) -> None:
+        """The program calls a tool."""
+        recorded = self.record.tool
+        if recorded is None:
+            raise self._differs(f"the program calls the tool {called.name}, and the recording has a thread there")
+        self._expect("name of the tool", recorded.name, called.name)
+        self._expect("arguments", recorded.arguments, called.arguments)
+        self.is_called = True
+
+    def answered(self) -> ToolAnswered:
+        """What a tool gave."""
+        record = self.record
+        self.is_closed = True
+        error: BraidError | None = None
+        if record.outcome is None:
+            why = self.lost or "its run was not finished"
+            error = TraceError(f"Thread {self.name}: the recording ends while the tool is running ({why}).")
+        elif record.outcome == "cancelled":
+            error = self._differs("the tool was cancelled while it ran; the program did not cancel it in as much time")
+        elif record.outcome == "failed":
+            error = self.recorded_error(record.error)
+        return ToolAnswered(record.path, record.text, error)
+
     def open(self, command: OpenThread, inherited: RecordedThread | None) -> None:
         record = self.record
+        if record.tool is not None:
+            raise self._differs(f"the program opens it, and the recording calls the tool {record.tool.name} there")
         if self.is_open or record.opened is None:
             raise self._differs("the program opens it once more" if self.is_open else "it was never opened")
         self._expect("inherits from thread", record.inherits, command.inherits)
@@ -209,6 +239,8 @@ class RecordedThread:
                 return self.calls > self._call_numbers[index]
             case ThreadClosed():
                 return self.is_closed
+            case ToolCalled():
+                return self.is_called
             case _:
                 return True
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.link import Computed, TickDone, Trace
-from traces.tree import GenerateRecord, Receipt, ThreadRecord, path_name, thread_tree, walk_threads
+from traces.generate_record import GenerateRecord
+from traces.tree import Receipt, ThreadRecord, path_name, thread_tree, walk_threads
 
 if TYPE_CHECKING:
     from pyarrow import Table

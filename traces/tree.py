@@ -29,8 +29,9 @@ from runtime.link import (
     ThreadOpened,
     ThreadPath,
     TickDone,
-    Work,
+    ToolCalled,
 )
+from traces.generate_record import GenerateRecord, OpenCall, with_counts
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,53 +44,6 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     merged: tuple[ThreadPath, ...] | None = None
     """The children whose keys and values it was, taken over as they were; None for what was received."""
-
-
-class GenerateRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One generate of a thread. What its end tells is None where the trace has no end of it."""
-
-    index: int
-    """Which event of the trace began it."""
-    started: float
-    position: int
-    max_tokens: int
-    max_iterations: int | None
-    sampling: Any
-    depth: Any
-    samples: tuple[Sampled, ...]
-    """Everything sampled, kept or not, in order."""
-    sample_indices: tuple[int, ...]
-    """Which events of the trace the samples are."""
-    scores: tuple[int, ...] = ()
-    """Tokens that it was asked to score, in place of any to sample."""
-    fills: bool = False
-    """Whether it only computed the context to its last token."""
-    scored: tuple[Scored, ...] = ()
-    """What it had scored, in order; none of it stayed in the context."""
-    ended: float | None = None
-    end_index: int | None = None
-    end_position: int | None = None
-    """Length of the context afterwards."""
-    reason: str | None = None
-    error: str | None = None
-    """Why it failed, if it did."""
-    work: Work | None = None
-    """What it cost."""
-
-    @property
-    def kept(self) -> tuple[Sampled, ...]:
-        """The samples that stayed in the context."""
-        if self.end_position is None:
-            return self.samples
-        return tuple(sample for sample in self.samples if sample.position < self.end_position)
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return tuple(sample.token for sample in self.kept)
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        return tuple(sample.depth for sample in self.kept)
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,6 +84,10 @@ class ThreadRecord(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     message: tuple[int, ...]
     children: tuple[ThreadRecord, ...]
+    tool: ToolCalled | None = None
+    """Of a call of a tool, what was called; its result is the text, and it has no tokens."""
+    end_index: int | None = None
+    """Which event of the trace says how it ended."""
 
     @property
     def received(self) -> int:
@@ -166,8 +124,8 @@ def thread_tree(events: Iterable[AnyEvent]) -> tuple[ThreadRecord, ...]:
 
     Works on any prefix of a trace; a thread whose parent is not in it is with the nearest of those above that is, or a
     root. Time and memory are linear in what the events hold, but for sorting. Raises `TraceError` for events that no
-    engine writes in that order: a thread opened twice, a sample outside of a generate, or a generate, a receipt or the
-    thread's closing within one.
+    engine writes in that order: a thread opened twice, or called as a tool; a sample outside of a generate; or a
+    generate, a receipt or the thread's closing within one.
     """
     own: dict[ThreadPath, list[tuple[int, AnyEvent]]] = defaultdict(list)
     for index, event in enumerate(events):
@@ -213,6 +171,8 @@ class _Gathering:
         self._path = path
         self._opened: ThreadOpened | None = None
         self._ended: ThreadEnded | None = None
+        self._end_index: int | None = None
+        self._tool: ToolCalled | None = None
         self._closed: float | None = None
         self._prompt: str | None = None
         self._failure: ThreadFailed | None = None
@@ -224,7 +184,7 @@ class _Gathering:
         self._spawns: list[Spawned] = []
         self._waits: list[Wait] = []
         self._evictions: list[Evicted] = []
-        self._current: _OpenCall | None = None
+        self._current: OpenCall | None = None
         self._free_since: float | None = None
         self._first, self._last = math.inf, -math.inf
 
@@ -232,7 +192,7 @@ class _Gathering:
         self._first, self._last = min(self._first, event.time), max(self._last, event.time)
         match event:
             case ThreadOpened():
-                if self._opened is not None:
+                if self._opened is not None or self._tool is not None:
                     raise self._does_not_fit(index, "is opened a second time")
                 self._opened = event
                 self._free_since = event.time
@@ -269,7 +229,11 @@ class _Gathering:
                 self._expect_no_call(index, "is closed")
                 self._closed = event.time
             case ThreadEnded():
-                self._ended = event
+                self._ended, self._end_index = event, index
+            case ToolCalled():
+                if self._opened is not None or self._tool is not None:
+                    raise self._does_not_fit(index, "is called as a tool")
+                self._tool = event
             case GenerateStarted() | Sampled() | Scored() | GenerateFinished() | ThreadFailed():
                 self._take_of_call(index, event)
             case TickDone():
@@ -282,7 +246,7 @@ class _Gathering:
         match event:
             case GenerateStarted():
                 self._expect_no_call(index, "begins a generate")
-                self._current = _OpenCall(index, event)
+                self._current = OpenCall(index, event)
             case Sampled():
                 if current is None:
                     raise self._does_not_fit(index, "samples outside of a generate")
@@ -296,7 +260,7 @@ class _Gathering:
                 if current is not None:
                     self._calls.append(current.finished(index, event))
                 elif self._calls and self._calls[-1].error is not None and self._calls[-1].work is None:
-                    self._calls[-1] = _with_counts(self._calls[-1], event)
+                    self._calls[-1] = with_counts(self._calls[-1], event)
                 else:
                     raise self._does_not_fit(index, "ends a generate that never began")
                 self._current = None
@@ -336,6 +300,8 @@ class _Gathering:
             text=ended.text if ended else "",
             message=ended.message if ended else (),
             children=children,
+            tool=self._tool,
+            end_index=self._end_index,
         )
 
     def _expect_no_call(self, index: int, what: str) -> None:
@@ -344,47 +310,3 @@ class _Gathering:
 
     def _does_not_fit(self, index: int, how: str) -> TraceError:
         return TraceError(f"Event {index}: thread {path_name(self._path)} {how}.")
-
-
-class _OpenCall:
-    """A generate while its events are gathered."""
-
-    def __init__(self, index: int, started: GenerateStarted) -> None:
-        self.index = index
-        self.started = started
-        self.samples: list[Sampled] = []
-        self.scored: list[Scored] = []
-        self.indices: list[int] = []
-
-    def unfinished(self) -> GenerateRecord:
-        started = self.started
-        return GenerateRecord(
-            index=self.index,
-            started=started.time,
-            position=started.position,
-            max_tokens=started.max_tokens,
-            max_iterations=started.max_iterations,
-            sampling=started.sampling,
-            depth=started.depth,
-            samples=tuple(self.samples),
-            sample_indices=tuple(self.indices),
-            scores=started.scores,
-            fills=started.fills,
-            scored=tuple(self.scored),
-        )
-
-    def finished(self, index: int, end: GenerateFinished) -> GenerateRecord:
-        return _with_counts(msgspec.structs.replace(self.unfinished(), ended=end.time, end_index=index), end)
-
-    def failed(self, index: int, end: ThreadFailed) -> GenerateRecord:
-        return msgspec.structs.replace(self.unfinished(), ended=end.time, end_index=index, error=end.error)
-
-
-def _with_counts(call: GenerateRecord, end: GenerateFinished) -> GenerateRecord:
-    """What a call's end says; it follows the failure where there was one."""
-    return msgspec.structs.replace(
-        call,
-        end_position=end.position,
-        reason=end.reason,
-        work=end.work,
-    )

@@ -29,8 +29,9 @@ from runtime.link import (
     ThreadPath,
     Trace,
 )
+from traces.generate_record import GenerateRecord
 from traces.recorded import builtins
-from traces.tree import GenerateRecord, path_name, thread_tree, walk_threads
+from traces.tree import path_name, thread_tree, walk_threads
 
 SCORE_TOLERANCE = 1e-3
 """Nats by which a score may differ: what another order of sums changes, and not another model."""

@@ -17,7 +17,8 @@ import msgspec
 
 from runtime.console import escaped_json
 from runtime.link import ThreadPath, TickDone, Trace
-from traces.tree import GenerateRecord, ThreadRecord, path_name, thread_tree, walk_threads
+from traces.generate_record import GenerateRecord
+from traces.tree import ThreadRecord, path_name, thread_tree, walk_threads
 
 ENGINE = 1
 """Process number of the counters; trees follow. Viewers take 0 for the system's idle process."""

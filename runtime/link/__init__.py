@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from runtime.link.commands import StartRecording as StartRecording
     from runtime.link.commands import Statistics as Statistics
     from runtime.link.commands import StopRecording as StopRecording
+    from runtime.link.commands import ToolAnswered as ToolAnswered
     from runtime.link.commands import Watcher as Watcher
     from runtime.link.event_values import check_plain as check_plain
     from runtime.link.event_values import check_recordable as check_recordable
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from runtime.link.events import ThreadOpened as ThreadOpened
     from runtime.link.events import ThreadPath as ThreadPath
     from runtime.link.events import TickDone as TickDone
+    from runtime.link.events import ToolCalled as ToolCalled
     from runtime.link.events import Trace as Trace
     from runtime.link.events import encodable as encodable
     from runtime.link.latents import latents_path as latents_path

@@ -258,13 +258,23 @@ class Answered(msgspec.Struct, frozen=True):
     error: Exception | None = None
 
 
+class ToolAnswered(msgspec.Struct, frozen=True):
+    """The recorded result of a tool's call, from a device that plays a trace back; in answer to its `ToolCalled`."""
+
+    thread: ThreadPath
+    """The call's own path."""
+    text: str = ""
+    error: Exception | None = None
+    """What it failed of, if it did."""
+
+
 class DeviceFailed(msgspec.Struct, frozen=True):
     """The device is gone; no further report follows."""
 
     error: BaseException
 
 
-Report = Emitted | Signalled | Finished | Failed | Answered | DeviceFailed
+Report = Emitted | Signalled | Finished | Failed | Answered | ToolAnswered | DeviceFailed
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):

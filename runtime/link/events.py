@@ -250,6 +250,16 @@ class Joined(Event, frozen=True, kw_only=True):
     """Whether their keys and values were merged into its context, and `delivered` are those that had any."""
 
 
+class ToolCalled(Worded, frozen=True, kw_only=True):
+    """A child that was asked for is a call of a tool: `thread` is its own path, and it is never opened. Its result is
+    the text of its `ThreadEnded`."""
+
+    thread: ThreadPath
+    name: str
+    arguments: str
+    """As JSON, or whatever a model wrote in place of that."""
+
+
 class ThreadEnded(Worded, frozen=True, kw_only=True):
     """A thread's coroutine is over: `outcome` is "returned", "nothing", "cancelled" or "failed"."""
 
@@ -281,6 +291,7 @@ AnyEvent = (
     | RunStarted
     | Spawned
     | Joined
+    | ToolCalled
     | ThreadEnded
 )
 

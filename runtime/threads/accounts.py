@@ -101,6 +101,11 @@ class Account:
             account.total.spawns_requested += 1
             account.total.spawns_granted += granted
 
+    def count_tool_call(self) -> None:
+        self.own.tool_calls += 1
+        for account in self.upwards():
+            account.total.tool_calls += 1
+
     def begin_call(self) -> None:
         for account in self.upwards():
             account.pending += 1
@@ -174,6 +179,14 @@ class Account:
                 return f"{account.whose(self)} limit is {limits.threads} threads, and all were opened"
             if limits.tree_depth is not None and levels > limits.tree_depth:
                 return f"{account.whose(self)} limit is a tree depth of {limits.tree_depth} below it"
+        return ""
+
+    def tool_refusal(self) -> str:
+        """Why the limits forbid one more call of a tool by this thread; empty where they allow it."""
+        for account in self.upwards():
+            most = account.limits.tool_calls
+            if most is not None and account.total.tool_calls >= most:
+                return f"{account.whose(self)} limit is {most} tool calls, and all were made"
         return ""
 
     def whose(self, asking: Account) -> str:

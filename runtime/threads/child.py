@@ -48,11 +48,14 @@ class ChildTask:
         "error",
         "is_error_raised",
         "is_joined",
+        "is_tool",
         "lifetime",
     )
 
-    def __init__(self, context: Context, lifetime: Lifetime, prompt_length: int) -> None:
+    def __init__(self, context: Context, lifetime: Lifetime, prompt_length: int, *, is_tool: bool = False) -> None:
         self.context = context
+        self.is_tool = is_tool
+        """Whether it is a call of a tool, whose context is empty and never opened."""
         self.lifetime = lifetime
         self.answer: Answer | None = None
         """How it ended; None until then."""
@@ -151,7 +154,7 @@ class ChildTask:
 
 
 class Child:
-    """The handle of a child thread, as `spawn` and `fork` give it.
+    """The handle of a child thread, as `spawn` and `fork` give it, or of a tool's call, as `call` does.
 
     `join` and `first` on its parent append what it returns. `await child` waits for its end and gives its `Answer`,
     whose reason is "cancelled" where it was: any coroutine may, any number of times, and nothing is joined or appended.
@@ -162,7 +165,7 @@ class Child:
     __slots__ = ("_task",)
 
     def __init__(self, task: ChildTask) -> None:
-        """Made by `spawn` and `fork`."""
+        """Made by `spawn`, `fork` and `call`."""
         self._task = task
 
     def __repr__(self) -> str:

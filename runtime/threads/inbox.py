@@ -16,7 +16,17 @@ import anyio
 import anyio.lowlevel
 
 from runtime.errors import EngineFailed, described
-from runtime.link.commands import Answered, DeviceFailed, Emitted, Failed, Finished, Report, Signalled, ThreadPath
+from runtime.link.commands import (
+    Answered,
+    DeviceFailed,
+    Emitted,
+    Failed,
+    Finished,
+    Report,
+    Signalled,
+    ThreadPath,
+    ToolAnswered,
+)
 from runtime.link.metering import MeteredWatcher
 from runtime.threads.accounts import Account
 
@@ -129,6 +139,28 @@ class Awaited:
             raise self.error
 
 
+class AwaitedTool:
+    """The result of one call of a tool, which a device that plays a trace back gives."""
+
+    __slots__ = ("_error", "_text", "_wakeup")
+
+    def __init__(self, wakeup: Wakeup) -> None:
+        self._text = ""
+        self._error: Exception | None = None
+        self._wakeup = wakeup
+
+    def give(self, text: str, error: Exception | None) -> None:
+        self._text, self._error = text, error
+        self._wakeup.set()
+
+    async def wait(self) -> str:
+        """The result as text. Raises what the call failed of."""
+        await self._wakeup.wait()
+        if self._error is not None:
+            raise self._error
+        return self._text
+
+
 class _TrioToken(Protocol):
     def run_sync_soon(self, function: Callable[[], Any]) -> None: ...
 
@@ -153,6 +185,7 @@ class Inbox:
         self._calls: dict[ThreadPath, list[PendingGenerate]] = {}
         self._stranded: dict[ThreadPath, Exception] = {}
         self._awaited: dict[int, Awaited] = {}
+        self._tools: dict[ThreadPath, AwaitedTool] = {}
         self._requests = 0
         self.open: set[ThreadPath] = set()
         """Threads the device was told to open and not yet to close."""
@@ -183,6 +216,11 @@ class Inbox:
         awaited = self._awaited[self._requests] = Awaited(self._requests, self.new_wakeup())
         return awaited
 
+    def expect_tool(self, path: ThreadPath) -> AwaitedTool:
+        """The result of a tool's call that is about to be sent."""
+        awaited = self._tools[path] = AwaitedTool(self.new_wakeup())
+        return awaited
+
     def active_calls(self) -> list[PendingGenerate]:
         """Calls whose last report has not come, abandoned ones included."""
         return [call for calls in self._calls.values() for call in calls]
@@ -210,6 +248,8 @@ class Inbox:
         """Answers every request with an error of its own."""
         while self._awaited:
             self._awaited.popitem()[1].give(make_error())
+        while self._tools:
+            self._tools.popitem()[1].give("", make_error())
 
     def _dispatch(self) -> None:
         self._is_scheduled = False
@@ -226,6 +266,11 @@ class Inbox:
             awaited = self._awaited.pop(report.number, None)
             if awaited is not None:
                 awaited.give(report.error)
+            return
+        if isinstance(report, ToolAnswered):
+            tool = self._tools.pop(report.thread, None)
+            if tool is not None:
+                tool.give(report.text, report.error)
             return
         calls = self._calls.get(report.thread)
         if not calls:

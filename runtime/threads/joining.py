@@ -17,7 +17,7 @@ from runtime.threads.arrivals import Arrivals
 from runtime.threads.child import Child, ChildTask, task_of
 from runtime.threads.context import Context
 from runtime.threads.merged_join import check_forked, fill_all, merge_contexts
-from runtime.threads.results import Answer
+from runtime.threads.results import Answer, has_returned
 
 Asked = tuple[tuple[int, ...], ChildTask | None]
 """One child that was asked for: its prompt, and the child, or None where it was refused."""
@@ -170,14 +170,23 @@ class Children:
         `Context.extend`.
         """
         context, asked = self._context, append or ()
-        delivered = [child for _, child in asked if child is not None and child.given().message]
-        messages = [() if child is None else child.given().message for _, child in asked]
+        delivered = [child for _, child in asked if child is not None and has_returned(child.given())]
         protocol = context.session.opened.protocol
         if not isinstance(protocol, BoundProtocol) or append is None:
-            delivery = [token for message in messages for token in message]
+            delivery = self._joined(asked)
         else:
-            delivered = delivered[: protocol.protocol.most_messages]
-            delivery = await _delivery(protocol, messages, [prompt for prompt, _ in asked])
+            # A protocol says how threads' messages are put, and nothing of tools: their results follow, as they are.
+            threads = [each for each in asked if each[1] is None or not each[1].is_tool]
+            tools = [each for each in asked if each[1] is not None and each[1].is_tool]
+            most = protocol.protocol.most_messages
+            delivered = [child for child in delivered if not child.is_tool][:most] + [
+                child for child in delivered if child.is_tool
+            ]
+            delivery = []
+            if threads or not tools:
+                messages = [() if child is None else child.given().message for _, child in threads]
+                delivery = await _delivery(protocol, messages, [prompt for prompt, _ in threads])
+            delivery += self._joined(tools)
         context.extend([*before, *delivery])
         if context.session.is_recording:
             context.session.record(
@@ -190,6 +199,17 @@ class Children:
                 )
             )
             await context.session.recorded()
+
+    def _joined(self, asked: Sequence[Asked]) -> list[int]:
+        """What children returned, one after the other. Raises `PromptError` for a tool's result that the tokenizer
+        cannot write."""
+        joined: list[int] = []
+        for _, child in asked:
+            if child is not None and child.is_tool and child.given().text:
+                joined += self._context.session.encode_message(child.given().text, parse_special_tokens=False)
+            elif child is not None:
+                joined += child.given().message
+        return joined
 
     def raise_failures(self, children: Iterable[ChildTask]) -> None:
         """Raises what children failed of: one error as it is, several as an `ExceptionGroup` in spawn order."""

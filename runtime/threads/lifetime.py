@@ -138,7 +138,8 @@ class Lifetime:
             escaped = other
         finally:
             del through
-        is_swallowed &= error is not None
+        # trio's scopes say so of no error, too.
+        is_swallowed &= error is not None and not isinstance(error, Exception)
         has_run_out = is_swallowed and not self._is_cancelled and self._own <= self._inherited and self._own < math.inf
         try:
             return Ending(is_swallowed, has_run_out, escaped)

@@ -43,6 +43,8 @@ class Opened:
     """Most tokens of a thread's context."""
     vocab_size: int | None = None
     """Token ids are below it."""
+    answers_tools: bool = False
+    """Whether the device answers calls of tools, as it does where it plays back what was recorded; none is run then."""
     latent_width: int | None = None
     """Numbers of a latent state; None where there is none to look at."""
     fingerprint: Callable[[], str] | None = None

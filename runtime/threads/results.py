@@ -39,6 +39,8 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Children that models asked for; those a program spawned are not among them."""
     spawns_granted: int = 0
     """Of `spawns_requested`, those that ran."""
+    tool_calls: int = 0
+    """Calls of tools that were begun, by models and by programs; they are among neither threads nor spawns."""
     seconds: float = 0.0
     """Wall time from the start to the end, or to now."""
 
@@ -55,6 +57,7 @@ class Tally(Work, kw_only=True):
     max_context: int = 0
     spawns_requested: int = 0
     spawns_granted: int = 0
+    tool_calls: int = 0
 
     def usage(self, seconds: float) -> Usage:
         return Usage(**msgspec.structs.asdict(self), seconds=seconds)
@@ -138,6 +141,11 @@ class Answer(Outcome, frozen=True, kw_only=True):
     """The thread that answered."""
     usage: Usage
     """Of the thread and everything below it."""
+
+
+def has_returned(answer: Answer) -> bool:
+    """Whether there is a message; a tool's may be a text that has no tokens."""
+    return bool(answer.message or answer.text)
 
 
 def answered(outcome: Outcome, path: ThreadPath, usage: Usage) -> Answer:

@@ -19,6 +19,8 @@ from runtime.threads.lifetime import Lifetime
 from runtime.threads.opening import Opening, render_opening
 from runtime.threads.results import Outcome
 from runtime.threads.session import ThreadSettings
+from runtime.threads.tool import Tool
+from runtime.threads.tool_calls import ToolRun
 
 
 class RunningThread:
@@ -138,6 +140,27 @@ class RunningThread:
             raise
         self.lifetime.start(
             thread.lifetime, partial(child.main, partial(main, thread)), child.abandon, name=f"reasoning thread {path}"
+        )
+        return child
+
+    def start_tool(self, tool: Tool, arguments: str, *, by_model: bool = False) -> ChildTask:
+        """Starts the task of a tool's call; `arguments` are JSON. What it gives is its answer's text and message.
+
+        The caller has checked that the limits allow it. Raises `ThreadStateError` where this thread is not open.
+        """
+        context = self.context
+        context.check_open()
+        path = self.children.new_path()
+        called = Context(path, context.session, Account(path, NO_LIMITS, context.account), context.settings)
+        lifetime = Lifetime(self.lifetime)
+        child = ChildTask(called, lifetime, 0, is_tool=True)
+        run = ToolRun(tool, arguments, called, lifetime)
+        context.account.count_tool_call()
+        self.record_spawn(path, (), by_model=by_model, fork=False, reason="")
+        run.record_call()
+        self.children.add(child)
+        self.lifetime.start(
+            lifetime, partial(child.main, run.run), child.abandon, name=f"tool {tool.name} of thread {context.path}"
         )
         return child
 

@@ -35,6 +35,7 @@ from runtime.threads.arguments import token_ids
 from runtime.threads.chat import Chat
 from runtime.threads.inbox import Inbox, engine_failed
 from runtime.threads.opened import Opened
+from runtime.threads.tools import Tools
 
 KEEP_ALL = 2**31 - 1
 """An `Interrupt.keep` that keeps whatever was emitted."""
@@ -51,6 +52,8 @@ class ThreadSettings(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     max_tokens: int | None
     """Most tokens a model-driven thread samples over its life; the default bound of a `generate`."""
+    tools: Tools
+    """What may be called."""
     chat_template_kwargs: Mapping[str, Any] = {}
     """What chat templates find beside messages."""
 
@@ -139,11 +142,11 @@ class Session:
 
     @property
     def is_recording(self) -> bool:
-        return self.records or self._observer is not None
+        return self.records or self.opened.answers_tools or self._observer is not None
 
     def record(self, event: Event) -> None:
         """Sends an event of the tree to the trace and to the observer, which must not raise; its errors are logged."""
-        if self.records:
+        if self.records or self.opened.answers_tools:
             self.send(Record(event))
         if self._observer is not None:
             try:

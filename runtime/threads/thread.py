@@ -10,6 +10,7 @@ from typing import Any, Self, overload
 import msgspec
 
 from policies import DepthPolicy, Limits
+from policies.conversion import shown
 from runtime.chat import Message
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import ThreadPath
@@ -26,10 +27,11 @@ from runtime.threads.context import GenerateOptions
 from runtime.threads.driver import drive_child
 from runtime.threads.joining import AsCompleted
 from runtime.threads.opening import Opening, Received, append_messages, received
-from runtime.threads.results import Answer, Generation, Outcome, Score, Usage
+from runtime.threads.results import Answer, Generation, Outcome, Score, Usage, has_returned
 from runtime.threads.running import RunningThread
 from runtime.threads.session import ThreadSettings
 from runtime.threads.stream import Stream
+from runtime.threads.tool import arguments_text, recorded_tool
 
 Program = Callable[["ReasoningThread"], Awaitable[str | Sequence[int] | None]]
 """What a program runs in a child: it gets the child's thread and returns the child's message, or None."""
@@ -222,6 +224,29 @@ class ReasoningThread:
         self._context.check_idle("fork")
         return self._start(begins, given, fork=True)
 
+    def call(self, name: str, /, **arguments: object) -> Child:
+        """Starts a call of a tool, as a task of this thread; others may run beside it.
+
+        It is a child: `await` it for its answer, whose `text` is the result, or `join` it to append that, with special
+        tokens that it spells out as text; `cancel` it, or wait for the `first` of several. It has no context and counts
+        as no thread. Raises `ValueError` for a tool that there is not and arguments that are not JSON's or do not fit,
+        and `LimitExceeded` where the limits allow no more calls.
+        """
+        self._context.check_open()
+        tool = self._context.settings.tools.get(name)
+        text = arguments_text(name, arguments)
+        if self._context.session.opened.answers_tools:
+            # Nothing is run, so that nobody need have added it.
+            tool = tool or recorded_tool(name)
+        elif tool is None:
+            raise ValueError(f"There is no tool {shown(name)}; {self._context.settings.tools.listed}.")
+        else:
+            tool.check_call(text)
+        refusal = self._context.account.tool_refusal()
+        if refusal:
+            raise LimitExceeded(f"Thread {self.path} may call no more tools: {refusal}. Raise Limits.tool_calls.")
+        return Child(self._running.start_tool(tool, text))
+
     async def join(
         self, children: Iterable[Child] | None = None, *, append: bool = True, merge: bool = False
     ) -> list[Answer]:
@@ -263,7 +288,7 @@ class ReasoningThread:
         """
         given = FirstArguments(accept=accept, append=append)
         unjoined = self._running.children
-        return await unjoined.first(unjoined.named(children), given.accept or _has_message, given.append)
+        return await unjoined.first(unjoined.named(children), given.accept or has_returned, given.append)
 
     def as_completed(self, children: Iterable[Child] | None = None) -> AsCompleted:
         """Answers as children finish: `async for answer in thread.as_completed(children)`. Appends nothing."""
@@ -312,10 +337,6 @@ class ReasoningThread:
             prompt, main=_main_of(given.program), limits=given.limits, settings=self._settings(given), fork=fork
         )
         return Child(task)
-
-
-def _has_message(answer: Answer) -> bool:
-    return bool(answer.message)
 
 
 def _main_of(program: Program | None) -> Callable[[RunningThread], Awaitable[Outcome | None]]:

@@ -249,3 +249,9 @@ async def test_samples_share_the_limits_of_their_run() -> None:
         assert answer.usage.generated == 36
         assert answer.usage.threads == 3
     assert_all_closed(device.core)
+
+
+async def test_an_error_within_the_limit_of_seconds_is_raised_as_it_is(engine: Engine) -> None:
+    with pytest.raises(KeyError):
+        async with engine, engine.thread("a", limits=Limits(seconds=100)):
+            raise KeyError("x")
