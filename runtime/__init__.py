@@ -50,8 +50,12 @@ if TYPE_CHECKING:
     from runtime.protocol import TagProtocol as TagProtocol
     from runtime.protocol import ThreadWeaver as ThreadWeaver
     from runtime.protocol import apr_protocol as apr_protocol
+    from runtime.threads.board import Board as Board
+    from runtime.threads.board import Posting as Posting
+    from runtime.threads.board import Tree as Tree
     from runtime.threads.child import Child as Child
     from runtime.threads.child import ChildStatus as ChildStatus
+    from runtime.threads.mailbox import ThreadMessage as ThreadMessage
     from runtime.threads.opened import Opened as Opened
     from runtime.threads.results import Answer as Answer
     from runtime.threads.results import Chunk as Chunk

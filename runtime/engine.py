@@ -94,7 +94,7 @@ class Engine:
         the file that records everything; one that has something in it is refused without `overwrite`. Where it cannot
         be written on, `on_trace_error` says what ends: "drop" the recording, with a warning, "stop" the engine, once
         running generates are done; answers are delivered either way. `observer`, a plain function, gets the events of
-        trees (`RunStarted`, `Spawned`, `Joined`, `ThreadEnded`) on the event loop as they happen, with `time` 0; what
+        trees (`RunStarted`, `Spawned`, `MessageSent`, ...) on the event loop as they happen, with `time` 0; what
         it raises is logged. `record_latents` says which latent states are recorded beside the trace. `drafts` is a
         checkpoint of the same vocabulary, usually a much smaller one, that guesses what threads say next, under
         `Speculative(drafts="model")`, which then is the policy where the model's own would give every token the same
@@ -379,7 +379,7 @@ class Engine:
         session.check()
         path = session.new_tree()
         account = Account(path, limits, above or session.account)
-        return RunningThread(Context(path, session, account, settings), prompt)
+        return RunningThread(Context(path, session, account, settings, above=None), prompt)
 
     @property
     def _defaults(self) -> Defaults:

@@ -27,6 +27,7 @@ from runtime.model.braid_file import parse_braid
 from runtime.model.directories import BRAID, GENERATION_CONFIG
 from runtime.protocol import BoundForkProtocol, BoundProtocol, ForkProtocol, TagProtocol
 from runtime.threads.opened import Opened
+from runtime.threads.recorded_mail import RecordedMail
 
 if TYPE_CHECKING:
     from runtime.device.journal import Recorder
@@ -225,7 +226,8 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
     protocol, _ = read_braid(described)
     settings = msgspec.convert(trace.header.engine, EngineSettings)
     policy = from_builtins(trace.header.policy, Policy)
-    return replace(_opened(described, settings, _tracing().play(trace), protocol, policy), answers_tools=True)
+    played = _opened(described, settings, _tracing().play(trace), protocol, policy)
+    return replace(played, answers_tools=True, recorded_mail=RecordedMail(trace.events))
 
 
 class _Tracing(NamedTuple):

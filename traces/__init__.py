@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from runtime.link import Header as Header
     from runtime.link import Joined as Joined
     from runtime.link import Merged as Merged
+    from runtime.link import MessageSent as MessageSent
+    from runtime.link import MessagesReceived as MessagesReceived
+    from runtime.link import Posted as Posted
     from runtime.link import Received as Received
     from runtime.link import RunStarted as RunStarted
     from runtime.link import Sampled as Sampled

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from runtime.console import escaped_json
-from runtime.link import AnyEvent, Spawned, ThreadClosed, ThreadPath, TickDone
+from runtime.link import AnyEvent, MessageSent, MessagesReceived, Posted, Spawned, ThreadClosed, ThreadPath, TickDone
 from traces.generate_record import GenerateRecord
 from traces.tree import ThreadRecord, path_name, thread_tree
 
@@ -99,7 +99,25 @@ def thread_fields(record: ThreadRecord) -> dict[str, Any]:
             }
             for wait in record.waits
         ],
+        "mail": [_mail_fields(event) for event in record.mail],
     }
+
+
+def _mail_fields(event: MessageSent | Posted | MessagesReceived) -> dict[str, Any]:
+    match event:
+        case MessageSent():
+            return {
+                "time": event.time,
+                "kind": "sent",
+                "to": path_name(event.to),
+                "text": event.text,
+                "error": event.error or None,
+            }
+        case Posted():
+            return {"time": event.time, "kind": "posted", "text": event.text}
+        case MessagesReceived():
+            senders = [path_name(sender) for sender in event.senders]
+            return {"time": event.time, "kind": "received", "senders": senders, "posts": event.posts}
 
 
 def _generate_fields(call: GenerateRecord) -> dict[str, Any]:

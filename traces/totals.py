@@ -18,6 +18,7 @@ from runtime.link import (
     TickDone,
     Work,
 )
+from traces.mail import mail_imbalances
 from traces.tree import path_name, thread_tree, walk_threads
 
 
@@ -67,7 +68,7 @@ def imbalances(events: Iterable[AnyEvent]) -> list[str]:
 
     What each generate says it spent must be what was recorded of its thread token by token, and the iterations of
     all generates must be the tokens in flight of all ticks. Calls whose end is not recorded make the last an upper
-    bound.
+    bound. Messages are received once, after they were sent.
     """
     events = list(events)
     found: list[str] = []
@@ -102,7 +103,7 @@ def imbalances(events: Iterable[AnyEvent]) -> list[str]:
     ticked = totals_of(events).iterations
     if spent != ticked if not unfinished else spent > ticked:
         found.append(f"all generates say they spent {spent} iterations; all ticks did {ticked}")
-    return found
+    return found + mail_imbalances(events)
 
 
 def statistics_after(before: Statistics, event: AnyEvent) -> Statistics:

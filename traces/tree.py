@@ -18,6 +18,9 @@ from runtime.link import (
     GenerateStarted,
     Joined,
     Merged,
+    MessageSent,
+    MessagesReceived,
+    Posted,
     Received,
     RunStarted,
     Sampled,
@@ -88,6 +91,8 @@ class ThreadRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Of a call of a tool, what was called; its result is the text, and it has no tokens."""
     end_index: int | None = None
     """Which event of the trace says how it ended."""
+    mail: tuple[MessageSent | Posted | MessagesReceived, ...] = ()
+    """What it sent, posted and received of other threads, in order."""
 
     @property
     def received(self) -> int:
@@ -185,6 +190,7 @@ class _Gathering:
         self._waits: list[Wait] = []
         self._evictions: list[Evicted] = []
         self._current: OpenCall | None = None
+        self._mail: list[MessageSent | Posted | MessagesReceived] = []
         self._free_since: float | None = None
         self._first, self._last = math.inf, -math.inf
 
@@ -225,6 +231,8 @@ class _Gathering:
                 self._free_since = event.time
             case Evicted():
                 self._evictions.append(event)
+            case MessageSent() | Posted() | MessagesReceived():
+                self._mail.append(event)
             case ThreadClosed():
                 self._expect_no_call(index, "is closed")
                 self._closed = event.time
@@ -302,6 +310,7 @@ class _Gathering:
             children=children,
             tool=self._tool,
             end_index=self._end_index,
+            mail=tuple(self._mail),
         )
 
     def _expect_no_call(self, index: int, what: str) -> None:

@@ -30,6 +30,7 @@ from runtime.link import (
     Trace,
 )
 from traces.generate_record import GenerateRecord
+from traces.mail import mail_imbalances
 from traces.recorded import builtins
 from traces.tree import path_name, thread_tree, walk_threads
 
@@ -87,6 +88,8 @@ def verify(trace: Trace, device: Device) -> Verification:
     Raises `TraceError` if the trace's events do not fit together or name an unknown policy, `EngineFailed` if the
     device dies.
     """
+    if found := mail_imbalances(trace.events):
+        raise TraceError(f"The trace's messages do not fit together: {found[0]}.")
     replay = _Replay(trace, device)
     device.start(replay.deliver)
     try:

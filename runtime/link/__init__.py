@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from runtime.link.events import Header as Header
     from runtime.link.events import Joined as Joined
     from runtime.link.events import Merged as Merged
+    from runtime.link.events import MessageSent as MessageSent
+    from runtime.link.events import MessagesReceived as MessagesReceived
+    from runtime.link.events import Posted as Posted
     from runtime.link.events import Received as Received
     from runtime.link.events import RunStarted as RunStarted
     from runtime.link.events import Sampled as Sampled

@@ -260,6 +260,38 @@ class ToolCalled(Worded, frozen=True, kw_only=True):
     """As JSON, or whatever a model wrote in place of that."""
 
 
+class MessageSent(Worded, frozen=True, kw_only=True):
+    """A thread has sent a message to another one of its tree, whose mailbox has it from then on."""
+
+    thread: ThreadPath
+    to: ThreadPath
+    text: str
+    tokens: tuple[Token, ...] = ()
+    """Token ids, where these were sent."""
+    error: str = ""
+    """Why it was not sent; empty where it was."""
+
+
+class Posted(Worded, frozen=True, kw_only=True):
+    """A thread has posted a text on the board of its tree. Posts of a tree stand on it in the order of the trace."""
+
+    thread: ThreadPath
+    text: str
+
+
+class MessagesReceived(Event, frozen=True, kw_only=True):
+    """A thread has looked for messages: what came of it. Its messages of one sender are taken in the order in which
+    they were sent."""
+
+    thread: ThreadPath
+    senders: tuple[ThreadPath, ...]
+    """Of the messages that it took, in this order; none where there were none."""
+    posts: Count
+    """How many posts of the board it has passed by then, its own among them."""
+    ending: Literal["", "alone", "cancelled"] = ""
+    """Why it waits no longer, where it took nothing after waiting: no other thread was open, or it was cancelled."""
+
+
 class ThreadEnded(Worded, frozen=True, kw_only=True):
     """A thread's coroutine is over: `outcome` is "returned", "nothing", "cancelled" or "failed"."""
 
@@ -292,6 +324,9 @@ AnyEvent = (
     | Spawned
     | Joined
     | ToolCalled
+    | MessageSent
+    | Posted
+    | MessagesReceived
     | ThreadEnded
 )
 

@@ -82,6 +82,8 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The same for a child that returned nothing; empty leaves it out."""
     joined: str = "{children}"
     """All of them, in spawn order."""
+    received: str = "{sender}: {message}\n"
+    """A message of another thread than a joined child, or what one has posted; {sender} is its path in the tree."""
     most_messages: int | None = None
     """Returned messages beyond these are not delivered."""
 
@@ -105,6 +107,7 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         check_template("delivered", self.delivered, about_child | {"message"}, ("message",))
         check_template("delivered_nothing", self.delivered_nothing, about_child)
         check_template("joined", self.joined, {"children"}, ("children",))
+        check_template("received", self.received, {"sender", "message"}, ("message",))
         check_template("prompt", self.prompt, {"prompt"}, ("prompt",))
 
     @property

@@ -39,6 +39,8 @@ from runtime.link.sampling import Sampling
 from runtime.protocol import StopStrings
 from runtime.threads.accounts import Account
 from runtime.threads.inbox import PendingGenerate
+from runtime.threads.mailbox import Mailbox
+from runtime.threads.post_office import PostOffice
 from runtime.threads.results import Generation, Score
 from runtime.threads.session import Session, ThreadSettings
 
@@ -91,6 +93,8 @@ class Context:
         "is_busy",
         "joined_at",
         "lent_to",
+        "mailbox",
+        "office",
         "path",
         "session",
         "settings",
@@ -99,8 +103,13 @@ class Context:
         "tokens",
     )
 
-    def __init__(self, path: ThreadPath, session: Session, account: Account, settings: ThreadSettings) -> None:
+    def __init__(
+        self, path: ThreadPath, session: Session, account: Account, settings: ThreadSettings, above: Context | None
+    ) -> None:
+        """`above` is the parent's; None for a root."""
         self.path = path
+        self.office: PostOffice = PostOffice() if above is None else above.office
+        self.mailbox = Mailbox(session.inbox.new_wakeup)
         self.session = session
         self.account = account
         self.settings = settings
@@ -135,7 +144,9 @@ class Context:
         )
         self.state = "open"
         self.account.open_thread()
+        self.office.open(self.path, self.mailbox)
         if inherits is not None:
+            self.mailbox.posts_seen = inherits.mailbox.posts_seen
             self.tokens = inherits.tokens[:]
             self.forked_at = inherits.path, len(self.tokens)
             self.skipped, self.joined_at = inherits.skipped, inherits.joined_at
@@ -148,6 +159,7 @@ class Context:
         if self.state == "open":
             self._reclaim("end")
             self.account.end_thread()
+            self.office.close(self.path)
         if self.state == "open" or (self.state == "ended" and not keeps):
             self.state = "ended" if keeps and self.forked_at is not None else "closed"
             if self.state == "closed":

@@ -16,6 +16,7 @@ from runtime.link.sampling import Sampling
 from runtime.model.chat_files import ChatTemplates
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import BoundForkProtocol, BoundProtocol
+from runtime.threads.recorded_mail import RecordedMail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class Opened:
     """Numbers of a latent state; None where there is none to look at."""
     fingerprint: Callable[[], str] | None = None
     """Of the model's weights as they are; for a device that has not been started, or has stopped."""
+    recorded_mail: RecordedMail | None = None
+    """What threads sent each other when the trace was recorded that the device plays back."""
     ready: Callable[[], None] | None = None
     """Waits, on a worker thread, until the device that was started can serve, or raises what keeps it from that."""
     close: Callable[[], None] | None = None

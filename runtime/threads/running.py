@@ -124,7 +124,7 @@ class RunningThread:
         context.check_open()
         path = self.children.new_path()
         account = Account(path, limits or NO_LIMITS, context.account)
-        thread = RunningThread(Context(path, context.session, account, settings), above=self.lifetime)
+        thread = RunningThread(Context(path, context.session, account, settings, context), above=self.lifetime)
         opening, tokens = (prompt, ()) if isinstance(prompt, Opening) else (None, prompt)
         child = ChildTask(thread.context, thread.lifetime, len(tokens))
         if opening is not None:
@@ -151,7 +151,7 @@ class RunningThread:
         context = self.context
         context.check_open()
         path = self.children.new_path()
-        called = Context(path, context.session, Account(path, NO_LIMITS, context.account), context.settings)
+        called = Context(path, context.session, Account(path, NO_LIMITS, context.account), context.settings, context)
         lifetime = Lifetime(self.lifetime)
         child = ChildTask(called, lifetime, 0, is_tool=True)
         run = ToolRun(tool, arguments, called, lifetime)

@@ -10,7 +10,7 @@ from typing import Any, Self, overload
 import msgspec
 
 from policies import DepthPolicy, Limits
-from policies.conversion import shown
+from policies.conversion import converted, shown
 from runtime.chat import Message
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import ThreadPath
@@ -22,10 +22,13 @@ from runtime.threads.arguments import (
     ScoreArguments,
     ThreadArguments,
 )
+from runtime.threads.board import Tree
 from runtime.threads.child import Child
 from runtime.threads.context import GenerateOptions
 from runtime.threads.driver import drive_child
 from runtime.threads.joining import AsCompleted
+from runtime.threads.mail import Messages, content_of, post, receive, send
+from runtime.threads.mailbox import ThreadMessage
 from runtime.threads.opening import Opening, Received, append_messages, received
 from runtime.threads.results import Answer, Generation, Outcome, Score, Usage, has_returned
 from runtime.threads.running import RunningThread
@@ -293,6 +296,44 @@ class ReasoningThread:
     def as_completed(self, children: Iterable[Child] | None = None) -> AsCompleted:
         """Answers as children finish: `async for answer in thread.as_completed(children)`. Appends nothing."""
         return self._running.children.as_completed(self._running.children.named(children))
+
+    async def send(self, to: Child | ReasoningThread | ThreadPath, message: str | Sequence[int]) -> None:
+        """Puts a text, or token ids, into the mailbox of another thread of this tree, by its handle or path.
+
+        A mailbox holds 64 messages; where it is full, this waits until there is room. Cancelled meanwhile, nothing is
+        sent. Raises `ThreadStateError` for a thread that has ended, also meanwhile, and `ValueError` for one of another
+        tree.
+        """
+        path = to.path if isinstance(to, Child | ReasoningThread) else converted(to, ThreadPath, "to")
+        text, tokens = content_of(self._context, message)
+        await send(self._context, path, text, tokens)
+
+    def messages(self, *, waits: bool = True) -> Messages:
+        """What others have sent to this thread, oldest first: `async for message in thread.messages()`.
+
+        Waits for more and ends when none can come, because no other thread of the tree is open; without `waits`, it
+        ends when the mailbox is empty. Nothing is appended to the context. Left early or cancelled, the mailbox keeps
+        what was not delivered. Raises `ThreadStateError` where two coroutines wait for one thread's messages.
+        """
+        return Messages(self._context, waits=converted(waits, bool, "waits"))
+
+    def post(self, text: str) -> None:
+        """Appends a text to the board of the tree, which others get at their next `receive`."""
+        post(self._context, converted(text, str, "text"))
+
+    async def receive(self) -> tuple[ThreadMessage, ...]:
+        """Appends to the context what the mailbox has, and what others have posted on the board since the last time,
+        as the protocol writes it, or as lines "sender: text". Returns it; waits for nothing.
+
+        Raises `PromptError` for what cannot be encoded or does not fit, and `ThreadStateError` while generating.
+        """
+        self._context.check_idle("receive")
+        return await receive(self._context)
+
+    @property
+    def tree(self) -> Tree:
+        """The tree of this thread, which has its board."""
+        return Tree(self._context.office.board)
 
     def cancel(self) -> None:
         """Stops the thread and everything below it, soon, as a cancel scope around its `async with` would."""

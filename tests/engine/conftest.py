@@ -27,6 +27,7 @@ PROTOCOL = TagProtocol(
     return_open="<win>",
     end=("<end>",),
     delivered="<message> {message} </message> ",
+    received="{message} ",
     most_messages=2,
     longest_message=8,
     on_malformed="ignore",
