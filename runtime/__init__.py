@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from runtime.protocol import ParallelR1 as ParallelR1
     from runtime.protocol import TagProtocol as TagProtocol
     from runtime.protocol import ThreadWeaver as ThreadWeaver
+    from runtime.protocol import ToolProtocol as ToolProtocol
+    from runtime.protocol import ToolTags as ToolTags
     from runtime.protocol import apr_protocol as apr_protocol
     from runtime.threads.board import Board as Board
     from runtime.threads.board import Posting as Posting

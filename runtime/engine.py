@@ -296,14 +296,17 @@ class Engine:
         priority: int = 0,
         parse_special_tokens: bool | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
+        tools: Tools | Sequence[str] | None = None,
     ) -> ReasoningThread:
         """A root thread for a program to orchestrate: `async with engine.thread("...") as root:`.
 
         It begins with a prompt or, written by the checkpoint's chat template when it is entered, with messages; after
         a user's comes what the assistant begins with. `chat_template_kwargs` are what the template finds beside
-        messages, here and in its children: `tools`, `enable_thinking`, ... Special tokens that a prompt spells out are
-        parsed, those in messages are not, unless `parse_special_tokens` says otherwise. `max_tokens` bounds each
-        generate that is given no bound, in this thread and in its children.
+        messages, here and in its children: `enable_thinking`, ... `tools` are those that may be called here and in its
+        children, all of `engine.tools` where it is not said; messages come with them, where the template has a format
+        of calls that is known and `chat_template_kwargs` has no `tools` of its own. Special tokens that a prompt spells
+        out are parsed, those in messages are not, unless `parse_special_tokens` says otherwise. `max_tokens` bounds
+        each generate that is given no bound, in this thread and in its children.
 
         Raises `PromptError` for a prompt that cannot be encoded or does not fit into the model's context; for messages,
         entering it does.
@@ -316,9 +319,11 @@ class Engine:
             priority=priority,
             parse_special_tokens=parse_special_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
         )
         begins = opening_of(self._running(), prompt, messages, given.parse_special_tokens)
-        return ReasoningThread(self._root(begins, self._defaults.limits(given.limits), self._defaults.settings(given)))
+        settings = self._defaults.settings(given, has_messages=messages is not None)
+        return ReasoningThread(self._root(begins, self._defaults.limits(given.limits), settings))
 
     async def run(
         self,
@@ -332,6 +337,7 @@ class Engine:
         priority: int = 0,
         parse_special_tokens: bool | None = None,
         chat_template_kwargs: Mapping[str, object] | None = None,
+        tools: Tools | Sequence[str] | None = None,
     ) -> Answer:
         """Answers a prompt, or the last of some messages: the model orchestrates its own tree under the checkpoint's
         protocol.
@@ -351,8 +357,10 @@ class Engine:
             priority=priority,
             parse_special_tokens=parse_special_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
         )
-        session, settings = self._running(), self._defaults.settings(given)
+        session = self._running()
+        settings = self._defaults.settings(given, has_messages=messages is not None, is_driven=True)
         opening = opening_of(session, prompt, messages, given.parse_special_tokens)
         tokens = await to_be_answered(session, opening, settings)
         chosen = self._defaults.limits(given.limits)

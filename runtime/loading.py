@@ -25,7 +25,15 @@ from runtime.link.events import FORMAT, Header, Trace, encodable
 from runtime.link.latents import Latents
 from runtime.model.braid_file import parse_braid
 from runtime.model.directories import BRAID, GENERATION_CONFIG
-from runtime.protocol import BoundForkProtocol, BoundProtocol, ForkProtocol, TagProtocol
+from runtime.protocol import (
+    AnyProtocol,
+    BoundForkProtocol,
+    BoundProtocol,
+    BoundToolProtocol,
+    ForkProtocol,
+    TagProtocol,
+    ToolProtocol,
+)
 from runtime.threads.opened import Opened
 from runtime.threads.recorded_mail import RecordedMail
 
@@ -166,7 +174,7 @@ def _opened(
     checkpoint: Description,
     settings: EngineSettings,
     device: Device,
-    protocol: BoundProtocol | BoundForkProtocol | None,
+    protocol: AnyProtocol | None,
     policy: Policy | None,
 ) -> Opened:
     """What a checkpoint brings to a device that runs it, or plays back what it did."""
@@ -245,7 +253,9 @@ def _tracing() -> _Tracing:
     return _Tracing(write=TraceRecorder, play=Playback)
 
 
-def read_braid(checkpoint: Description) -> tuple[BoundProtocol | BoundForkProtocol | None, Policy | None]:
+def read_braid(
+    checkpoint: Description,
+) -> tuple[AnyProtocol | None, Policy | None]:
     """The protocol and the policy that a checkpoint's `braid.json` declares.
 
     Raises `CheckpointError`, naming the file, for what is no declaration of either, or for a protocol that the
@@ -260,8 +270,10 @@ def read_braid(checkpoint: Description) -> tuple[BoundProtocol | BoundForkProtoc
         tokenizer = checkpoint.tokenizer
         if tokenizer is None:
             raise ProtocolError("the protocol needs a tokenizer.json beside it, or the name of a shipped one.")
-        bound: BoundProtocol | BoundForkProtocol
-        if "fork" in braid.protocol:
+        bound: AnyProtocol
+        if "tools" in braid.protocol and braid.protocol.keys() <= set(ToolProtocol.__struct_fields__):
+            bound = BoundToolProtocol(msgspec.convert(braid.protocol, ToolProtocol), tokenizer)
+        elif "fork" in braid.protocol:
             bound = BoundForkProtocol(msgspec.convert(braid.protocol, ForkProtocol), tokenizer)
         else:
             bound = BoundProtocol(msgspec.convert(braid.protocol, TagProtocol), tokenizer)

@@ -49,6 +49,22 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     length: int = 0
     """Tokens of the context that are of it; what follows them was said by the thread, or appended otherwise."""
 
+    def with_results(self, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What to render, for `results_in`, where the assistant has called tools and these messages answer it. All
+        before them stays as it is, so that a question and a stand-in are rendered for it."""
+        before = [{"role": "user", "content": ""}, {"role": "assistant", "content": _STAND_IN}]
+        messages = [*self.messages, *before, *results]
+        return {**self.variables, "messages": messages, "add_generation_prompt": True}
+
+    def results_in(self, text: str, stop: str) -> str:
+        """What the template puts behind the assistant's calls, which ended with `stop`, a stop token's text.
+
+        Raises `PromptError` where the template leaves out what the assistant said."""
+        _, found, added = text.rpartition(_STAND_IN)
+        if not found:
+            raise PromptError(f"{self.template.where}: the template leaves out what the assistant said before a tool.")
+        return added.lstrip().removeprefix(stop) if stop and added.lstrip().startswith(stop) else added
+
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
     """What messages add to a conversation: what to render, and what it says."""

@@ -35,7 +35,7 @@ its tokens are scored, because the whole context is computed, or the caller, who
 class Signal(msgspec.Struct, frozen=True):
     """Something a watcher recognised in the tokens a thread emits."""
 
-    kind: Literal["spawn", "join", "end", "stop", "malformed"]
+    kind: Literal["spawn", "join", "end", "stop", "malformed", "tool", "results"]
     tokens: tuple[int, ...] = ()
     """The child's whole prompt for a spawn; the returned message of an end (empty for nothing); what matched for a
     stop; for a join that cuts, what goes back into the context before the delivery."""
@@ -47,6 +47,8 @@ class Signal(msgspec.Struct, frozen=True):
     """For a join that cuts its block out of the context: how many of the tokens the watcher has seen remain."""
     reason: str = ""
     """For "malformed": what is wrong; the thread ends with a `ProtocolError` that says it."""
+    text: str = ""
+    """For "tool": the call, as it stands between its tags. At "results", the thread waits for those it has made."""
 
 
 class Watcher(Protocol):

@@ -14,6 +14,7 @@ from runtime.protocol.patterns import Pattern
 from runtime.protocol.templates import fill, over_ids
 from runtime.protocol.text_watcher import TextWatcher, text_tags
 from runtime.protocol.token_watcher import TokenWatcher
+from runtime.protocol.tool_tags import BoundToolTags
 from runtime.protocol.watcher import TagWatcher, Tokens
 
 
@@ -32,6 +33,7 @@ class BoundProtocol:
         self._by_id = {token: (tags[text], text) for text, token in single.items()}
         self._text_tags = text_tags(tags, protocol)
         self._child_pattern = Pattern(protocol.child_pattern)
+        self.tools = None if protocol.tools is None else BoundToolTags(protocol.tools, tokenizer)
         names = ("child", "delivered", "delivered_nothing", "joined") if self.on_ids else ()
         self._over_ids = {
             name: over_ids(getattr(protocol, name), partial(self._encode_declared, name)) for name in names

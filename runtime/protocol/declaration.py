@@ -8,6 +8,7 @@ import msgspec
 
 from runtime.errors import ProtocolError
 from runtime.protocol.templates import check_template, groups_of
+from runtime.protocol.tool_tags import ToolTags
 
 _MOST_TAGS = 100
 """Every one is looked for in every token of the vocabulary."""
@@ -63,6 +64,9 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     end: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
     """Tags that only the runtime writes; a thread that emits one is malformed."""
+
+    tools: ToolTags | None = None
+    """How tools are called, anywhere in what a thread emits."""
 
     # What a thread is given.
     prompt: str = "{prompt}"

@@ -17,6 +17,7 @@ from runtime.errors import ProtocolError
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol.patterns import Pattern
 from runtime.protocol.templates import check_template, groups_of
+from runtime.protocol.tool_tags import BoundToolTags, ToolTags
 
 
 class ForkProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +54,8 @@ class ForkProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Branches so deep in the tree (1 for those of a root) fork no more; None for no bound."""
     end: tuple[str, ...] = ()
     """Tags that end a root, beside the checkpoint's stop tokens."""
+    tools: ToolTags | None = None
+    """How tools are called, anywhere in what a thread emits."""
     prompt: str = "{prompt}"
     """A root's context."""
 
@@ -83,6 +86,7 @@ class BoundForkProtocol:
         self.protocol = protocol
         self._tokenizer = tokenizer
         self._outline = Pattern(protocol.outline_pattern)
+        self.tools = None if protocol.tools is None else BoundToolTags(protocol.tools, tokenizer)
 
     def prompt(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
         """A root thread's context; see `BoundProtocol.prompt`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from runtime.link.commands import Signal, Watcher
+from runtime.link.commands import ForeseeingWatcher, Foresight, Signal, Watcher
 from runtime.model.incremental import IncrementalDecoder
 from runtime.model.tokenizer import Tokenizer
 
@@ -78,3 +78,12 @@ class Both:
     def feed(self, token: int) -> tuple[Signal, ...]:
         first, second = self._first.feed(token), self._second.feed(token)
         return first if first and first[-1].stops else first + second
+
+    def foresee(self) -> Foresight | None:
+        """What both know."""
+        if not (isinstance(self._first, ForeseeingWatcher) and isinstance(self._second, ForeseeingWatcher)):
+            return None
+        first, second = self._first.foresee(), self._second.foresee()
+        if first is None or second is None:
+            return None
+        return Foresight(first.tokens | second.tokens, min(first.quiet, second.quiet))

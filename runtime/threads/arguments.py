@@ -21,6 +21,7 @@ from runtime.link.events import Event
 from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
 from runtime.threads.results import Answer
+from runtime.threads.tools import Tools
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,7 @@ class ThreadArguments(_Arguments, frozen=True, kw_only=True):
     priority: Whole | None = None
     parse_special_tokens: bool | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    tools: Tools | Sequence[str] | None = None
     program: Callable[[Any], Awaitable[Any]] | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +82,8 @@ class ThreadArguments(_Arguments, frozen=True, kw_only=True):
             if own := sorted({"messages", "add_generation_prompt"} & given.keys()):
                 raise ValueError(f"chat_template_kwargs has {own[0]}, which follows from the messages; leave it out.")
             msgspec.structs.force_setattr(self, "chat_template_kwargs", given)
+        if isinstance(self.tools, str):
+            raise ValueError(f"tools is the string {shown(self.tools)}; give a list of names.")
         convert_fields(self)
 
 

@@ -17,6 +17,7 @@ from runtime.model.chat_files import ChatTemplate, ChatTemplates
 from runtime.model.incremental import text_after
 from runtime.model.marking import Marking
 from runtime.model.tokenizer import Tokenizer
+from runtime.protocol import HERMES, BoundToolTags
 
 _AS_IT_IS = Marking(())
 """Marks nothing: what users write is parsed for tokens."""
@@ -34,6 +35,7 @@ class Chat:
         self._renderer = Renderer()
         self._marking: dict[str, Marking] = {}
         """By template."""
+        self._tool_tags: BoundToolTags | None = None
 
     async def begun(
         self,
@@ -50,26 +52,7 @@ class Chat:
         refuses and text that cannot be encoded, and `CheckpointError` for a template that is none.
         """
         tokenizer = self._tokenizer_for_text()
-        if self._templates is None:
-            raise PromptError(
-                "The checkpoint has no chat template: no chat_template.jinja, and no chat_template in its "
-                "tokenizer_config.json. Give a prompt instead of messages."
-            )
-        template = self._templates.chosen(tools=bool(variables.get("tools")))
-        marking = self._marking_of(template, tokenizer)
-        conversation = Conversation(
-            template=template,
-            # As in transformers, what is given counts before a tokenizer's own, and is marked as messages are.
-            variables={
-                **{"tools": None, "documents": None},
-                **tokenizer.named_tokens,
-                **{
-                    name: self._chosen(marking, parse_special_tokens).values(value) for name, value in variables.items()
-                },
-            },
-            marking=marking,
-            now=time.time(),
-        )
+        conversation = self._new_conversation(variables, parse_special_tokens)
         text, conversation = await self._grown(
             self._growth(conversation, messages, parse_special_tokens=parse_special_tokens, asks=asks)
         )
@@ -106,8 +89,56 @@ class Chat:
         tokens = tuple(tokenizer.encode_marked(text, context))
         return tokens, msgspec.structs.replace(conversation, length=len(context) + len(tokens))
 
+    def tool_tags(self) -> BoundToolTags | None:
+        """How models call tools in the format of the chat template; None where it has none that is known."""
+        if self._templates is None or self._tokenizer is None:
+            return None
+        if HERMES.open not in self._templates.chosen(tools=True).source:
+            return None
+        if self._tool_tags is None:
+            self._tool_tags = BoundToolTags(HERMES, self._tokenizer)
+        return self._tool_tags
+
+    async def answered(
+        self, context: Sequence[int], results: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+    ) -> list[int]:
+        """What messages with the results of tools append to a context whose last turn called them, and what the
+        assistant begins with after them. It is the same whatever the conversation was before. Raises like `begun`.
+        """
+        tokenizer = self._tokenizer_for_text()
+        conversation = self._new_conversation(variables, parse_special_tokens=False)
+        stop = tokenizer.decode(context[-1:]).strip() if context and context[-1] in self._stop_tokens else ""
+        messages = [prepared(result, conversation.marking) for result in results]
+        rendering = conversation.with_results(messages)
+        (text,) = await self._renderer.render(conversation.template, [rendering], conversation.now)
+        return tokenizer.encode_marked(conversation.results_in(text, stop), context)
+
     async def aclose(self) -> None:
         await self._renderer.aclose()
+
+    def _new_conversation(self, variables: Mapping[str, Any], parse_special_tokens: bool) -> Conversation:
+        """One without messages."""
+        tokenizer = self._tokenizer_for_text()
+        if self._templates is None:
+            raise PromptError(
+                "The checkpoint has no chat template: no chat_template.jinja, and no chat_template in its "
+                "tokenizer_config.json. Give a prompt instead of messages."
+            )
+        template = self._templates.chosen(tools=bool(variables.get("tools")))
+        marking = self._marking_of(template, tokenizer)
+        return Conversation(
+            template=template,
+            # As in transformers, what is given counts before a tokenizer's own, and is marked as messages are.
+            variables={
+                **{"tools": None, "documents": None},
+                **tokenizer.named_tokens,
+                **{
+                    name: self._chosen(marking, parse_special_tokens).values(value) for name, value in variables.items()
+                },
+            },
+            marking=marking,
+            now=time.time(),
+        )
 
     async def _grown(self, growth: Growth) -> tuple[str, Conversation]:
         conversation = growth.conversation

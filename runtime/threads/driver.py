@@ -14,13 +14,14 @@ import msgspec
 
 from runtime.errors import LimitExceeded, PromptError, ProtocolError
 from runtime.link.commands import Signal, Signalled
-from runtime.protocol import BoundForkProtocol, BoundProtocol
+from runtime.protocol import BoundForkProtocol, BoundProtocol, BoundToolProtocol, Resumed
 from runtime.threads.context import Context, GenerateOptions
 from runtime.threads.deciding import decide
 from runtime.threads.forking import ForkDriver
 from runtime.threads.joining import Asked
 from runtime.threads.results import Generation, Outcome
 from runtime.threads.running import RunningThread
+from runtime.threads.tool_use import ToolUse
 
 
 async def drive_child(thread: RunningThread) -> Outcome | None:
@@ -43,22 +44,38 @@ async def drive(thread: RunningThread) -> Outcome:
     what children failed of is raised at their join.
     """
     protocol = thread.context.session.opened.protocol
-    if protocol is None:
-        return await _drive_plain(thread.context)
+    if protocol is None or isinstance(protocol, BoundToolProtocol):
+        return await _drive_plain(thread)
     if isinstance(protocol, BoundForkProtocol):
         return await ForkDriver(thread, protocol, drive_child).run()
     return await _Driver(thread, protocol).run()
 
 
-async def _drive_plain(context: Context) -> Outcome:
-    generation = await context.generate(GenerateOptions(stop_tokens=context.session.opened.stop_tokens))
-    _raise_limit(context, generation)
-    tokens = generation.tokens
+async def _drive_plain(thread: RunningThread) -> Outcome:
+    """A model that neither spawns nor forks, between its calls of tools."""
+    context, tools = thread.context, ToolUse(thread)
+    stop_tokens = context.session.opened.stop_tokens
+    left, start = context.settings.max_tokens, len(context.tokens)
+    while True:
+        options = GenerateOptions(max_tokens=left, watcher=tools.watcher(), stop_tokens=stop_tokens)
+        generation = await context.generate(options, on_signal=tools.take_report if tools.is_possible else None)
+        _raise_limit(context, generation)
+        said = generation.tokens if tools.is_in_turns else tuple(context.tokens[start:])
+        if not tools.is_waiting(generation):
+            break
+        try:
+            await tools.deliver()
+        except PromptError:
+            return Outcome(said, "", "context")
+        if left is not None:
+            left -= len(generation.tokens)
+            if left <= 0:
+                return Outcome(said, "", "length")
     if generation.reason != "stop":
-        return Outcome(tokens, "", _without_message(generation))
-    if tokens and tokens[-1] in context.session.opened.stop_tokens:
-        tokens = tokens[:-1]
-    return Outcome(tokens, context.session.decode(tokens), "stop")
+        return Outcome(said, "", _without_message(generation))
+    if said and said[-1] in stop_tokens:
+        said = said[:-1]
+    return Outcome(said, context.session.decode(said), "stop")
 
 
 def _without_message(generation: Generation) -> Literal["length", "context", "nothing"]:
@@ -73,6 +90,7 @@ class _Driver:
         self._thread = thread
         self._context = thread.context
         self._protocol = protocol
+        self._tools = ToolUse(thread)
         self._asked: list[Asked] = []
         """Since the last join."""
         self._emitted: list[int] = []
@@ -81,19 +99,31 @@ class _Driver:
     async def run(self) -> Outcome:
         context = self._context
         left = context.settings.max_tokens
+        watcher, seen = self._protocol.watcher(context.tokens), 0
         while True:
             self._last = None
             start = len(context.tokens)
             options = GenerateOptions(
                 max_tokens=left,
-                watcher=self._protocol.watcher(context.tokens),
+                watcher=self._tools.watcher(Resumed(watcher, seen) if seen else watcher),
                 stop_tokens=context.session.opened.stop_tokens,
                 entropies=context.settings.spawn.reads == "entropy",
             )
             generation = await context.generate(options, on_signal=self._take)
             self._emitted += generation.tokens
             _raise_limit(context, generation)
+            seen += len(generation.tokens)
             last = self._last
+            if last is None and self._tools.is_waiting(generation):
+                try:
+                    await self._tools.deliver()
+                except PromptError:
+                    return Outcome(tuple(self._emitted), "", "context")
+                if left is not None:
+                    left -= len(generation.tokens)
+                    if left <= 0:
+                        return Outcome(tuple(self._emitted), "", "length")
+                continue
             if last is None and generation.reason == "stop":
                 # A stop token of the checkpoint, which the protocol does not count as an end.
                 return self._returned(await self._returned_by_text())
@@ -112,6 +142,7 @@ class _Driver:
                     f"Thread {context.path}: a join cut its block away and delivered nothing, so that the context is "
                     f"what it was before. Declare a text for such joins, in delivered_nothing or joined."
                 )
+            watcher, seen = self._protocol.watcher(context.tokens), 0
             if left is not None:
                 left -= len(generation.tokens)
                 if left <= 0:
@@ -131,6 +162,8 @@ class _Driver:
             self._spawn(signal, report.entropy)
         elif signal.kind in ("join", "end"):
             self._last = signal
+        else:
+            self._tools.take(signal)
 
     def _spawn(self, signal: Signal, entropy: float) -> None:
         context = self._context

@@ -22,6 +22,7 @@ from runtime.threads.context import GenerateOptions
 from runtime.threads.deciding import decide
 from runtime.threads.results import Generation, Outcome
 from runtime.threads.running import RunningThread
+from runtime.threads.tool_use import ToolUse
 
 
 class ForkDriver:
@@ -38,6 +39,7 @@ class ForkDriver:
         self._main = main
         self._context = thread.context
         self._protocol = protocol
+        self._tools = ToolUse(thread)
         self._is_branch = thread.context.forked_at is not None
         self._entropy = math.nan
         """At the tag that the model stopped at last; NaN where nobody asks for it."""
@@ -45,7 +47,7 @@ class ForkDriver:
     async def run(self) -> Outcome:
         """Until the model ends, or its branch; raises like `drive`."""
         context, session = self._context, self._context.session
-        left, emitted = context.settings.max_tokens, list[int]()
+        left, emitted, before = context.settings.max_tokens, list[int](), ""
         tags = self._protocol.tags(in_branch=self._is_branch, depth=len(context.path) - 1)
         assert session.opened.tokenizer is not None
         while True:
@@ -53,7 +55,7 @@ class ForkDriver:
             watcher = StopStrings(session.opened.tokenizer, tags, context.tokens) if tags else None
             options = GenerateOptions(
                 max_tokens=left,
-                watcher=watcher,
+                watcher=self._tools.watcher(watcher),
                 stop_tokens=session.opened.stop_tokens,
                 entropies=context.settings.spawn.reads == "entropy",
             )
@@ -65,7 +67,20 @@ class ForkDriver:
                     f"Thread {context.path} was stopped by a limit on {generation.limit} before it ended. Raise "
                     f"Limits.{generation.limit}."
                 )
-            text = session.text_after(context.tokens[:start], generation.tokens)
+            text = before + session.text_after(context.tokens[:start], generation.tokens)
+            if self._tools.is_waiting(generation):
+                # Outlines may stand before a call, and the tag that forks behind it.
+                before = text
+                try:
+                    await self._tools.deliver()
+                except PromptError:
+                    return Outcome(tuple(emitted), "", "context")
+                if left is not None:
+                    left -= len(generation.tokens)
+                    if left <= 0:
+                        return Outcome(tuple(emitted), "", "length")
+                continue
+            before = ""
             found = self._protocol.found(text, tags) if generation.reason == "stop" else None
             if found != self._protocol.protocol.fork:
                 self._close_branch(found)
@@ -81,6 +96,7 @@ class ForkDriver:
 
     def _take(self, report: Signalled) -> None:
         self._entropy = report.entropy
+        self._tools.take(report.signal)
 
     def _outcome(self, generation: Generation, emitted: tuple[int, ...]) -> Outcome:
         context = self._context

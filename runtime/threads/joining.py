@@ -105,18 +105,7 @@ class Children:
         await merge_contexts(context, [child.context for child in kept])
         for child in children:
             self.finish(child)
-        if context.session.is_recording:
-            context.session.record(
-                Joined(
-                    time=0.0,
-                    thread=context.path,
-                    children=tuple(child.path for child in children),
-                    delivered=tuple(child.path for child in kept if child.context.has_own),
-                    cancelled=(),
-                    merged=True,
-                )
-            )
-            await context.session.recorded()
+        await self._record(children, [child for child in kept if child.context.has_own], merged=True)
         return [child.given() for child in children]
 
     async def collect(self, children: Sequence[ChildTask]) -> None:
@@ -188,17 +177,35 @@ class Children:
                 delivery = await _delivery(protocol, messages, [prompt for prompt, _ in threads])
             delivery += self._joined(tools)
         context.extend([*before, *delivery])
-        if context.session.is_recording:
-            context.session.record(
+        await self._record(children, delivered, cancelled)
+
+    async def take_results(self, calls: Sequence[ChildTask], tokens: Sequence[int]) -> None:
+        """Appends what the results of a model's calls of tools are in its context, and records their join. Returns when
+        the trace has it all. Raises like `Context.extend`."""
+        self._context.extend(tokens)
+        await self._record(calls, calls)
+
+    async def _record(
+        self,
+        children: Iterable[ChildTask],
+        delivered: Iterable[ChildTask],
+        cancelled: Iterable[ChildTask] = (),
+        *,
+        merged: bool = False,
+    ) -> None:
+        session = self._context.session
+        if session.is_recording:
+            session.record(
                 Joined(
                     time=0.0,
-                    thread=context.path,
+                    thread=self._context.path,
                     children=tuple(child.path for child in children),
                     delivered=tuple(child.path for child in delivered),
                     cancelled=tuple(child.path for child in cancelled),
+                    merged=merged,
                 )
             )
-            await context.session.recorded()
+            await session.recorded()
 
     def _joined(self, asked: Sequence[Asked]) -> list[int]:
         """What children returned, one after the other. Raises `PromptError` for a tool's result that the tokenizer

@@ -15,7 +15,7 @@ from runtime.link.commands import Device
 from runtime.link.sampling import Sampling
 from runtime.model.chat_files import ChatTemplates
 from runtime.model.tokenizer import Tokenizer
-from runtime.protocol import BoundForkProtocol, BoundProtocol
+from runtime.protocol import AnyProtocol
 from runtime.threads.recorded_mail import RecordedMail
 
 
@@ -31,7 +31,7 @@ class Opened:
     """None: prompts are token ids, and texts are empty."""
     chat_templates: ChatTemplates | None = None
     """None: there are prompts alone, and no messages."""
-    protocol: BoundProtocol | BoundForkProtocol | None = None
+    protocol: AnyProtocol | None = None
     """None: threads that the model drives generate to a stop token."""
     policy: Policy | None = None
     """The checkpoint's own."""

@@ -54,6 +54,8 @@ class ThreadSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens a model-driven thread samples over its life; the default bound of a `generate`."""
     tools: Tools
     """What may be called."""
+    offers_tools: bool = False
+    """Whether models are told of them, and call them, in the chat template's format."""
     chat_template_kwargs: Mapping[str, Any] = {}
     """What chat templates find beside messages."""
 
@@ -139,6 +141,11 @@ class Session:
             function()
         else:
             self.inbox.hop(function)
+
+    @property
+    def offers_by_template(self) -> bool:
+        """Whether models can be told of tools, and call them, in the chat template's format."""
+        return self.opened.protocol is None and self.chat.tool_tags() is not None
 
     @property
     def is_recording(self) -> bool:

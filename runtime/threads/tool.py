@@ -119,9 +119,14 @@ def tool_of(
 
 def recorded_tool(name: str) -> Tool:
     """A tool that is played back and never run; nobody need have added it."""
+    return failing_tool(name, ToolError(f"{name} is no function here; it can only be played back."))
+
+
+def failing_tool(name: str, error: ToolError) -> Tool:
+    """One in the place of what cannot be called: its result says why."""
 
     async def run(arguments: str) -> object:
-        raise ToolError(f"{name} is no function here; it can only be played back.")
+        raise error
 
     return Tool(name=name, description="", parameters={}, run=run)
 
