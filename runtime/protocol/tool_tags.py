@@ -81,13 +81,16 @@ class BoundToolTags:
         self._single = single if is_on_ids else None
         """The tags' tokens, where each is one, and part of no other."""
 
-    def watcher(self, context: Sequence[int] = ()) -> Watcher:
-        """A watcher for one generate, after a context."""
+    def watcher(self, context: Sequence[int] = (), *, is_in_turns: bool = False) -> Watcher:
+        """A watcher for one generate, after a context. `is_in_turns` says that a thread stops at the end of its turn,
+        and not at its calls."""
         tags = self.tags
+        stops = not (tags.wait or is_in_turns)
         if self._single is None:
-            return TextToolWatcher(tags.open, tags.close, tags.wait, self._tokenizer, context)
+            return TextToolWatcher(tags.open, tags.close, tags.wait, self._tokenizer, context, stops=stops)
+        open_, close = self._single[tags.open], self._single[tags.close]
         wait = self._single[tags.wait] if tags.wait else None
-        return TokenToolWatcher(self._single[tags.open], self._single[tags.close], wait, self._tokenizer)
+        return TokenToolWatcher(open_, close, wait, self._tokenizer, stops=stops)
 
     def written(self, text: str) -> WrittenCall:
         """The call that stands between tags. Raises `ToolError` where there is none."""

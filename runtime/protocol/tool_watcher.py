@@ -12,10 +12,11 @@ from runtime.model.tokenizer import Tokenizer
 
 
 class TokenToolWatcher:
-    """Tags that are one token each. A call is a signal "tool", whose text stands between its tags; the thread stops
-    there, or else at `wait`, with a signal "results"."""
+    """Tags that are one token each. A call is a signal "tool", whose text stands between its tags, and at which the
+    thread may stop; at `wait` it stops with a signal "results"."""
 
-    def __init__(self, open_: int, close: int, wait: int | None, tokenizer: Tokenizer) -> None:
+    def __init__(self, open_: int, close: int, wait: int | None, tokenizer: Tokenizer, *, stops: bool) -> None:
+        self._stops = stops
         self._open = open_
         self._close = close
         self._wait = wait
@@ -32,7 +33,7 @@ class TokenToolWatcher:
         elif token == self._close and self._opened is not None:
             begin, self._opened = self._opened, None
             text = self._tokenizer.decode(self._tokens[begin + 1 : at])
-            return (Signal("tool", start=begin, stops=self._wait is None, text=text),)
+            return (Signal("tool", start=begin, stops=self._stops, text=text),)
         elif token == self._wait:
             return (Signal("results", start=at, stops=True),)
         return ()
@@ -46,7 +47,10 @@ class TokenToolWatcher:
 class TextToolWatcher:
     """The same on decoded text: tags may be split over tokens in any way."""
 
-    def __init__(self, open_: str, close: str, wait: str, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+    def __init__(
+        self, open_: str, close: str, wait: str, tokenizer: Tokenizer, context: Sequence[int] = (), *, stops: bool
+    ) -> None:
+        self._stops = stops
         self._open = open_
         self._close = close
         self._wait = wait
@@ -76,8 +80,8 @@ class TextToolWatcher:
                 break
             elif self._opened is not None:
                 called, self._opened = text[self._opened : begin], None
-                signals.append(Signal("tool", start=self._opened_at, stops=not self._wait, text=called))
-                if not self._wait:
+                signals.append(Signal("tool", start=self._opened_at, stops=self._stops, text=called))
+                if self._stops:
                     break
         self._searched = max(self._searched, len(self._text) - self._reach)
         return tuple(signals)

@@ -50,7 +50,7 @@ class ToolUse:
         self._has_stopped = False
         if self._tags is None:
             return own
-        watcher = self._tags.watcher(self._context.tokens)
+        watcher = self._tags.watcher(self._context.tokens, is_in_turns=self._by_template)
         return watcher if own is None else Both(watcher, own)
 
     def take(self, signal: Signal) -> None:
@@ -58,7 +58,7 @@ class ToolUse:
         if signal.kind == "tool":
             self._called.append(self._call(signal.text))
         if signal.kind in ("tool", "results"):
-            self._has_stopped = signal.stops and not self._by_template
+            self._has_stopped = signal.stops
 
     def take_report(self, report: Signalled) -> None:
         """The same, of a report."""

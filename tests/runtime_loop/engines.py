@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from runtime import Engine, Opened
 from runtime.link import Device
 from runtime.model import Tokenizer
-from runtime.protocol import BoundProtocol
+from runtime.protocol import AnyProtocol, BoundProtocol
 from runtime.threads.arguments import EngineOptions
 from tests.runtime_loop.scripted import ScriptedDevice, SteppedDevice
 from tests.runtime_loop.words import bound_protocol, word_tokenizer
@@ -25,7 +25,7 @@ def engine_on(
     device: Device,
     *,
     tokenizer: Tokenizer | None = None,
-    protocol: BoundProtocol | None = None,
+    protocol: AnyProtocol | None = None,
     stop_tokens: Iterable[int] = (),
     max_context: int | None = None,
     vocab_size: int | None = None,
