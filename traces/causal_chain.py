@@ -98,6 +98,9 @@ def _spawn_positions(record: ThreadRecord, written: Sequence[int]) -> Iterator[t
     """
     at = 0
     for spawn in record.spawns:
+        if not (spawn.tokens or spawn.fork):
+            # A call of a tool, which samples nothing.
+            continue
         end = end_of_first(spawn.tokens, written, at)
         at = len(written) if end is None or end == len(written) else end + 1
         if spawn.child is not None:

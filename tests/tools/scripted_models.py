@@ -21,10 +21,18 @@ CHAT = """\
 
 
 def save_model(
-    directory: Path, scripts: Mapping[str, str], *, protocol: Mapping[str, Any] | None = None, chat: str = ""
+    directory: Path,
+    scripts: Mapping[str, str],
+    *,
+    protocol: Mapping[str, Any] | None = None,
+    chat: str = "",
+    instead: Mapping[str, str] | None = None,
 ) -> None:
-    """A Qwen2 that says a script where its context ends with a key, and then its end."""
+    """A Qwen2 that says a script where its context ends with a key, and then its end; behind some keys that of others
+    `instead`, with the same tokens."""
     tokenizer, successors = tokenizer_and_successors(scripts)
+    ids = {key: tokenizer.encode(key)[0] for key in scripts}
+    successors |= {ids[key]: successors[ids[other]] for key, other in (instead or {}).items()}
     torch.manual_seed(0)
     config = Qwen2Config(
         # Tokens of the family's own are added.

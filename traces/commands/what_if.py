@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +16,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from policies import AllChildren, Fixed, Policy, from_builtins
-from runtime import TraceError
+from runtime import Tools, TraceError
 from runtime.console import Printer, input_directory, output_file, visible, whole
 from runtime.link import Header, Trace
 from traces.commands.expressions import KINDS, policy_of, sampling_of, sweep_of
 from traces.commands.reading import OpenDevice, read_with_warning
 from traces.counterfactual.asking import WhatIf, what_if
-from traces.counterfactual.comparing import Comparison, Cost, Parting, Spoken, Verify
+from traces.counterfactual.comparing import Comparison, Cost, Parting, Spoken
 from traces.counterfactual.sweeping import draw, point_of, sweep_table
 
 MOST_SHOWN = 10
@@ -46,10 +46,17 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     parser.add_argument("--figure", type=output_file, metavar="FILE", help="with --sweep: a plot, as SVG or PNG")
     parser.add_argument("--sampling", type=sampling_of, metavar="FIELDS", help="such as temperature=0.7,top_p=0.9")
     parser.add_argument("--checkpoint", type=input_directory, metavar="DIR", help="default: the recorded one")
+    parser.add_argument(
+        "--tool",
+        type=partial(_function, what="tool"),
+        action="append",
+        metavar="MODULE:FUNCTION",
+        help="runs the calls of a tool that were not recorded; may be given several times",
+    )
     parser.add_argument("--limit", type=whole(1), metavar="N", help="ask the first N questions alone")
     parser.add_argument(
         "--verifier",
-        type=_verifier,
+        type=partial(_function, what="verifier"),
         metavar="MODULE:FUNCTION",
         help="says of a prompt and an answer whether it is right, such as examples.countdown.solve:is_right",
     )
@@ -89,6 +96,11 @@ def _what_if(parser: argparse.ArgumentParser, options: argparse.Namespace, open_
 
 
 def _asked(options: argparse.Namespace, trace: Trace, policies: Mapping[str, Any], about: str) -> WhatIf:
+    tools = None
+    if options.tool:
+        tools = Tools()
+        for function in options.tool:
+            tools.add(function)
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task(f"asking again {about.strip('=0.')}", total=None)
         return anyio.run(
@@ -97,6 +109,7 @@ def _asked(options: argparse.Namespace, trace: Trace, policies: Mapping[str, Any
                 policy=_policy(policies, trace.header),
                 sampling=options.sampling,
                 checkpoint=options.checkpoint,
+                tools=tools,
                 limit=options.limit,
                 verify=options.verifier,
                 progress=lambda: progress.advance(task),
@@ -139,7 +152,10 @@ def _table(result: WhatIf) -> Table:
     if pairs and pairs[0][0].is_right is not None:
         right = [sum(bool(cost.is_right) for cost in side) / count for side in zip(*pairs, strict=True)]
         table.add_row("right", f"{right[0]:.3f}", f"{right[1]:.3f}", "")
-    for name in ("threads", "tokens", "iterations", "critical_path", "seconds"):
+    names = ["threads", "tokens", "iterations", "critical_path", "tool_calls", "seconds"]
+    if not any(cost.tool_calls for pair in pairs for cost in pair):
+        names.remove("tool_calls")
+    for name in names:
         before, after = (
             (sum(getattr(cost, name) for cost in side) / count for side in zip(*pairs, strict=True))
             if (pairs)
@@ -181,12 +197,12 @@ def _spoken(spoken: Spoken | None) -> str:
     return f"token {spoken.token} (depth {spoken.depth}, log-probability {spoken.logprob:.3f})"
 
 
-def _verifier(text: str) -> Verify:
+def _function(text: str, what: str) -> Callable[..., Any]:
     module, _, name = text.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}; name it as package.module:function") from error
     if not callable(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no function")
-    return cast(Verify, found)
+        raise argparse.ArgumentTypeError(f"{text!r} is no function, and a {what} is one")
+    return cast(Callable[..., Any], found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,10 +11,11 @@ import anyio
 import msgspec
 
 from policies import Policy, from_builtins
-from runtime import BraidError, Engine, EngineSettings, Sampling, TraceError
+from runtime import BraidError, Engine, EngineSettings, Sampling, Tools, TraceError
 from runtime.link import Header, ThreadPath, Trace
 from traces.counterfactual.comparing import Comparison, Verify, compare
 from traces.counterfactual.questions import Question, questions_of
+from traces.counterfactual.tool_results import RecordedTools, called_tools
 from traces.reader import read
 from traces.totals import TraceTotals, totals_of
 from traces.tree import path_name, thread_tree
@@ -41,6 +42,7 @@ async def what_if(
     policy: Policy | None = None,
     sampling: Sampling | None = None,
     checkpoint: str | Path | None = None,
+    tools: Tools | None = None,
     limit: int | None = None,
     verify: Verify | None = None,
     progress: Callable[[], object] | None = None,
@@ -48,10 +50,11 @@ async def what_if(
     """Asks the questions of a trace again, each as `Engine.run` asks it, and compares the trees.
 
     What is not given is as it was recorded: the policy, each question's sampling, the checkpoint, settings and seed.
-    With all of it, and trees numbered as then, the same is said again. `limit` takes the first questions alone;
-    `verify` gets a prompt and an answer; `progress` is called for each question that is answered. Cancelled, nothing
-    remains. Raises `TraceError` where no tree can be asked again (a program drove them all, say), and what
-    `Engine.open` raises.
+    With all of it, and trees numbered as then, the same is said again. Calls of tools that the recorded tree made give
+    what they gave then; others are run by `tools`, and a tree that makes one which these have not is refused. `limit`
+    takes the first questions alone; `verify` gets a prompt and an answer; `progress` is called for each question that
+    is answered. Cancelled, nothing remains. Raises `TraceError` where no tree can be asked again (a program drove them
+    all, say), and what `Engine.open` raises.
     """
     roots = thread_tree(trace.events)
     questions, refused = questions_of(roots, trace.header)
@@ -59,7 +62,16 @@ async def what_if(
     asked = policy if policy is not None else _policy_of(trace.header)
     with TemporaryDirectory() as directory:
         path = Path(directory) / "again.trace"
-        paths, failed = await _ask(questions, trace.header, asked, sampling, checkpoint, path, progress)
+        engine = Engine.open(
+            checkpoint if checkpoint is not None else trace.header.checkpoint,
+            policy=asked,
+            trace=path,
+            seed=trace.header.seed,
+            **_settings_of(trace.header),
+        )
+        names, given = called_tools(roots), tools if tools is not None else Tools()
+        called = {root.path: RecordedTools(root, given, names) for root in roots} if names or given else {}
+        paths, failed = await _ask(engine, questions, sampling, called, progress)
         again = read(path)
     recorded = {root.path: root for root in roots}
     now = {root.path: root for root in thread_tree(again.events)}
@@ -77,23 +89,13 @@ async def what_if(
 
 
 async def _ask(
+    engine: Engine,
     questions: list[Question],
-    header: Header,
-    policy: Policy | None,
     sampling: Sampling | None,
-    checkpoint: str | Path | None,
-    path: Path,
+    tools: Mapping[ThreadPath, Tools],
     progress: Callable[[], object] | None,
 ) -> tuple[dict[ThreadPath, ThreadPath], list[str]]:
-    """Which tree answered each question, and what others failed of."""
-    settings = _settings_of(header)
-    engine = Engine.open(
-        checkpoint if checkpoint is not None else header.checkpoint,
-        policy=policy,
-        trace=path,
-        seed=header.seed,
-        **settings,
-    )
+    """Which tree answered each question, and what others failed of. `tools` are each question's."""
     answered: dict[ThreadPath, ThreadPath] = {}
     failed: list[str] = []
     places = anyio.CapacityLimiter(AT_ONCE)
@@ -104,6 +106,7 @@ async def _ask(
                 question.tokens,
                 sampling=sampling if sampling is not None else question.sampling,
                 max_tokens=question.max_tokens,
+                tools=tools.get(question.path),
             )
             answered[question.path] = answer.path
         except BraidError as error:

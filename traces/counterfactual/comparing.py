@@ -44,6 +44,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     iterations: int
     critical_path: int
+    tool_calls: int
+    """Of which threads are none."""
     seconds: float
 
 
@@ -85,10 +87,11 @@ def cost_of(root: ThreadRecord, question: Question, verify: Verify | None) -> Co
         answer=root.text,
         outcome=root.outcome,
         is_right=None if verify is None else bool(verify(question.text, root.text)),
-        threads=len(threads),
+        threads=sum(thread.tool is None for thread in threads),
         tokens=sum(thread.generated for thread in threads),
         iterations=sum(thread.iterations for thread in threads),
         critical_path=critical_path(root),
+        tool_calls=sum(thread.tool is not None for thread in threads),
         seconds=(root.last or 0.0) - (root.first or 0.0),
     )
 

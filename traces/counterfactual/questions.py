@@ -36,7 +36,8 @@ def question_of(root: ThreadRecord) -> Question:
         raise TraceError(f"Tree {name} has children that a program spawned.")
     if not root.receipts or not root.calls:
         raise TraceError(f"Tree {name} was asked nothing.")
-    joins = sum(bool(wait.joined.delivered) for wait in root.waits)
+    # Calls that were all refused are answered without a child.
+    joins = sum(bool(wait.joined.delivered) or not wait.joined.children for wait in root.waits)
     if len(root.receipts) > 1 + joins:
         raise TraceError(f"A program appended to the context of tree {name}.")
     bounds = {thread.calls[0].max_tokens for thread in threads if thread.calls}

@@ -104,8 +104,8 @@ class ScriptWriter:
                 self._cut_to(position)
 
     def spawn(self, event: Spawned) -> None:
-        """Of a fork, its opening tells when it began."""
-        if event.child is None or event.fork:
+        """Of a fork, its opening tells when it began; what has no message is a tool's call, which samples nothing."""
+        if event.child is None or event.fork or not event.tokens:
             return
         if not event.by_model:
             self._steps.append(Start(event.child))
