@@ -96,10 +96,11 @@ def _spawn_positions(record: ThreadRecord, written: Sequence[int]) -> Iterator[t
     Found by its message among what the parent sampled, the closing token included: events of a spawn come from the
     event loop, so in the trace the device may already be some tokens further.
     """
+    tools = {child.path for child in record.children if child.tool is not None}
     at = 0
     for spawn in record.spawns:
-        if not (spawn.tokens or spawn.fork):
-            # A call of a tool, which samples nothing.
+        if spawn.child in tools:
+            # It samples nothing.
             continue
         end = end_of_first(spawn.tokens, written, at)
         at = len(written) if end is None or end == len(written) else end + 1

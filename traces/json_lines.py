@@ -12,7 +12,18 @@ from typing import Any
 import msgspec
 
 from runtime.console import escaped_json
-from runtime.link import AnyEvent, MessageSent, MessagesReceived, Posted, Spawned, ThreadClosed, ThreadPath, TickDone
+from runtime.link import (
+    AnyEvent,
+    MessageSent,
+    MessagesReceived,
+    Posted,
+    Spawned,
+    ThreadClosed,
+    ThreadEnded,
+    ThreadPath,
+    TickDone,
+    ToolCalled,
+)
 from traces.generate_record import GenerateRecord
 from traces.tree import ThreadRecord, path_name, thread_tree
 
@@ -28,7 +39,8 @@ def thread_lines(events: Iterable[AnyEvent]) -> Iterator[bytes]:
 
 
 def ended_threads(events: Iterable[AnyEvent]) -> Iterator[ThreadRecord]:
-    """Each thread when it is closed, and at the end those that were not, by path; none has its children in it."""
+    """Each thread when it is closed, or a tool's call when it is over, and at the end those that were not, by path;
+    none has its children in it."""
     own: dict[ThreadPath, list[AnyEvent]] = {}
     for event in events:
         if isinstance(event, TickDone):
@@ -36,7 +48,11 @@ def ended_threads(events: Iterable[AnyEvent]) -> Iterator[ThreadRecord]:
         own.setdefault(event.thread, []).append(event)
         if isinstance(event, Spawned) and event.child is not None:
             own.setdefault(event.child, [])
-        if isinstance(event, ThreadClosed):
+        is_over = isinstance(event, ThreadClosed) or (
+            # A call of a tool is never opened.
+            isinstance(event, ThreadEnded) and any(isinstance(before, ToolCalled) for before in own[event.thread])
+        )
+        if is_over:
             yield _record_of(event.thread, own.pop(event.thread))
     for path in sorted(own):
         yield _record_of(path, own[path])
@@ -62,6 +78,8 @@ def thread_fields(record: ThreadRecord) -> dict[str, Any]:
         "seed": record.seed,
         "depth_policy": record.depth,
         "prompt": record.prompt,
+        "tool": None if record.tool is None else record.tool.name,
+        "arguments": None if record.tool is None else record.tool.arguments,
         "opened": record.opened,
         "closed": record.closed,
         "outcome": record.outcome,

@@ -14,7 +14,16 @@ from rich.text import Text
 from rich.tree import Tree
 
 from runtime.console import visible
-from runtime.link import Event, Joined, RunStarted, Sampled, Spawned, ThreadEnded, ThreadPath
+from runtime.link import (
+    Event,
+    Joined,
+    RunStarted,
+    Sampled,
+    Spawned,
+    ThreadEnded,
+    ThreadPath,
+    ToolCalled,
+)
 
 STYLES = {"returned": "bold green", "nothing": "dim", "cancelled": "yellow", "failed": "bold red"}
 
@@ -45,6 +54,8 @@ class LiveTree:
             case Spawned(child=child) if child is not None:
                 self._questions[child] = visible(self._question_of(event))
                 self._below[child[:-1]].append(child)
+            case ToolCalled(thread=path, name=name, arguments=arguments):
+                self._questions[path] = visible(f"{name}({arguments})")
             case Joined(thread=path):
                 self._is_joining.add(path)
             case Sampled(thread=path):

@@ -1,6 +1,7 @@
 """Reasoning threads as spans of OpenTelemetry, by its conventions for generative AI; from an engine or from a trace.
 
     RunStarted, Spawned --> a span begins, under its parent's; in the parent's, an event "braid.spawn"
+    ToolCalled          --> its span is a tool's
     Joined              --> links from the parent's span to those of the children
     ThreadEnded         --> the span ends, with tokens, finish reasons and outcome
 
@@ -19,10 +20,21 @@ except ImportError as error:
     raise ImportError("Spans need OpenTelemetry: pip install 'braid-runtime[otel]'.") from error
 
 from runtime import TraceError
-from runtime.link import Event, Joined, RunStarted, Spawned, ThreadEnded, ThreadPath, Trace, Work
+from runtime.link import (
+    Event,
+    Joined,
+    RunStarted,
+    Spawned,
+    ThreadEnded,
+    ThreadPath,
+    ToolCalled,
+    Trace,
+    Work,
+)
 from traces.tree import ThreadRecord, path_name, thread_tree, walk_threads
 
 OPERATION = "text_completion"
+TOOL = "execute_tool"
 PROVIDER = "braid"
 
 NANOSECONDS = 10**9
@@ -58,7 +70,7 @@ def record_spans(trace: Trace, tracer: Tracer) -> int:
     records: dict[ThreadPath, ThreadRecord] = {}
     for event in trace.events:
         last = event.time
-        if isinstance(event, ThreadEnded) and event.work is None and not records:
+        if isinstance(event, ThreadEnded) and event.work is None and not records and not spans.is_tool(event.thread):
             # Written before events said it.
             records = _by_path(trace)
         spans.take(event, started + round(event.time * NANOSECONDS), records)
@@ -78,6 +90,8 @@ class _ThreadSpans:
         self._tracer = tracer
         self._model = model
         self._open: dict[ThreadPath, Span] = {}
+        self._tools: set[ThreadPath] = set()
+        """Those of them that are calls of tools."""
         self._known: dict[int, dict[ThreadPath, SpanContext]] = {}
         """By tree."""
         self.count = 0
@@ -86,6 +100,10 @@ class _ThreadSpans:
     def are_open(self) -> bool:
         return bool(self._open)
 
+    def is_tool(self, path: ThreadPath) -> bool:
+        """Whether an open span is of a tool's call."""
+        return path in self._tools
+
     def take(self, event: Event, at: int, records: dict[ThreadPath, ThreadRecord] | None = None) -> None:
         """Takes in what happened `at` so many nanoseconds of Unix time; all but events of trees is passed over."""
         match event:
@@ -93,6 +111,8 @@ class _ThreadSpans:
                 self._begin(event.thread, at)
             case Spawned():
                 self._spawn(event, at)
+            case ToolCalled():
+                self._call_tool(event)
             case Joined():
                 self._join(event)
             case ThreadEnded():
@@ -145,6 +165,16 @@ class _ThreadSpans:
         if event.child is not None:
             self._begin(event.child, at)
 
+    def _call_tool(self, event: ToolCalled) -> None:
+        span = self._open.get(event.thread)
+        if span is None:
+            return
+        self._tools.add(event.thread)
+        span.update_name(f"{TOOL} {event.name}")
+        span.set_attribute("gen_ai.operation.name", TOOL)
+        span.set_attribute("gen_ai.tool.name", event.name)
+        span.set_attribute("gen_ai.tool.type", "function")
+
     def _join(self, event: Joined) -> None:
         span = self._open.get(event.thread)
         if span is None:
@@ -164,8 +194,11 @@ class _ThreadSpans:
             self._known.pop(path[0], None)
         if span is None:
             return
-        span.set_attribute("gen_ai.response.finish_reasons", tuple(reasons))
-        if work is not None:
+        is_tool = path in self._tools
+        self._tools.discard(path)
+        if not is_tool:
+            span.set_attribute("gen_ai.response.finish_reasons", tuple(reasons))
+        if work is not None and not is_tool:
             span.set_attribute("gen_ai.usage.input_tokens", work.prompt_tokens)
             span.set_attribute("gen_ai.usage.cache_read.input_tokens", work.cached_tokens)
             span.set_attribute("gen_ai.usage.output_tokens", work.generated)

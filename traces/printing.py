@@ -36,11 +36,12 @@ def show(trace: Trace, console: Console, decode: Decode | None = None) -> None:
     """Prints a trace to `console`, in its width. `decode` turns tokens into text; without it only the texts that the
     trace holds itself (prompts and answers) are shown. Control characters in texts are spelled out."""
     totals = totals_of(trace.events)
+    tools = f"{totals.tool_calls} tool calls, " if totals.tool_calls else ""
     header = trace.header
     title = f"{header.checkpoint}, seed {header.seed}, policy {_policy_text(header.policy)}"
     console.print(Text(visible(title), style="bold"))
     console.print(
-        f"{totals.threads} threads, {totals.generated} tokens sampled, {totals.computed} computed "
+        f"{totals.threads} threads, {tools}{totals.generated} tokens sampled, {totals.computed} computed "
         f"({totals.recomputed} again), {totals.cached_tokens} of {totals.prompt_tokens} prompt and message tokens "
         f"from the cache ({totals.hit_rate:.0%}), {totals.iterations} iterations in {totals.ticks} ticks, "
         f"{totals.seconds:.3f} s",
@@ -110,10 +111,13 @@ def _assembled(parts: list[Part]) -> Text:
 
 
 def _label(record: ThreadRecord) -> list[Part]:
-    counts = f"  received {record.received}, sampled {record.generated}"
-    if not math.isnan(record.mean_depth):
-        counts += f", depth {record.mean_depth:.2f}"
-    parts = [(path_name(record.path), "bold cyan"), (f"{counts}, iterations {record.iterations}", "")]
+    counts = f"  {visible(record.call)}"
+    if record.tool is None:
+        counts = f"  received {record.received}, sampled {record.generated}"
+        if not math.isnan(record.mean_depth):
+            counts += f", depth {record.mean_depth:.2f}"
+        counts += f", iterations {record.iterations}"
+    parts = [(path_name(record.path), "bold cyan"), (counts, "")]
     if record.first is not None and record.last is not None:
         parts.append((f", {record.first:.3f} to {record.last:.3f} s", "dim"))
     more = "" if record.inherits is None else f", forked from {path_name(record.inherits)}"
@@ -132,6 +136,8 @@ def _texts(record: ThreadRecord, decode: Decode | None) -> list[list[Part]]:
     if decode is None:
         own = [[(f"< {visible(record.prompt)}", "dim")]] if record.prompt else []
         return [*own, [(f"> {visible(record.text)}", "")]] if record.text else own
+    if record.tool is not None:
+        return [[(f"> {visible(record.text)}", "")]] if record.text else []
     return [
         [(f"< {visible(decode(segment.tokens))}", "dim")]
         if isinstance(segment, Receipt)

@@ -24,6 +24,8 @@ _THREAD = {
     "level": "small",
     "inherits": "text",
     "prompt": "text",
+    "tool": "text",
+    "arguments": "text",
     "opened": "number",
     "closed": "number",
     "outcome": "text",
@@ -69,8 +71,8 @@ def frame(trace: Trace, by: Row = "thread") -> Table:
 
     Times are seconds since the trace's beginning; what the trace does not say is null. Rows of tokens are all that a
     thread received and sampled, in order, also what did not stay in its context (`is_kept`); `depth` of a received one
-    is what it was computed at last, null where that came from the cache. `level` of a root is 0, `waited` is seconds
-    at joins, and `generate` counts a thread's generates from 0.
+    is what it was computed at last, null where that came from the cache. A call of a tool is a row of threads. `level`
+    of a root is 0, `waited` is seconds at joins, and `generate` counts a thread's generates from 0.
 
     Raises `ValueError` for other rows, `ImportError`, saying what to install, without pyarrow, and `TraceError` for
     events that do not fit together. Time and memory are linear in what the trace holds.
@@ -105,6 +107,8 @@ def _threads(trace: Trace) -> Iterator[tuple[Any, ...]]:
             len(record.path) - 1,
             None if record.inherits is None else path_name(record.inherits),
             record.prompt,
+            None if record.tool is None else record.tool.name,
+            None if record.tool is None else record.tool.arguments,
             record.opened,
             record.closed,
             record.outcome,

@@ -16,6 +16,7 @@ from runtime.link import (
     ThreadOpened,
     ThreadPath,
     TickDone,
+    ToolCalled,
     Work,
 )
 from traces.mail import mail_imbalances
@@ -26,6 +27,8 @@ class TraceTotals(Work, kw_only=True):
     """What a run spent, from what the device recorded token by token and tick by tick."""
 
     threads: int = 0
+    tool_calls: int = 0
+    """Of which threads are none."""
     ticks: int = 0
     seconds: float = 0.0
     """Time of the last event."""
@@ -45,6 +48,8 @@ def totals_of(events: Iterable[AnyEvent]) -> TraceTotals:
         match event:
             case ThreadOpened():
                 threads.add(event.thread)
+            case ToolCalled():
+                totals.tool_calls += 1
             case Sampled():
                 totals.generated += 1
             case Computed():

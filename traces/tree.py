@@ -95,6 +95,11 @@ class ThreadRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What it sent, posted and received of other threads, in order."""
 
     @property
+    def call(self) -> str:
+        """Of a call of a tool, how it was called, as people read it; empty for a thread."""
+        return "" if self.tool is None else f"{self.tool.name}({self.tool.arguments})"
+
+    @property
     def received(self) -> int:
         """Tokens received, neither inherited nor merged ones."""
         return sum(len(receipt.tokens) for receipt in self.receipts if receipt.merged is None)

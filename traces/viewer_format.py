@@ -2,7 +2,8 @@
 
     process "engine"    counter tracks: tokens in flight, threads waiting, pages used
     process "tree N"    one track a reasoning thread, named by its path: its life, and within it its generates (prefill,
-                        then decode) and its waits at joins; arrows from spawn to child and from child to join
+                        then decode) and its waits at joins, or a call of a tool; arrows from spawn to child and from
+                        child to join
 
 Times in that format are microseconds.
 """
@@ -90,6 +91,11 @@ class _Track:
         yield _metadata("thread_name", self.process, self.number, {"name": path_name(record.path)})
         yield _metadata("thread_sort_index", self.process, self.number, {"sort_index": self.order})
         if record.first is None:
+            return
+        if record.tool is not None:
+            about = {"arguments": record.tool.arguments, "result": record.text}
+            about |= {"outcome": record.outcome or "", "error": record.error}
+            yield self.slice(f"tool {record.tool.name}", "tool", self.start, self.end, about)
             return
         yield self.slice(
             f"thread {path_name(record.path)}",

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 
 from runtime.engine import Engine
-from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded
+from runtime.link.events import Event, Joined, RunStarted, Spawned, ThreadEnded, ToolCalled
 from runtime.serve.connections import Reply
 from runtime.serve.generating import Listener, say
 from runtime.serve.metrics import Clock
@@ -47,6 +47,9 @@ def told(event: Event, engine: Engine) -> Json | None:
                 "text": engine.decode(event.tokens),
                 "reason": event.reason,
             }
+        case ToolCalled():
+            called = {"name": event.name, "arguments": event.arguments}
+            return {"type": "tool", "thread": list(event.thread), **called}
         case Joined():
             paths = {name: [list(path) for path in getattr(event, name)] for name in ("children", "delivered")}
             return {"type": "joined", "thread": list(event.thread), **paths}

@@ -104,11 +104,14 @@ class ScriptWriter:
                 self._cut_to(position)
 
     def spawn(self, event: Spawned) -> None:
-        """Of a fork, its opening tells when it began; what has no message is a tool's call, which samples nothing."""
-        if event.child is None or event.fork or not event.tokens:
+        """Of a fork, its opening tells when it began."""
+        if event.child is None or event.fork:
             return
         if not event.by_model:
             self._steps.append(Start(event.child))
+            return
+        if not event.tokens:
+            # A call of a tool, which takes the device no time.
             return
         end = end_of_first(event.tokens, self._written, self._searched)
         if end is not None:

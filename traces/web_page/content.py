@@ -48,6 +48,8 @@ class ThreadShown(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     start: int
     """Position of its first own token."""
     prompt: str = ""
+    tool: str = ""
+    """Of a call of a tool, how it was called; its result is the text."""
     text: str = ""
     forked: bool = False
     is_critical: bool = False
@@ -103,6 +105,7 @@ def content_of(trace: Trace, decode: Decode | None) -> Content:
         summarised=f"Left out, to keep the page small: {' and '.join(missing)}." if missing else "",
         figures=(
             ("threads", f"{totals.threads:,}"),
+            *((("tool calls", f"{totals.tool_calls:,}"),) if totals.tool_calls else ()),
             ("tokens sampled", f"{totals.generated:,}"),
             ("tokens computed", f"{totals.computed:,}"),
             ("iterations", f"{totals.iterations:,}"),
@@ -172,6 +175,7 @@ def _shown(
         iterations=record.iterations,
         start=start,
         prompt=record.prompt or "",
+        tool=record.call,
         text=record.text,
         forked=record.inherits is not None,
         is_critical=record.path in critical,

@@ -63,7 +63,7 @@ function drawTimeline() {
     }
     const place = { x: x(thread.first), y, width: Math.max(1, x(thread.last - thread.first)), height: ROW - 2 };
     const title = `${thread.path}: ${thread.first.toFixed(4)} to ${thread.last.toFixed(4)} s, ${thread.outcome}`;
-    const kind = thread.is_critical && thread.parent >= 0 ? "critical" : "run";
+    const kind = thread.tool ? "tool" : thread.is_critical && thread.parent >= 0 ? "critical" : "run";
     const bar = shape("rect", { ...place, class: kind, "data-thread": index }, title);
     bar.addEventListener("click", () => choose(index, true));
     bars.push(bar);
@@ -93,7 +93,7 @@ function buildTree() {
     const fold = element("span", { class: "fold", "aria-hidden": "true" });
     const label = element("span", { class: "label" });
     label.append(element("span", { class: "name" }, thread.path));
-    label.append(` ${thread.prompt || thread.text || thread.outcome}`);
+    label.append(` ${thread.tool || thread.prompt || thread.text || thread.outcome}`);
     row.append(fold, label);
     item.append(row);
     if (children[index].length) {
@@ -178,8 +178,9 @@ function choose(index, setHash) {
   bars[index].classList.add("chosen");
   if (setHash) history.replaceState(null, "", `#thread-${thread.path}`);
   byId("name").textContent = `Thread ${thread.path}`;
-  byId("facts").textContent = `${thread.outcome}${thread.error ? `: ${thread.error}` : ""}; received ${thread.received}, sampled `
-    + `${thread.generated}, iterations ${thread.iterations}; ${thread.first.toFixed(4)} to ${thread.last.toFixed(4)} s`
+  const counts = thread.tool ? `tool ${thread.tool}`
+    : `received ${thread.received}, sampled ${thread.generated}, iterations ${thread.iterations}`;
+  byId("facts").textContent = `${thread.outcome}${thread.error ? `: ${thread.error}` : ""}; ${counts}; ${thread.first.toFixed(4)} to ${thread.last.toFixed(4)} s`
     + (thread.forked ? "; forked" : "");
   const links = byId("links");
   links.replaceChildren();
@@ -193,6 +194,7 @@ function showText(thread) {
   const text = byId("text"), colour = document.querySelector("input[name=colour]:checked").value;
   text.replaceChildren();
   if (thread.is_left_out) text.textContent = "Its tokens were left out, to keep the page small.";
+  if (thread.tool) text.append(element("div", { class: "piece received", "data-kind": "result" }, thread.text));
   let position = thread.start;
   for (const piece of thread.pieces || []) {
     const kind = piece.sampled ? "sampled" : "received";
@@ -231,7 +233,7 @@ byId("search").addEventListener("input", () => {
   const wanted = byId("search").value.trim().toLowerCase();
   let found = 0, first = -1;
   threads.forEach((thread, index) => {
-    const hit = wanted && [thread.path, thread.prompt, thread.text, thread.error, wordsOf(thread)].some((text) => (text || "").toLowerCase().includes(wanted));
+    const hit = wanted && [thread.path, thread.tool, thread.prompt, thread.text, thread.error, wordsOf(thread)].some((text) => (text || "").toLowerCase().includes(wanted));
     items[index].classList.toggle("hit", Boolean(hit));
     if (hit) { found += 1; reveal(index); if (first < 0) first = index; }
   });
