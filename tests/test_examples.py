@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from examples import custom_policy, latents, record_replay, search, self_consistency, streaming, summary
+from examples import checked, custom_policy, latents, record_replay, search, self_consistency, streaming, summary
 from examples.countdown.problems import Problem
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -18,6 +18,28 @@ def test_search(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     anyio.run(search.main, Problem((22, 26, 31, 53), 27), backend=backend)
     printed = capsys.readouterr().out
     assert "= 27, right: True" in printed
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_checked(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(checked.main, Problem((22, 26, 31, 53), 27), backend=backend)
+    printed = capsys.readouterr().out
+    assert "27: right\n" in printed
+    assert "a way to 27: " in printed
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("steps", "verdict"),
+    [
+        ("53 - 31 22 22 / 22 1 26 + 1 27", "right"),
+        ("53 - 31 23 23 / 22 1 26 + 1 27", "wrong: 53 - 31 is not 23, or uses a number twice"),
+        ("53 - 53 0", "wrong: 53 - 53 is not 0, or uses a number twice"),
+        ("53 - 31 22", "wrong: it leaves [22, 22, 26]"),
+    ],
+)
+async def test_a_checker_works_steps_out(steps: str, verdict: str) -> None:
+    assert await checked.check(steps, [22, 26, 31, 53], 27) == verdict
 
 
 def test_self_consistency(capsys: pytest.CaptureFixture[str]) -> None:
