@@ -50,7 +50,7 @@ def ended_threads(events: Iterable[AnyEvent]) -> Iterator[ThreadRecord]:
             own.setdefault(event.child, [])
         is_over = isinstance(event, ThreadClosed) or (
             # A call of a tool is never opened.
-            isinstance(event, ThreadEnded) and any(isinstance(before, ToolCalled) for before in own[event.thread])
+            isinstance(event, ThreadEnded) and isinstance(own[event.thread][0], ToolCalled)
         )
         if is_over:
             yield _record_of(event.thread, own.pop(event.thread))

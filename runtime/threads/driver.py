@@ -63,9 +63,7 @@ async def _drive_plain(thread: RunningThread) -> Outcome:
         said = generation.tokens if tools.is_in_turns else tuple(context.tokens[start:])
         if not tools.is_waiting(generation):
             break
-        try:
-            await tools.deliver()
-        except PromptError:
+        if not await tools.deliver():
             return Outcome(said, "", "context")
         if left is not None:
             left -= len(generation.tokens)
@@ -115,9 +113,7 @@ class _Driver:
             seen += len(generation.tokens)
             last = self._last
             if last is None and self._tools.is_waiting(generation):
-                try:
-                    await self._tools.deliver()
-                except PromptError:
+                if not await self._tools.deliver():
                     return Outcome(tuple(self._emitted), "", "context")
                 if left is not None:
                     left -= len(generation.tokens)

@@ -71,9 +71,7 @@ class ForkDriver:
             if self._tools.is_waiting(generation):
                 # Outlines may stand before a call, and the tag that forks behind it.
                 before = text
-                try:
-                    await self._tools.deliver()
-                except PromptError:
+                if not await self._tools.deliver():
                     return Outcome(tuple(emitted), "", "context")
                 if left is not None:
                     left -= len(generation.tokens)

@@ -41,9 +41,10 @@ class Children:
     def __len__(self) -> int:
         return len(self._unjoined)
 
-    def new_path(self) -> ThreadPath:
+    def new_path(self, *, of_tool: bool = False) -> ThreadPath:
+        """Of the next child; a thread that calls tools alone is no parent."""
         self._started += 1
-        self._context.has_children = True
+        self._context.has_children |= not of_tool
         return (*self._context.path, self._started - 1)
 
     def add(self, child: ChildTask) -> None:

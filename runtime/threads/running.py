@@ -150,7 +150,7 @@ class RunningThread:
         """
         context = self.context
         context.check_open()
-        path = self.children.new_path()
+        path = self.children.new_path(of_tool=True)
         called = Context(path, context.session, Account(path, NO_LIMITS, context.account), context.settings, context)
         lifetime = Lifetime(self.lifetime)
         child = ChildTask(called, lifetime, 0, is_tool=True)

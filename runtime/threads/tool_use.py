@@ -5,7 +5,7 @@ a tag closes -> a call, at once -> the thread stops there, at the tag that waits
 
 from __future__ import annotations
 
-from runtime.errors import ThreadStateError, ToolError
+from runtime.errors import PromptError, ThreadStateError, ToolError
 from runtime.link.commands import Signal, Signalled, Watcher
 from runtime.protocol import Both, BoundToolTags
 from runtime.threads.child import ChildTask
@@ -68,17 +68,21 @@ class ToolUse:
         """Whether the thread goes on behind results, after what it has generated last."""
         return self._has_stopped or (self._by_template and bool(self._called) and generation.reason == "stop")
 
-    async def deliver(self) -> None:
-        """Waits for the calls and puts their results behind the context.
+    async def deliver(self) -> bool:
+        """Waits for the calls and puts their results behind the context; whether they fit into it.
 
-        Raises what calls failed of, where that is to be raised, and `PromptError` for results that do not fit.
+        Raises what calls failed of, where that is to be raised, and `PromptError` for a result that cannot be encoded.
         """
         called, self._called = self._called, []
         children = [call for _, call in called if isinstance(call, ChildTask)]
         await self._thread.children.collect(children)
         texts = [(name, call if isinstance(call, str) else call.given().text) for name, call in called]
         tokens = await self._put(texts)
-        await self._thread.children.take_results(children, tokens)
+        try:
+            await self._thread.children.take_results(children, tokens)
+        except PromptError:
+            return False
+        return True
 
     async def _put(self, texts: list[tuple[str, str]]) -> list[int]:
         context, tags = self._context, self._tags

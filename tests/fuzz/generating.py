@@ -77,6 +77,7 @@ class _Drawing:
                 Limits(threads=chance.randint(1, 4)),
                 Limits(tree_depth=chance.randint(0, 2)),
                 Limits(seconds=chance.uniform(0, 0.03)),
+                Limits(tool_calls=chance.randint(0, 2)),
                 Limits(tokens=40, iterations=400, threads=6, tree_depth=2, seconds=0.1),
             )
         )
@@ -117,7 +118,7 @@ class _Drawing:
             if self.left < 0:
                 break
             actions.append(self.action(level))
-        if self.likely(0.6) and any(isinstance(action, p.Spawn) for action in actions):
+        if self.likely(0.6) and any(isinstance(action, p.Spawn | p.Call) for action in actions):
             actions.append(p.Join())
         if level and self.likely(0.6):
             actions.append(p.Return(tokens=self.tokens(0, 4)))
@@ -138,8 +139,8 @@ class _Drawing:
     def action(self, level: int) -> p.AnyAction:
         chance = self.chance
         match chance.choices(
-            ("generate", "stream", "append", "child", "join", "merged", "cancel", "within", "pause", "fail"),
-            (30, 14, 8, 22 if level < 3 else 0, 14, 8 if level < 3 else 0, 4, 9 if level < 4 else 0, 4, 1),
+            ("generate", "stream", "append", "child", "call", "join", "merged", "cancel", "within", "pause", "fail"),
+            (30, 14, 8, 22 if level < 3 else 0, 9, 14, 8 if level < 3 else 0, 4, 9 if level < 4 else 0, 4, 1),
         )[0]:
             case "merged":
                 return p.Branch(
@@ -170,6 +171,11 @@ class _Drawing:
                     depth=self.depth() if self.likely(0.2) else None,
                     limits=Limits(tree_depth=0) if is_driven else self.limits() if self.likely(0.1) else None,
                     priority=chance.choice((None, None, 0, 2)),
+                )
+            case "call":
+                return p.Call(
+                    tool=chance.choice(("quick", "quick", "slow", "hurried", "lasting", "fails", "raises")),
+                    milliseconds=chance.uniform(0, 4),
                 )
             case "join":
                 return p.Join(

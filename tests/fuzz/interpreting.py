@@ -27,6 +27,7 @@ from tests.fuzz.alone import Said
 from tests.fuzz.faults import Injected
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.subjects import BY_LOAD, DEPTHS, SAMPLINGS, FaultyAtRole, policy_of
+from tests.fuzz.tools import is_on_purpose, start_call
 
 _PROBE = p.Root(prompt=(3, 1, 2), body=(p.Generate(tokens=2),), depth="shallow")
 
@@ -68,6 +69,7 @@ class Books:
                 return
         elif (
             isinstance(error, LimitExceeded | QueueFull | PromptError | Planned | TimeoutError)
+            or is_on_purpose(error)
             or (isinstance(error, ThreadStateError) and _is_about_merging(error))
             or (isinstance(error, PolicyError) and _is_about_a_policy(error))
             or (isinstance(error, CapacityError) and self._is_too_much(error))
@@ -225,6 +227,8 @@ class _Body:
                 await self._branch(action)
             case p.Join():
                 await self._join(action)
+            case p.Call():
+                self._children.append(start_call(self._thread, action))
             case p.Cancel(child=index):
                 if self._children:
                     self._children[index % len(self._children)].cancel()

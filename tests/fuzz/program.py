@@ -75,6 +75,13 @@ class Join(Action, frozen=True):
     """Of the children that nobody has joined, the first so many; None for all of them."""
 
 
+class Call(Action, frozen=True):
+    """A tool is called; its result is joined, or cancelled, as other children are."""
+
+    tool: Literal["quick", "slow", "hurried", "lasting", "fails", "raises"]
+    milliseconds: float = 0.0
+
+
 class Cancel(Action, frozen=True):
     child: int
 
@@ -98,7 +105,7 @@ class Return(Action, frozen=True):
     tokens: Tokens
 
 
-AnyAction = Append | Branch | Generate | Stream | Spawn | Join | Cancel | Within | Pause | Fail | Return
+AnyAction = Append | Branch | Call | Generate | Stream | Spawn | Join | Cancel | Within | Pause | Fail | Return
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

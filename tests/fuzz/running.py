@@ -27,6 +27,7 @@ from tests.fuzz.faults import Planted, planted
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.interpreting import Books, Interpreter
 from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MODELS, MOST, checkpoint_of, model_of, policy_of
+from tests.fuzz.tools import add_tools
 from tests.fuzz.watchdog import watched
 from traces import Trace, read
 from traces.totals import imbalances, totals_of
@@ -213,7 +214,7 @@ class _Life:
                     f"{name}: usage says {getattr(self.usage, name)}, the device {getattr(self.statistics, name)}"
                 )
         is_complete = all(root.body is not None for root in self._program.roots)
-        for name in ("generated", "computed", "iterations", "threads") if is_complete else ():
+        for name in ("generated", "computed", "iterations", "threads", "tool_calls") if is_complete else ():
             trees = sum(getattr(root.usage, name) for root in self._books.roots)
             if trees != getattr(self.usage, name):
                 found.append(f"{name}: trees say {trees}, the engine {getattr(self.usage, name)}")
@@ -221,7 +222,7 @@ class _Life:
 
 
 def _open(setup: p.Setup, trace: Path | None, observe: Any) -> Engine:
-    return Engine.open(
+    engine = Engine.open(
         checkpoint_of(setup.model),
         policy=policy_of("deep"),
         trace=trace if setup.trace == "engine" else None,
@@ -241,6 +242,7 @@ def _open(setup: p.Setup, trace: Path | None, observe: Any) -> Engine:
         reuse_prefixes=setup.reuse_prefixes,
         queue_size=setup.queue_size,
     )
+    return add_tools(engine)
 
 
 def _fault_findings(setup: p.Setup, plant: Planted | None, books: Books) -> list[str]:
@@ -258,7 +260,7 @@ def _trace_findings(trace: Trace, usage: Usage, has_failed: bool, is_whole: bool
     found = [f"the trace is not whole: {trace.lost}"] if trace.lost else []
     found += [f"trace: {imbalance}" for imbalance in imbalances(trace.events)]
     recorded = totals_of(trace.events)
-    for name in (*_COUNTED, "threads"):
+    for name in (*_COUNTED, "threads", "tool_calls"):
         if getattr(recorded, name) != getattr(usage, name):
             found.append(f"{name}: the trace says {getattr(recorded, name)}, usage {getattr(usage, name)}")
     return found
@@ -330,6 +332,7 @@ def _counted(setup: p.Setup, books: Books, usage: Usage, fired: bool) -> Counter
     counts["faults that came to pass"] += fired
     counts["engines failed"] += bool(books.failed)
     counts["tokens sampled"] += usage.generated
+    counts["tools called"] += usage.tool_calls
     counts["tokens computed again"] += usage.recomputed
     counts["tokens reused"] += usage.cached_tokens
     return counts

@@ -37,6 +37,7 @@ from runtime.model.tokenizer import Tokenizer
 from runtime.model.transformer import Transformer
 from tests.engine.conftest import PROTOCOL, TAGS
 from tests.engine.tiny import tiny_model
+from tests.fuzz.tools import TOOL_TAGS
 from tests.llamas import make_llama, save_llama
 
 MOST = 4
@@ -129,7 +130,8 @@ def checkpoint_of(model: str) -> Path:
     words = [*(f"w{number}" for number in range(VOCAB - 1 - len(TAGS))), *TAGS, "<unknown>"]
     inner = Inner(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unknown>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    braid = {"protocol": msgspec.to_builtins(PROTOCOL), "policy": to_builtins(policy_of("latent"))}
+    protocol = msgspec.structs.replace(PROTOCOL, tools=TOOL_TAGS)
+    braid = {"protocol": msgspec.to_builtins(protocol), "policy": to_builtins(policy_of("latent"))}
     save_checkpoint(
         directory, tiny_model(3, **layers[model]), tokenizer=Tokenizer(inner), braid=msgspec.json.encode(braid)
     )

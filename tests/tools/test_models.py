@@ -5,15 +5,15 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from policies import Limits
-from runtime import Answer, Engine, ProtocolError, ToolError, ToolProtocol, ToolTags
-from runtime.link.commands import Signal
+from policies import ByRole, Fixed, Limits, Policy
+from runtime import Answer, Engine, ProtocolError, ReasoningThread, ToolError, ToolProtocol, ToolTags
+from runtime.link.commands import ForeseeingWatcher, Foresight, Generate, OpenThread, Signal
 from runtime.link.events import Joined, Spawned, ToolCalled
 from runtime.model.tokenizer import Tokenizer
-from runtime.protocol import BoundProtocol, BoundToolProtocol, BoundToolTags
+from runtime.protocol import Both, BoundProtocol, BoundToolProtocol, BoundToolTags
 from tests.runtime_loop.engines import engine_on
 from tests.runtime_loop.scripted import ScriptedDevice
-from tests.runtime_loop.scripted_core import scripts
+from tests.runtime_loop.scripted_core import Speaker, scripts
 from tests.runtime_loop.words import bound_protocol, ids, word_tokenizer
 from tests.vocabularies import byte_level
 
@@ -194,3 +194,56 @@ def test_tags_are_found_on_ids_and_in_text_alike() -> None:
 def test_declarations_that_contradict_themselves_are_refused(fields: dict[str, str], match: str) -> None:
     with pytest.raises(ProtocolError, match=match):
         ToolTags(**fields)
+
+
+async def test_a_call_in_a_block_that_is_cut_ends_the_thread() -> None:
+    tags = ToolTags(open="x", close="y", tool="calc", argument="text")
+    protocol = bound_protocol(join="", block_open="<block>", block_close="</block>", cuts_block=True, tools=tags)
+    inside, outside = "<block> x 1 y <spawn> 2 </spawn> </block>", "x 1 y <block> <spawn> 2 </spawn> </block>"
+    engine, _ = engine_with({"q": inside}, protocol)
+    engine.tools.add(calc)
+    async with engine:
+        with pytest.raises(ProtocolError, match="a block that is cut out of the context has a tool's call in it"):
+            await engine.run("q")
+    before, behind = scripts({"q": outside, "2": "<return> 7 <end>"}), ids("<return> 3 <end>")
+
+    def say(speaker: Speaker) -> int:
+        """What is cut is not said again, since it is seen what the child has returned."""
+        tokens = list(speaker.tokens)
+        delivered = ids("</message>")[0]
+        return behind[len(tokens) - tokens.index(delivered) - 1] if delivered in tokens else before(speaker)
+
+    device = ScriptedDevice(say)
+    answer = await asked(engine_on(device, protocol=protocol))
+    assert (answer.text, answer.usage.tool_calls, answer.usage.threads) == ("3", 1, 2)
+    assert device.core.threads == {}
+
+
+def test_lanes_need_not_stop_at_every_token() -> None:
+    """Where tags are tokens, what happens happens at those alone, and so it is for a pair of watchers."""
+    (open_, close, wait) = ids("<block> </block> <message>")
+    watcher = BoundToolTags(WAITING, word_tokenizer()).watcher()
+    assert isinstance(watcher, ForeseeingWatcher)
+    assert watcher.foresee() == Foresight(frozenset({close, wait}), 2**31)
+    spawns = bound_protocol(longest_message=5).watcher()
+    assert isinstance(spawns, ForeseeingWatcher)
+    both, of_spawns = Both(watcher, spawns).foresee(), spawns.foresee()
+    assert both is not None
+    assert of_spawns is not None
+    assert both == Foresight(of_spawns.tokens | {close, wait}, 5)
+    assert open_ not in both.tokens
+    in_text = BoundToolTags(ToolTags(open="<t>", close="</t>"), _bytes()).watcher()
+    assert Both(in_text, spawns).foresee() is None
+
+
+async def test_a_thread_that_calls_tools_alone_is_no_parent(device: ScriptedDevice, engine: Engine) -> None:
+    depth = ByRole(root=Fixed(1), parent=Fixed(2), otherwise=Fixed(3))
+
+    async def child(thread: ReasoningThread) -> None:
+        await thread.call("add", one=1)
+        await thread.generate(1)
+
+    async with engine, engine.thread("a", policy=Policy(depth=depth)) as root:
+        await root.spawn("b", program=child)
+    asked = [command for command in device.sent if isinstance(command, OpenThread | Generate)]
+    assert [command.depth for command in asked if command.thread == (0, 0)] == [Fixed(3), None]

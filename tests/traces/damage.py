@@ -23,7 +23,19 @@ from opentelemetry.sdk.trace import TracerProvider
 from rich.console import Console
 
 from runtime.errors import BraidError
-from runtime.link import AnyEvent, Block, Computed, Header, Notes, Sampled, TickDone
+from runtime.link import (
+    AnyEvent,
+    Block,
+    Computed,
+    Event,
+    Header,
+    Notes,
+    Sampled,
+    Spawned,
+    ThreadEnded,
+    TickDone,
+    ToolCalled,
+)
 from runtime.link.blocks import MICROSECONDS
 from runtime.link.notes import TickNotes
 from tests.damage import damaged_bytes
@@ -51,11 +63,23 @@ HOSTILE: tuple[Any, ...] = (
 
 
 def recorded() -> list[bytes]:
-    """The payloads of a trace of some threads."""
+    """The payloads of a trace of some threads, one of which calls a tool."""
     core = ToyCore()
     part = [(0, 1), (2, 1), (3, 38), (7, 0), (1, 0), (2, 3), (3, 5), (7, 0), (3, 17), (4, 2)]
     run_program(core, [(0, 0), (2, 1), (3, 38), *part * 4])
-    return [msgspec.msgpack.encode(each) for each in (header(), *core.events)]
+    middle = len(core.events) // 2
+    events = [*core.events[:middle], *called_tool(core.events[middle].time), *core.events[middle:]]
+    return [msgspec.msgpack.encode(each) for each in (header(), *events)]
+
+
+def called_tool(time: float) -> list[Event]:
+    """A call of a tool."""
+    path = (0, 90)
+    return [
+        Spawned(time=time, thread=(0,), child=path, by_model=True, fork=False, tokens=(), reason=""),
+        ToolCalled(time=time, thread=path, name="add", arguments='{"one": 1}'),
+        ThreadEnded(time=time, thread=path, outcome="returned", message=(), text="2", error=""),
+    ]
 
 
 def recorded_blocks() -> list[bytes]:
