@@ -131,7 +131,7 @@ class RecordedOrder:
     def _end_tool(self, thread: RecordedThread) -> None:
         """A tool's call is over, so that what was recorded of it is told to nobody any more."""
         if thread.is_called:
-            thread.is_closed = True
+            thread.is_closed = thread.is_answered = True
 
     def _interrupted_before(self, command: ThreadCommand) -> ThreadPath | None:
         """The thread whose interrupted generate has to end before a command is executed."""
@@ -254,6 +254,12 @@ class RecordedOrder:
             elif self._is_due(step) and not late:
                 self._late.pop(path, None)
                 self._take(step, reports)
+                if step.call == TOOL:
+                    # The next result comes when the call has ended, as in the recording.
+                    return False
+            elif step.call == TOOL and self._threads[path].is_answered:
+                if late is None:
+                    return False
             elif late is not None:
                 late.append((self._cursor, step))
             else:
@@ -289,7 +295,7 @@ class RecordedOrder:
         if step.call == NO_CALL:
             return thread.tried_to_fail
         if step.call == TOOL:
-            return thread.is_called
+            return thread.is_called and not thread.is_answered
         pending = thread.pending
         if pending is None or pending.number != step.call:
             return False
@@ -304,7 +310,7 @@ class RecordedOrder:
         """Ends the generates that wait for an interrupt which no longer comes, and the tools that were cancelled and
         are not, once patience is over."""
         waiting = [thread for thread in self._threads.values() if thread.pending is not None]
-        uncancelled = [thread for thread in self._threads.values() if thread.is_called and not thread.is_closed]
+        uncancelled = [thread for thread in self._threads.values() if thread.is_called and not thread.is_answered]
         if not waiting and not uncancelled:
             return math.inf
         wait = self._patience_ends(self._end) - now

@@ -73,6 +73,8 @@ class RecordedThread:
         self.pending: PendingCall | None = None
         self.is_called = False
         """Of a tool, whether the program has called it."""
+        self.is_answered = False
+        """Of a tool, whether its result was given, so that its call is about to end."""
         self._consumed = 0
         """Tokens received since the last generate was asked for."""
         self._received = 0
@@ -97,7 +99,7 @@ class RecordedThread:
     def answered(self) -> ToolAnswered:
         """What a tool gave."""
         record = self.record
-        self.is_closed = True
+        self.is_answered = True
         error: BraidError | None = None
         if record.outcome is None:
             why = self.lost or "its run was not finished"

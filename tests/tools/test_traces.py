@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -158,3 +158,26 @@ async def test_a_tool_that_was_cancelled_then_and_is_not_now_is_not_waited_for_w
         root.spawn("53 - 31 22 Q 27 26 22 22", program=sums)
         with pytest.raises(TraceError, match="was cancelled while it ran"):
             await root.call("never")
+
+
+async def test_results_come_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    async def wait(steps: int) -> int:
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        return steps
+
+    async def program(engine: Engine) -> list[str]:
+        root = engine.thread(PROMPT)
+        async with root:
+            calls = [root.call("wait", steps=steps) for steps in (9, 3, 4, 0, 5, 3)]
+            told = [answer.text async for answer in root.as_completed(calls)]
+            root.append(" ".join(told))
+            await root.generate(2)
+        return told
+
+    async with Engine.open("countdown", trace=tmp_path / "run.trace") as engine:
+        engine.tools.add(wait)
+        told = await program(engine)
+    assert told != ["9", "3", "4", "0", "5", "3"]
+    async with Engine.playback(read(tmp_path / "run.trace")) as engine:
+        assert await program(engine) == told
