@@ -10,15 +10,16 @@ Times in that format are microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import msgspec
 
 from runtime.console import escaped_json
-from runtime.link import ThreadPath, TickDone, Trace
+from runtime.link import MessageSent, MessagesReceived, Posted, ThreadPath, TickDone, Trace
 from traces.generate_record import GenerateRecord
+from traces.mail import Delivery, deliveries
 from traces.tree import ThreadRecord, path_name, thread_tree, walk_threads
 
 ENGINE = 1
@@ -72,7 +73,7 @@ def trace_events(trace: Trace) -> Iterator[TraceEvent]:
             tracks[record.path] = _Track(process, len(tracks) + 1, order, record)
     for track in tracks.values():
         yield from track.events()
-    yield from _arrows(tracks)
+    yield from _arrows(tracks, deliveries(trace.events))
 
 
 class _Track:
@@ -128,8 +129,21 @@ class _Track:
         for spawn in record.spawns:
             if spawn.child is None:
                 yield self.instant("spawn refused", spawn.time, {"reason": spawn.reason})
+        for event in record.mail:
+            yield self._mail(event)
         for eviction in record.evictions:
             yield self.instant("evicted", eviction.time, {"pages": eviction.pages})
+
+    def _mail(self, event: MessageSent | Posted | MessagesReceived) -> TraceEvent:
+        match event:
+            case MessageSent():
+                args = {"to": path_name(event.to), "text": event.text, "error": event.error or None}
+                return self.instant("message sent", event.time, args)
+            case Posted():
+                return self.instant("posted", event.time, {"text": event.text})
+            case MessagesReceived():
+                senders = [path_name(sender) for sender in event.senders]
+                return self.instant("messages received", event.time, {"senders": senders, "posts": event.posts})
 
     def _call(self, call: GenerateRecord) -> Iterator[TraceEvent]:
         start = _microseconds(call.started)
@@ -193,7 +207,7 @@ class _Track:
         return event | {"bp": "e"} if phase == "f" else event
 
 
-def _arrows(tracks: dict[ThreadPath, _Track]) -> Iterator[TraceEvent]:
+def _arrows(tracks: dict[ThreadPath, _Track], delivered: Iterable[Delivery]) -> Iterator[TraceEvent]:
     number = 0
     for track in tracks.values():
         for spawn in track.record.spawns:
@@ -209,6 +223,11 @@ def _arrows(tracks: dict[ThreadPath, _Track]) -> Iterator[TraceEvent]:
                     number += 1
                     yield child.arrow_end("s", "join", number, min(child.record.last, wait.ended))
                     yield track.arrow_end("f", "join", number, wait.ended)
+    for delivery in delivered:
+        number += 1
+        name = "post" if delivery.is_posted else "message"
+        yield tracks[delivery.sender].arrow_end("s", name, number, delivery.sent)
+        yield tracks[delivery.to].arrow_end("f", name, number, delivery.received)
 
 
 def _counters(trace: Trace) -> Iterator[TraceEvent]:

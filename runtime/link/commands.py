@@ -35,7 +35,7 @@ its tokens are scored, because the whole context is computed, or the caller, who
 class Signal(msgspec.Struct, frozen=True):
     """Something a watcher recognised in the tokens a thread emits."""
 
-    kind: Literal["spawn", "join", "end", "stop", "malformed", "tool", "results"]
+    kind: Literal["spawn", "join", "end", "stop", "malformed", "tool", "results", "send", "receive"]
     tokens: tuple[int, ...] = ()
     """The child's whole prompt for a spawn; the returned message of an end (empty for nothing); what matched for a
     stop; for a join that cuts, what goes back into the context before the delivery."""
@@ -48,7 +48,10 @@ class Signal(msgspec.Struct, frozen=True):
     reason: str = ""
     """For "malformed": what is wrong; the thread ends with a `ProtocolError` that says it."""
     text: str = ""
-    """For "tool": the call, as it stands between its tags. At "results", the thread waits for those it has made."""
+    """For "tool": the call, as it stands between its tags. At "results", the thread waits for those it has made. For
+    "send": the message."""
+    address: str = ""
+    """For "send": to whom, as the thread has written it."""
 
 
 class Watcher(Protocol):

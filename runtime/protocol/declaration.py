@@ -62,6 +62,14 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     return_pattern: str = ""
     """Instead of return tags: group `message` of the first match in all that the thread emitted is returned."""
     end: tuple[str, ...] = ()
+    send_open: str = ""
+    send_close: str = ""
+    """Around an address and a message to another thread, told apart by `send_pattern`."""
+    send_pattern: str = r"(?s)\s*(?P<to>[^\s:]+)\s*:(?P<message>.*)"
+    """Must match all that is between them."""
+    receive: str = ""
+    """Where the thread gets what others have sent or posted; white space alone, such as a line's end, is that wherever
+    it stands outside of messages and blocks."""
     forbidden: tuple[str, ...] = ()
     """Tags that only the runtime writes; a thread that emits one is malformed."""
 
@@ -87,7 +95,9 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     joined: str = "{children}"
     """All of them, in spawn order."""
     received: str = "{sender}: {message}\n"
-    """A message of another thread than a joined child, or what one has posted; {sender} is its path in the tree."""
+    """What another thread has sent, or posted on the board; {sender} is its address: "root", "0", "0.2"."""
+    undelivered: str = ""
+    """What a thread gets to know of a message that could not be sent, as {to} has ended; empty for nothing."""
     most_messages: int | None = None
     """Returned messages beyond these are not delivered."""
 
@@ -112,18 +122,23 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         check_template("delivered_nothing", self.delivered_nothing, about_child)
         check_template("joined", self.joined, {"children"}, ("children",))
         check_template("received", self.received, {"sender", "message"}, ("message",))
+        check_template("undelivered", self.undelivered, {"to"})
         check_template("prompt", self.prompt, {"prompt"}, ("prompt",))
 
     @property
     def tags(self) -> tuple[str, ...]:
         """Every declared tag."""
-        single = (self.spawn_open, self.spawn_close, self.block_open, self.block_close, self.join)
-        return tuple(tag for tag in (*single, self.return_open, self.return_close, *self.end, *self.forbidden) if tag)
+        single = (self.spawn_open, self.spawn_close, self.block_open, self.block_close, self.join, self.send_open)
+        several = (self.return_open, self.return_close, self.send_close, *self.end, *self.forbidden)
+        # A line's end may close one thing and be a place to receive, too.
+        receive = "" if self.receive in (self.spawn_close, self.send_close) else self.receive
+        return tuple(tag for tag in (*single, *several, receive) if tag)
 
     @property
     def needs_text(self) -> bool:
         """Whether a pattern is declared, which only decoded text can match."""
-        return bool(self.message_pattern or self.definitions or self.return_pattern or self.child_pattern)
+        patterns = (self.message_pattern, self.definitions, self.return_pattern, self.child_pattern, self.send_open)
+        return any(patterns)
 
     def _check_tags(self) -> None:
         for name in ("spawn_open", "spawn_close"):
@@ -148,6 +163,11 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ProtocolError("join is empty and there are no blocks whose end could be the join; declare either.")
         if self.cuts_block and (self.join or not self.block_open):
             raise ProtocolError("cuts_block needs blocks whose end is the join: declare block_open, and no join.")
+        if bool(self.send_open) != bool(self.send_close):
+            raise ProtocolError("send_open and send_close belong together; declare both or neither.")
+        if self.receive in (self.spawn_close, self.send_close) and self.receive.strip():
+            raise ProtocolError(f"receive is {self.receive!r}, which closes messages; only a line's end may do both.")
+        groups_of("send_pattern", self.send_pattern, ("to", "message"))
         if bool(self.return_open) == bool(self.return_pattern):
             raise ProtocolError("Declare either return_open or return_pattern, so that threads can return a message.")
         if self.return_close and not self.return_open:

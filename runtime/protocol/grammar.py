@@ -17,6 +17,9 @@ class Tag(Enum):
     JOIN = auto()
     RETURN_OPEN = auto()
     RETURN_CLOSE = auto()
+    SEND_OPEN = auto()
+    SEND_CLOSE = auto()
+    RECEIVE = auto()
     END = auto()
     FORBIDDEN = auto()
 
@@ -28,6 +31,7 @@ class State(Enum):
     BLOCK = "inside a spawn block"
     SPAWN = "inside a spawn message"
     RETURN = "inside a returned message"
+    SEND = "inside a message to another thread"
 
 
 class Meaning(Enum):
@@ -40,6 +44,8 @@ class Meaning(Enum):
     SPAWNED = auto()
     JOINED = auto()
     RETURNED = auto()
+    SENT = auto()
+    RECEIVED = auto()
     ENDED = auto()
 
 
@@ -51,7 +57,7 @@ def grammar_of(protocol: TagProtocol) -> Table:
     """The state machine of a protocol: which tags are allowed in which state, and what they mean there.
 
     A declaration without blocks spawns outside of them; one without a closing tag for returned messages ends them at
-    the thread's end; where a line end closes spawns, one that closes nothing is plain.
+    the thread's end; where a line end closes messages, one that closes nothing is plain, or a place to receive.
     """
     has_block, has_close = bool(protocol.block_open), bool(protocol.return_close)
     around_spawn = State.BLOCK if has_block else State.OUTSIDE
@@ -70,15 +76,29 @@ def grammar_of(protocol: TagProtocol) -> Table:
         closed = Meaning.BLOCK_CLOSED if protocol.join else Meaning.JOINED
         table[State.OUTSIDE, Tag.BLOCK_OPEN] = (State.BLOCK, Meaning.BLOCK_OPENED)
         table[State.BLOCK, Tag.BLOCK_CLOSE] = (State.OUTSIDE, closed)
-    if protocol.spawn_close.isspace():
-        for state in set(State) - {State.SPAWN}:
-            table[state, Tag.SPAWN_CLOSE] = (state, Meaning.PLAIN)
+    if protocol.send_open:
+        table[State.OUTSIDE, Tag.SEND_OPEN] = (State.SEND, Meaning.OPENED)
+        table[State.SEND, Tag.SEND_CLOSE] = (State.OUTSIDE, Meaning.SENT)
+    for text, tag, closed_state in (
+        (protocol.spawn_close, Tag.SPAWN_CLOSE, State.SPAWN),
+        (protocol.send_close, Tag.SEND_CLOSE, State.SEND),
+        (protocol.receive, Tag.RECEIVE, None),
+    ):
+        if text.isspace():
+            for state in set(State) - {closed_state}:
+                table[state, tag] = (state, Meaning.PLAIN)
+    if protocol.receive:
+        table[State.OUTSIDE, tags_by_text(protocol)[protocol.receive]] = (State.OUTSIDE, Meaning.RECEIVED)
     return table
 
 
 def tags_by_text(protocol: TagProtocol) -> dict[str, Tag]:
     """The tags that a protocol declares, by how they are written."""
+    # What closes something as well as being a place to receive is a close.
     single = {
+        protocol.receive: Tag.RECEIVE,
+        protocol.send_open: Tag.SEND_OPEN,
+        protocol.send_close: Tag.SEND_CLOSE,
         protocol.spawn_open: Tag.SPAWN_OPEN,
         protocol.spawn_close: Tag.SPAWN_CLOSE,
         protocol.block_open: Tag.BLOCK_OPEN,

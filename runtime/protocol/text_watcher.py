@@ -28,6 +28,7 @@ class TextTags(NamedTuple):
     longest: int
     """Characters of the longest of them."""
     message: Pattern
+    sent: Pattern
     returned: Pattern
     definitions: Sequence[tuple[Definition, Pattern]]
     """Each with its pattern."""
@@ -39,6 +40,7 @@ def text_tags(by_text: Mapping[str, Tag], protocol: TagProtocol) -> TextTags:
         re.compile("|".join(map(re.escape, by_text))),
         max(map(len, by_text)),
         Pattern(protocol.message_pattern),
+        Pattern(protocol.send_pattern),
         Pattern(protocol.return_pattern),
         [(definition, Pattern(definition.pattern)) for definition in protocol.definitions],
     )
@@ -169,6 +171,19 @@ class TextWatcher(TagWatcher):
         message = self._encode(self._message(begin, end))
         self._check_length(len(message))
         return message
+
+    def _sent(self, begin: int, end: int) -> tuple[str, str]:
+        message = self._text[begin:end]
+        try:
+            match = self._tags.sent.match_whole(message)
+        except ProtocolError as error:
+            raise Unusable(str(error)) from error
+        if match is None:
+            raise Unusable(f"message {message!r} does not match the protocol's send_pattern")
+        text = match.fields["message"]
+        if self._protocol.longest_message is not None:
+            self._check_length(len(self._encode(text)))
+        return match.fields["to"], text.strip() if self._protocol.strip else text
 
     def _put_back(self, block: Place) -> Tokens:
         piece = bisect_right(self._piece_offset, block.begin) - 1

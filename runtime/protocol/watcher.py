@@ -57,6 +57,10 @@ class TagWatcher(ABC):
     def _returned_message(self, begin: int, end: int) -> Tokens:
         """The returned message between two offsets; raises `Unusable`."""
 
+    def _sent(self, begin: int, end: int) -> tuple[str, str]:
+        """The address and the message of what a thread sends; raises `Unusable`. Matching on text alone has it."""
+        raise NotImplementedError
+
     @abstractmethod
     def _put_back(self, block: Place) -> Tokens:
         """What a cut at a block takes away although it stands before the block."""
@@ -95,6 +99,11 @@ class TagWatcher(ABC):
                 self._returned = self._returned_message(self._opened.end, at.begin), self._opened.token
             case Meaning.JOINED:
                 return (self._join(at),)
+            case Meaning.SENT if not self._lenient:
+                address, message = self._sent(self._opened.end, at.begin)
+                return (Signal("send", start=self._opened.token, stops=True, address=address, text=message),)
+            case Meaning.RECEIVED if not self._lenient:
+                return (Signal("receive", start=at.token, stops=True),)
             case Meaning.ENDED:
                 return (self._end(before, at),)
         return ()

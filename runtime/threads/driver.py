@@ -2,6 +2,7 @@
 
 generate -> spawn: ask the policy, start the child, go on decoding
          -> join:  wait for the children granted since the last one, append their messages, generate again
+         -> send, receive: messages to other threads, and from them; generate again
          -> end:   return the message
 """
 
@@ -17,6 +18,7 @@ from runtime.link.commands import Signal, Signalled
 from runtime.protocol import BoundForkProtocol, BoundProtocol, BoundToolProtocol, Resumed
 from runtime.threads.context import Context, GenerateOptions
 from runtime.threads.deciding import decide
+from runtime.threads.driven_mail import parked, prepare_mailbox, receive_as_declared, send_as_written
 from runtime.threads.forking import ForkDriver
 from runtime.threads.joining import Asked
 from runtime.threads.results import Generation, Outcome
@@ -43,6 +45,7 @@ async def drive(thread: RunningThread) -> Outcome:
     `LimitExceeded` is raised. Raises `ProtocolError` for malformed output and `PolicyError` for a policy that raised;
     what children failed of is raised at their join.
     """
+    prepare_mailbox(thread.context)
     protocol = thread.context.session.opened.protocol
     if protocol is None or isinstance(protocol, BoundToolProtocol):
         return await _drive_plain(thread)
@@ -127,22 +130,35 @@ class _Driver:
                 return Outcome(tuple(self._emitted), "", _without_message(generation))
             if last.kind == "end":
                 return self._returned(last.tokens)
+            mail = await self._mail(last)
             try:
-                await self._join(last, start)
+                if mail is None:
+                    await self._join(last, start)
+                else:
+                    context.extend(mail)
             except PromptError:
                 # The messages do not fit into what is left of the context.
                 return Outcome(tuple(self._emitted), "", "context")
-            if len(context.tokens) == start:
+            if mail is None and len(context.tokens) == start:
                 # The same context draws the same tokens: the model would go round for ever.
                 raise ProtocolError(
                     f"Thread {context.path}: a join cut its block away and delivered nothing, so that the context is "
                     f"what it was before. Declare a text for such joins, in delivered_nothing or joined."
                 )
-            watcher, seen = self._protocol.watcher(context.tokens), 0
+            if mail is None:
+                watcher, seen = self._protocol.watcher(context.tokens), 0
             if left is not None:
                 left -= len(generation.tokens)
                 if left <= 0:
                     return Outcome(tuple(self._emitted), "", "length")
+
+    async def _mail(self, signal: Signal) -> tuple[int, ...] | None:
+        """Sends or receives messages; what is to be appended then. None for other signals."""
+        if signal.kind == "send":
+            return await send_as_written(self._context, signal, self._protocol.protocol)
+        if signal.kind == "receive":
+            return await receive_as_declared(self._context, self._protocol.protocol)
+        return None
 
     async def _returned_by_text(self) -> tuple[int, ...]:
         """What the thread returned by all that it emitted; a text is searched beside the event loop."""
@@ -156,7 +172,7 @@ class _Driver:
             raise ProtocolError(f"Thread {self._context.path}: {signal.reason}")
         if signal.kind == "spawn":
             self._spawn(signal, report.entropy)
-        elif signal.kind in ("join", "end"):
+        elif signal.kind in ("join", "end", "send", "receive"):
             self._last = signal
         else:
             self._tools.take(signal)
@@ -190,7 +206,8 @@ class _Driver:
             context.cut(start + join.keep, join.keep)
         asked, self._asked = self._asked, []
         granted = [child for _, child in asked if child is not None]
-        await children.collect(granted)
+        with parked(context):
+            await children.collect(granted)
         await children.take_over(granted, append=asked, before=join.tokens)
 
     def _returned(self, tokens: tuple[int, ...]) -> Outcome:

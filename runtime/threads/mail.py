@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Self
 
+from policies.conversion import converted
 from runtime.errors import PromptError, ThreadStateError
 from runtime.link.commands import ThreadPath
 from runtime.link.events import MessageSent, MessagesReceived, Posted
@@ -28,6 +29,10 @@ async def send(context: Context, to: ThreadPath, text: str, tokens: tuple[int, .
     if to[:1] != context.path[:1]:
         raise ValueError(f"Thread {to} is not in the tree of thread {context.path}; messages stay in a tree.")
     message = ThreadMessage(sender=context.path, text=text, tokens=tokens)
+    addressee = context.office.find(to)
+    if addressee is not None and addressee.template is not None:
+        # What a model cannot read is its sender's error.
+        written(context, [message], addressee.template)
     mail = context.session.opened.recorded_mail
     if mail is not None:
         await _send_again(context, mail, to, message)
@@ -154,10 +159,10 @@ def written(context: Context, messages: Sequence[ThreadMessage], template: str) 
 class Messages:
     """Async iterator over the messages of a thread's mailbox."""
 
-    def __init__(self, context: Context, *, waits: bool) -> None:
+    def __init__(self, context: Context, waits: bool) -> None:
         """Made by `ReasoningThread.messages`."""
         self._context = context
-        self._waits = waits
+        self._waits = converted(waits, bool, "waits")
 
     def __aiter__(self) -> Self:
         return self

@@ -38,6 +38,7 @@ class Mailbox:
         "is_parked",
         "posts_seen",
         "refusal",
+        "template",
     )
 
     def __init__(self, new_wakeup: Callable[[], Wakeup]) -> None:
@@ -46,6 +47,8 @@ class Mailbox:
         """Whether its thread waits for others, who then need not wait for room: it takes whatever comes."""
         self.refusal = ""
         """Why its thread never receives anything; empty where it may."""
+        self.template: str | None = None
+        """How its thread writes a message down, where its model drives it; None where a program takes it."""
         self.posts_seen = 0
         """How many posts of the board its thread has passed."""
         self._new_wakeup = new_wakeup

@@ -25,6 +25,7 @@ from runtime.threads.arguments import (
 from runtime.threads.board import Tree
 from runtime.threads.child import Child
 from runtime.threads.context import GenerateOptions
+from runtime.threads.driven_mail import prepare_mailbox
 from runtime.threads.driver import drive_child
 from runtime.threads.joining import AsCompleted
 from runtime.threads.mail import Messages, content_of, post, receive, send
@@ -305,8 +306,7 @@ class ReasoningThread:
         tree.
         """
         path = to.path if isinstance(to, Child | ReasoningThread) else converted(to, ThreadPath, "to")
-        text, tokens = content_of(self._context, message)
-        await send(self._context, path, text, tokens)
+        await send(self._context, path, *content_of(self._context, message))
 
     def messages(self, *, waits: bool = True) -> Messages:
         """What others have sent to this thread, oldest first: `async for message in thread.messages()`.
@@ -315,7 +315,7 @@ class ReasoningThread:
         ends when the mailbox is empty. Nothing is appended to the context. Left early or cancelled, the mailbox keeps
         what was not delivered. Raises `ThreadStateError` where two coroutines wait for one thread's messages.
         """
-        return Messages(self._context, waits=converted(waits, bool, "waits"))
+        return Messages(self._context, waits)
 
     def post(self, text: str) -> None:
         """Appends a text to the board of the tree, which others get at their next `receive`."""
@@ -377,6 +377,8 @@ class ReasoningThread:
         task = self._running.start_child(
             prompt, main=_main_of(given.program), limits=given.limits, settings=self._settings(given), fork=fork
         )
+        if given.program is None:
+            prepare_mailbox(task.context)
         return Child(task)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 
 from policies import Fixed, Policy
@@ -17,8 +18,20 @@ from runtime.device.settings import EngineSettings
 from runtime.loading import open_device
 from runtime.threads.mailbox import MOST_MESSAGES
 from tests.engine.engines import SIZES, opened
-from traces import MessageSent, MessagesReceived, Posted, Trace, imbalances, read, thread_tree, verify, walk_threads
+from traces import (
+    MessageSent,
+    MessagesReceived,
+    Posted,
+    Trace,
+    imbalances,
+    read,
+    thread_lines,
+    thread_tree,
+    verify,
+    walk_threads,
+)
 from traces.mail import deliveries
+from traces.viewer_format import trace_events
 
 pytestmark = pytest.mark.anyio
 POLICY = Policy(depth=Fixed(2))
@@ -256,6 +269,10 @@ async def test_a_trace_plays_back_every_message_and_post(tiny_checkpoint: Path, 
     ends = [event for event in trace.events if isinstance(event, MessagesReceived) and event.ending == "alone"]
     assert len(ends) == 1
     assert all(delivery.sent <= delivery.received for delivery in found)
+    arrows = [each for each in trace_events(trace) if each["name"] in ("message", "post") and each["ph"] in "sf"]
+    assert [each["ph"] for each in arrows] == ["s", "f"] * len(found)
+    lines = [msgspec.json.decode(line) for line in thread_lines(trace.events)]
+    assert sum(each["kind"] == "sent" and not each["error"] for line in lines for each in line["mail"]) == len(sent)
     mail = [event for record in walk_threads(thread_tree(trace.events)) for event in record.mail]
     assert len(mail) == sum(
         type(event).__name__ in ("MessageSent", "Posted", "MessagesReceived") for event in trace.events

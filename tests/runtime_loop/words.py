@@ -12,6 +12,7 @@ WORDS = (
     *map(str, range(100)),
     *"abcdefghijklmnopqrstuvwxyz",
     *("<spawn>", "</spawn>", "<join>", "<return>", "<end>", "<message>", "</message>", "<block>", "</block>"),
+    *("<send>", "</send>", "<receive>", "root", "parent", "board", ":", "!"),
 )
 
 PROTOCOL = TagProtocol(
