@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import msgspec
+import torch
 
 from benchmarks import (
     backends,
     cancelling,
     continuous,
+    cuda,
     depthwise,
     device,
     early_exits,
@@ -48,13 +50,20 @@ BENCHMARKS: dict[str, tuple[Callable[[int], Result], ...]] = {
     "device": (partial(device.measure, device.Size()),),
     "simulate": (partial(simulation.measure, simulation.Size()),),
     "wide": (partial(wide.measure, wide.Size()),),
+    "cuda": (
+        partial(cuda.measure, cuda.Size(width=384, dtype="float32")),
+        partial(cuda.measure, cuda.Size()),
+    ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all if none is named"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"one of {', '.join(BENCHMARKS)}; all if none is named, but those that need a device that is not here",
     )
     parser.add_argument("--rounds", type=whole(1), default=5, help="times that every side is measured (default: 5)")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the results there as well")
@@ -63,9 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in chosen.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    if "cuda" in chosen.names and not torch.cuda.is_available():
+        parser.error("the benchmark cuda needs a CUDA device, and PyTorch sees none")
     printer, results, environment = Printer(), [], Environment.here()
     printer.print(f"{environment}\n", highlight=False, soft_wrap=True)
-    for name in chosen.names or BENCHMARKS:
+    for name in chosen.names or (name for name in BENCHMARKS if name != "cuda" or torch.cuda.is_available()):
         for measure in BENCHMARKS[name]:
             results.append(measure(chosen.rounds))
             printer.print(as_table(results[-1]))

@@ -164,6 +164,24 @@ def looped(width: int, layers: int, loops: int, context: int = 256) -> Transform
     return model
 
 
+def published_layout(width: int, context: int = 4096) -> Transformer:
+    """The layout of the published Huginn at another width: two layers of prelude, four of core and two of coda."""
+    return _drawn(
+        RavenConfig(
+            n_embd=width,
+            n_heads=width // 96 if width % 96 == 0 else width // 64,
+            intermediate_size=3 * width,
+            vocab_size=VOCABULARY,
+            block_size=context,
+            n_layers_in_prelude=2,
+            n_layers_in_recurrent_block=4,
+            n_layers_in_coda=2,
+            mean_recurrence=32,
+            tie_embeddings=False,
+        )
+    )
+
+
 def _drawn(config: ModelConfig) -> Transformer:
     model = Transformer(config)
     initialise(model, torch.Generator().manual_seed(0))

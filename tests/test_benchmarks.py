@@ -9,12 +9,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import (
     backends,
     cancelling,
     continuous,
+    cuda,
     depthwise,
     device,
     early_exits,
@@ -75,6 +77,19 @@ def test_early_exits_spread() -> None:
     assert isinstance(bound, float)
     assert 1 < mean < size.loops
     assert 1 < bound < size.loops / mean, "what is done once a token saves nothing"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_graphs_and_eager_ticks_answer_on_a_cuda_device() -> None:
+    result = sound(cuda.measure(cuda.Size(threads=(2,), width=64, prompt=5, tokens=4, depth=2), rounds=1))
+    assert column(result, "threads") == [2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_benchmark_of_a_device_that_is_not_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["cuda"])
+    assert "needs a CUDA device" in capsys.readouterr().err
 
 
 def test_overhead_repeats_the_same_ticks() -> None:
