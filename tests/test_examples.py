@@ -7,7 +7,17 @@ from pathlib import Path
 import anyio
 import pytest
 
-from examples import checked, custom_policy, latents, record_replay, search, self_consistency, streaming, summary
+from examples import (
+    checked,
+    custom_policy,
+    latents,
+    record_replay,
+    search,
+    self_consistency,
+    sharing,
+    streaming,
+    summary,
+)
 from examples.countdown.problems import Problem
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -18,6 +28,14 @@ def test_search(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     anyio.run(search.main, Problem((22, 26, 31, 53), 27), backend=backend)
     printed = capsys.readouterr().out
     assert "= 27, right: True" in printed
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_sharing(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(sharing.main, 2, backend=backend)
+    without, with_messages = capsys.readouterr().out.splitlines()
+    assert without.startswith("without messages: 2 of 2 solved, ")
+    assert with_messages.startswith("with messages: 2 of 2 solved, ")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -136,11 +136,33 @@ class _Drawing:
     def sampling(self) -> str:
         return "greedy" if self.likely(0.5) else self.chance.choice(tuple(SAMPLINGS))
 
+    def mail(self) -> p.AnyAction:
+        match self.chance.choices(("send", "post", "receive"), (9, 2, 6))[0]:
+            case "send":
+                return p.Send(to=None if self.likely(0.5) else self.chance.randrange(4), tokens=self.tokens(1, 3))
+            case "post":
+                return p.Post(text=self.chance.choice("abc"))
+            case _:
+                return p.Receive(how=self.chance.choice(("mailbox", "mailbox", "wait", "context")))
+
     def action(self, level: int) -> p.AnyAction:
         chance = self.chance
         match chance.choices(
-            ("generate", "stream", "append", "child", "call", "join", "merged", "cancel", "within", "pause", "fail"),
-            (30, 14, 8, 22 if level < 3 else 0, 9, 14, 8 if level < 3 else 0, 4, 9 if level < 4 else 0, 4, 1),
+            (
+                "generate",
+                "stream",
+                "append",
+                "child",
+                "call",
+                "join",
+                "merged",
+                "cancel",
+                "within",
+                "pause",
+                "fail",
+                "mail",
+            ),
+            (30, 14, 8, 22 if level < 3 else 0, 9, 14, 8 if level < 3 else 0, 4, 9 if level < 4 else 0, 4, 1, 20),
         )[0]:
             case "merged":
                 return p.Branch(
@@ -152,6 +174,8 @@ class _Drawing:
                 )
             case "generate":
                 return self.generate()
+            case "mail":
+                return self.mail()
             case "stream":
                 return p.Stream(
                     tokens=chance.randint(1, self.longest),

@@ -26,6 +26,7 @@ from tests.fuzz import program as p
 from tests.fuzz.alone import Said
 from tests.fuzz.faults import Injected
 from tests.fuzz.generating import CONTEXT
+from tests.fuzz.mailing import Mail, is_about_an_end
 from tests.fuzz.subjects import BY_LOAD, DEPTHS, SAMPLINGS, FaultyAtRole, policy_of
 from tests.fuzz.tools import is_on_purpose, start_call
 
@@ -45,7 +46,8 @@ class Books:
         self.roots: list[ReasoningThread] = []
         self.driven: list[tuple[p.Root, Answer]] = []
         self.counts: Counter[str] = Counter()
-        self.findings: list[str] = []
+        self.mail = Mail()
+        self.findings: list[str] = self.mail.findings
         self.failed: list[EngineFailed] = []
         self.hit: list[BraidError] = []
         """Errors of threads that a fault of the device ended alone."""
@@ -70,7 +72,7 @@ class Books:
         elif (
             isinstance(error, LimitExceeded | QueueFull | PromptError | Planned | TimeoutError)
             or is_on_purpose(error)
-            or (isinstance(error, ThreadStateError) and _is_about_merging(error))
+            or (isinstance(error, ThreadStateError) and (_is_about_merging(error) or is_about_an_end(error)))
             or (isinstance(error, PolicyError) and _is_about_a_policy(error))
             or (isinstance(error, CapacityError) and self._is_too_much(error))
         ):
@@ -141,6 +143,7 @@ class Interpreter:
                 said = self._begin(thread, root.depth, limits)
                 said.receive(root.prompt)
                 await _Body(self, thread, said, root.depth).run(root.body)
+            self._books.mail.check_board(thread)
         except Exception as error:
             self._books.judge(error)
 
@@ -229,6 +232,12 @@ class _Body:
                 await self._join(action)
             case p.Call():
                 self._children.append(start_call(self._thread, action))
+            case p.Send():
+                await self._books.mail.send(self._thread, self._children, action)
+            case p.Post(text=text):
+                self._books.mail.post(self._thread, text)
+            case p.Receive(how=how):
+                self._said.receive(await self._books.mail.receive(self._thread, how))
             case p.Cancel(child=index):
                 if self._children:
                     self._children[index % len(self._children)].cancel()

@@ -82,6 +82,24 @@ class Call(Action, frozen=True):
     milliseconds: float = 0.0
 
 
+class Send(Action, frozen=True):
+    """A message to the parent, or to one of the children, by its number."""
+
+    to: int | None
+    tokens: Tokens
+
+
+class Post(Action, frozen=True):
+    text: str
+
+
+class Receive(Action, frozen=True):
+    """What was sent is taken: out of the mailbox, after waiting for some milliseconds, or into the context, with what
+    was posted."""
+
+    how: Literal["mailbox", "wait", "context"]
+
+
 class Cancel(Action, frozen=True):
     child: int
 
@@ -105,7 +123,23 @@ class Return(Action, frozen=True):
     tokens: Tokens
 
 
-AnyAction = Append | Branch | Call | Generate | Stream | Spawn | Join | Cancel | Within | Pause | Fail | Return
+AnyAction = (
+    Append
+    | Branch
+    | Call
+    | Generate
+    | Stream
+    | Spawn
+    | Join
+    | Send
+    | Post
+    | Receive
+    | Cancel
+    | Within
+    | Pause
+    | Fail
+    | Return
+)
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
