@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from runtime.errors import BraidError as BraidError
     from runtime.errors import CapacityError as CapacityError
     from runtime.errors import CheckpointError as CheckpointError
+    from runtime.errors import ConstraintError as ConstraintError
     from runtime.errors import EngineClosed as EngineClosed
     from runtime.errors import EngineFailed as EngineFailed
     from runtime.errors import LimitExceeded as LimitExceeded

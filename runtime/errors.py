@@ -27,6 +27,10 @@ class ProtocolError(BraidError):
     """A thread emitted, or a user declared, something its spawn and join protocol does not allow."""
 
 
+class ConstraintError(BraidError, ValueError):
+    """What tokens are to be constrained to cannot be followed: it is malformed, or no token of the model can."""
+
+
 class PolicyError(BraidError):
     """A policy raised or answered something unusable; ends the thread it was asked for, not the engine."""
 

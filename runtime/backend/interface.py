@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies import Carry, DepthPolicy
+from runtime.link.constraints import TokenMask
 from runtime.link.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -154,6 +155,9 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     """The distinct samplings that entering tokens refer to."""
     contexts: dict[int, Int32]
     """For lanes whose sampling has a repetition penalty: the thread's token ids so far."""
+    masks: Mapping[int, TokenMask] = {}
+    """For lanes that enter and whose successors are constrained: which tokens may be sampled. A backend asks for it as
+    late as it can; such lanes have no run, and draft nothing."""
     halting: tuple[frozenset[int], ...] = ()
     """The distinct sets of tokens that entering lanes stop at."""
     most_ticks: int = 1

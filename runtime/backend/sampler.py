@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from runtime.link.constraints import Words
 from runtime.link.sampling import FilterRule, Sampling
 
 Int32 = NDArray[np.int32]
@@ -42,21 +43,24 @@ def sample(
     entropies: bool = False,
     *,
     rule: FilterRule = "transformers",
+    masks: Mapping[int, Words] | None = None,
 ) -> Sampled:
     """Chooses one token a row.
 
     `logits` [n, vocab] float, not changed; `which` [n] indexes `samplings`; `uniforms` [n] float32 in (0, 1), on the
     logits' device, may be None where every sampling is greedy; `contexts` gives by row the token ids so far, for rows
-    with a repetition penalty; `rule` is that of samplings whose filters are the model's. A row's result depends on its
-    own logits, sampling, uniform and context alone. Ties are decided for the lowest id.
+    with a repetition penalty; `rule` is that of samplings whose filters are the model's; `masks` gives by row which
+    tokens may be drawn, for rows that are constrained: all others are dropped before temperature and filters. A row's
+    result depends on its own logits, sampling, uniform, context and mask alone. Ties are decided for the lowest id.
 
     Raises `ValueError` if a row needs a uniform and there are none.
     """
     logits = logits.float()
     entropy = torch.special.entr(torch.softmax(logits, dim=-1)).sum(dim=-1) if entropies else None
+    allowed = _allowed(masks, logits) if masks else None
     used = np.unique(which)
     if len(used) == 1:
-        token, logprob, top = _sample_group(logits, samplings[used[0]], uniforms, contexts, rule)
+        token, logprob, top = _sample_group(logits, samplings[used[0]], uniforms, contexts, rule, allowed)
         return Sampled(token, logprob, entropy, top)
     n = logits.shape[0]
     token = torch.empty(n, dtype=torch.int64, device=logits.device)
@@ -67,20 +71,39 @@ def sample(
         at = torch.from_numpy(rows).to(logits.device)
         theirs = {new: contexts[old] for new, old in enumerate(rows.tolist()) if old in contexts} if contexts else {}
         drawn = None if uniforms is None else uniforms[at]
-        token[at], logprob[at], top = _sample_group(logits[at], samplings[index], drawn, theirs, rule)
+        mask = None if allowed is None else allowed[at]
+        token[at], logprob[at], top = _sample_group(logits[at], samplings[index], drawn, theirs, rule, mask)
         for row, likeliest in zip(rows.tolist(), top, strict=False):
             top_of[row] = likeliest
     return Sampled(token, logprob, entropy, tuple(top_of) if any(s.logprobs for s in samplings) else ())
 
 
+def _allowed(masks: Mapping[int, Words], logits: Tensor) -> Tensor:
+    """[n, vocab] bool: which tokens rows may be given."""
+    n, vocab = logits.shape
+    allowed = torch.ones(n, vocab, dtype=torch.bool, device=logits.device)
+    words = np.stack([mask[: -(-vocab // 32)] for mask in masks.values()]).view(np.int32)
+    bits = torch.from_numpy(words).to(logits.device)[:, :, None] >> torch.arange(32, device=logits.device)
+    rows = torch.tensor(list(masks), device=logits.device)
+    allowed[rows] = (bits & 1).bool().flatten(1)[:, :vocab]
+    return allowed
+
+
 def _sample_group(
-    logits: Tensor, sampling: Sampling, uniforms: Tensor | None, contexts: Mapping[int, Int32], rule: FilterRule
+    logits: Tensor,
+    sampling: Sampling,
+    uniforms: Tensor | None,
+    contexts: Mapping[int, Int32],
+    rule: FilterRule,
+    allowed: Tensor | None,
 ) -> tuple[Tensor, Tensor, tuple[dict[int, float], ...]]:
     """Tokens, log-probabilities and likeliest tokens of rows that share one sampling."""
     # Sums of float64 stay finite for finite float32, and do not for anything else.
     is_finite = torch.isfinite(logits.sum(dim=-1, dtype=torch.float64))
     if sampling.repetition_penalty != 1.0 and contexts:
         logits = penalised(logits, contexts, sampling.repetition_penalty)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed, -torch.inf)
     if sampling.is_greedy:
         logprobs = torch.log_softmax(logits, dim=-1)
         token = torch.argmax(logits, dim=-1)

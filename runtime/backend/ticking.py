@@ -31,6 +31,7 @@ from runtime.backend.interface import (
 from runtime.backend.lanes import Lanes
 from runtime.backend.randomness import SAMPLING_STREAM, initial_noise, uniforms
 from runtime.backend.sampler import Sampled, sample, score
+from runtime.link.constraints import TokenMask
 from runtime.link.sampling import Sampling
 from runtime.model.served import Served
 
@@ -61,6 +62,8 @@ class LaneBackend(ABC):
         self._carried = self._zeros(cache.rows, specification.width)
         self._contexts: dict[int, Int32] = {}
         """By lane, for samplings with a repetition penalty."""
+        self._masks: dict[int, TokenMask] = {}
+        """By lane, for tokens whose successors are constrained."""
         self._exits = ExitTests(cache.lanes, specification.width, specification.vocab_size, device)
         gate_sums = GateSums(*torch.zeros(2, cache.lanes, device=device))
         self._gate_sums = gate_sums if specification.exit_gate else None
@@ -191,8 +194,9 @@ class LaneBackend(ABC):
         self._exits.remember(exits)
         # Last, because a tick that fails for want of memory enters the same tokens again.
         self._keep(leaving)
-        for lane in leaving.tolist() if self._contexts else ():
+        for lane in leaving.tolist() if self._contexts or self._masks else ():
             self._contexts.pop(lane, None)
+            self._masks.pop(lane, None)
         lanes.leave(leaving)
         lanes.leave(occupied[dropped])
         return result
@@ -221,6 +225,10 @@ class LaneBackend(ABC):
         page = self._table[entering.row, place // size].astype(np.int64)
         self._lanes.enter(entering, tick.samplings, page * size + place % size)
         self._contexts |= tick.contexts
+        # Of lanes that were dropped, some are left.
+        for lane in entering.lane.tolist() if self._masks else ():
+            self._masks.pop(lane, None)
+        self._masks |= tick.masks
 
     def _initial_state(self, entering: Entering) -> Tensor:
         if self._specification.injection == "state":
@@ -328,6 +336,7 @@ class LaneBackend(ABC):
         distinct: dict[Sampling, int] = {}
         which = np.empty(len(lane), np.int32)
         contexts: dict[int, Int32] = {}
+        masks = {row: self._masks[place].wait() for row, place in enumerate(lane.tolist()) if place in self._masks}
         for row, place in enumerate(lane.tolist()):
             sampling = lanes.sampling[place]
             assert sampling is not None
@@ -339,7 +348,8 @@ class LaneBackend(ABC):
             key, position = self._on_device(lanes.sampling_key[lane]), self._on_device(lanes.position[lane])
             draws = uniforms(key, position, 1, SAMPLING_STREAM)[:, 0]
         entropies = bool(lanes.entropy[lane].any())
-        return sample(logits, which, tuple(distinct), draws, contexts, entropies, rule=self._specification.filter_rule)
+        rule = self._specification.filter_rule
+        return sample(logits, which, tuple(distinct), draws, contexts, entropies, rule=rule, masks=masks)
 
     def _keep(self, leaving: Int64) -> None:
         """Keeps the last latent states of lanes that leave, where the threads' next tokens start from them."""

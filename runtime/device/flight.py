@@ -10,6 +10,7 @@ import numpy as np
 from runtime.backend.interface import CARRY_KINDS, Entering, Int32
 from runtime.device.scoring import targets_of
 from runtime.device.sequence import Flight, Span
+from runtime.link.constraints import TokenMask
 from runtime.link.sampling import Sampling
 
 
@@ -20,6 +21,7 @@ class EnteringArrays(NamedTuple):
     samplings: tuple[Sampling, ...]
     halting: tuple[frozenset[int], ...]
     contexts: dict[int, Int32]
+    masks: dict[int, TokenMask]
 
 
 def arrays_of(flights: list[Flight]) -> EnteringArrays:
@@ -29,8 +31,7 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
     entropy, run, halts, keeps, draft = list[int](), list[int](), list[int](), list[bool](), list[int]()
     samplings: dict[Sampling, int] = {}
     halting: dict[frozenset[int], int] = {}
-    contexts: dict[int, Int32] = {}
-    is_long = list[bool]()
+    contexts, masks, is_long = dict[int, Int32](), dict[int, TokenMask](), list[bool]()
     displaced = list[tuple[slice, int]]()
     """Rows of the arrays of tokens that are so many places from their positions."""
     target: dict[int, int] = {}
@@ -75,6 +76,8 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
             request = flight.generate.request
             sample[-1] = samplings.setdefault(request.sampling, len(samplings))
             entropy[-1] = sequence.keeps_entropies
+            if request.matcher is not None and (mask := request.matcher.mask()) is not None:
+                masks[flight.last_lane] = mask
             if request.sampling.repetition_penalty != 1.0:
                 contexts[flight.last_lane] = np.array([*sequence.tokens, *guessed], np.int32)
     entering = Entering(
@@ -100,7 +103,7 @@ def arrays_of(flights: list[Flight]) -> EnteringArrays:
         is_long=np.array(is_long, np.bool_) if any(is_long) else None,
         target=_sparse(target, len(lane)) if target else None,
     )
-    return EnteringArrays(entering, tuple(samplings), tuple(halting), contexts)
+    return EnteringArrays(entering, tuple(samplings), tuple(halting), contexts, masks)
 
 
 def _displaced(position: list[int], displaced: list[tuple[slice, int]]) -> Int32:

@@ -16,7 +16,7 @@ from runtime.device.queues import Queues
 from runtime.device.scoring import Scored
 from runtime.device.sequence import Flight, Sequence
 from runtime.device.speculation import Speculation
-from runtime.errors import NumericalError, ProtocolError, described, device_error
+from runtime.errors import ConstraintError, NumericalError, ProtocolError, described, device_error
 from runtime.link import events
 from runtime.link.commands import Emitted, Failed, Finished, FinishReason, Signalled, ThreadPath, Watcher
 from runtime.link.metering import LIMIT_REACHED
@@ -179,6 +179,13 @@ class Generates:
         if not math.isfinite(drawn.logprob):
             self.fail(sequence, numerical_error(sequence, position))
             return
+        is_complete = False
+        if request.matcher is not None:
+            try:
+                is_complete = request.matcher.feed(drawn.token)
+            except ConstraintError as error:
+                self.fail(sequence, error)
+                return
         self._record_sampled(sequence, drawn, self._journal.ticks - 1 if tick is None else tick)
         if drawn.depth:
             sequence.append_sampled(drawn.token)
@@ -195,7 +202,7 @@ class Generates:
         if request.stream:
             top = () if drawn.top_logprobs is None else (drawn.top_logprobs,)
             self._journal.reports.append(Emitted(sequence.path, (drawn.token,), (drawn.logprob,), top))
-        stops = drawn.token in request.stop_tokens
+        stops = is_complete or drawn.token in request.stop_tokens
         if request.watcher is not None:
             try:
                 stops |= self._watch(sequence, generate, request.watcher, drawn.token)

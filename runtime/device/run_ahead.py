@@ -37,6 +37,9 @@ def run_ahead_of(flight: Flight, max_context: int, kv_cache: KVCache) -> RunAhea
     request = generate.request
     if len(flight) != 1 or not flight.samples or flight.known or sequence.keeps_entropies:
         return NONE
+    if request.matcher is not None:
+        # What may follow a token is not known before it.
+        return NONE
     if request.stream and isinstance(request.watcher, MeteredWatcher):
         # What a limit cuts off afterwards would have been shown.
         return NONE

@@ -122,6 +122,7 @@ class Scheduler:
             samplings=arrays.samplings,
             halting=arrays.halting,
             contexts=arrays.contexts,
+            masks=arrays.masks,
             most_ticks=most_ticks,
             number=self._journal.ticks,
         )

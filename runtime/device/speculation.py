@@ -99,6 +99,7 @@ class Speculation:
             or policy.drafts != "self"
             or flight.bounds != [sequence.constant_bound]
             or not flight.samples
+            or generate.request.matcher is not None
         ):
             return 0
         # An iteration limit is not spent on what may be thrown away: a generate would end sooner.
@@ -129,6 +130,9 @@ class Speculation:
         """How many tokens another model is to guess behind a flight that enters; 0 for none."""
         sequence, generate, policy = flight.sequence, flight.generate, flight.sequence.depth
         if self._drafter is None or not isinstance(policy, Speculative) or policy.drafts != "model":
+            return 0
+        if generate.request.matcher is not None:
+            # Tokens are the same without guesses, and what may follow a guess is not computed.
             return 0
         if flight.known or not flight.samples or set(flight.bounds) != {sequence.constant_bound}:
             return 0

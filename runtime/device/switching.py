@@ -33,6 +33,8 @@ class Switching:
         generate, policy = sequence.generate, sequence.depth
         if self._drafter is None or generate is None or not isinstance(policy, EntropySwitch):
             return False
+        if generate.request.matcher is not None:
+            return False
         return bool(generate.entropies) and not generate.is_alone and bool(policy.is_clear(generate.entropies))
 
     def speak(self) -> None:

@@ -192,6 +192,7 @@ class OpenThreads:
             max_iterations=request.max_iterations,
             scores=request.scores,
             fills=request.fills,
+            constraint=request.constraint,
         )
         if request.fills:
             if sequence.computed == len(sequence.tokens):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 import msgspec
 
 from policies import DepthPolicy
+from runtime.link.constraints import Constraint, Matcher
 from runtime.link.events import Event
 from runtime.link.events import ThreadPath as ThreadPath
 from runtime.link.latents import Latents
@@ -130,6 +131,10 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     fit into it; stop tokens, watcher and `max_tokens` are of no meaning then."""
     fills: bool = False
     """Whether the context is only computed to its last token, and nothing sampled: others are to see all of it."""
+    constraint: Constraint | None = None
+    """What the tokens are constrained to, for the trace."""
+    matcher: Matcher | None = None
+    """Which tokens that allows; with it, nothing is drafted, no other model speaks, and lanes stop at every token."""
 
 
 class Merge(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from runtime.link.constraints import Constraint
 from runtime.link.work import Work
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -99,6 +100,8 @@ class GenerateStarted(Event, frozen=True, kw_only=True):
     """Tokens that it scores, in place of any that it samples; the first of them would stand at `position`."""
     fills: bool = False
     """Whether it only computes the context to its last token."""
+    constraint: Constraint | None = None
+    """What its tokens are constrained to; their log-probabilities are then those of the constrained distribution."""
 
 
 class Merged(Event, frozen=True, kw_only=True):

@@ -87,3 +87,9 @@ class Both:
         if first is None or second is None:
             return None
         return Foresight(first.tokens | second.tokens, min(first.quiet, second.quiet))
+
+
+def text_before(text: str, strings: Sequence[str]) -> str:
+    """The part of a text before the first of some strings; all of it where there is none."""
+    found = [position for position in map(text.find, strings) if position >= 0]
+    return text[: min(found)] if found else text

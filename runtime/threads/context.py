@@ -31,13 +31,14 @@ from runtime.link.commands import (
     Interrupt,
     Signalled,
     ThreadPath,
-    Watcher,
 )
 from runtime.link.event_values import check_recordable
 from runtime.link.metering import MeteredWatcher
-from runtime.link.sampling import Sampling
 from runtime.protocol import StopStrings
+from runtime.protocol.stop_strings import text_before
 from runtime.threads.accounts import Account
+from runtime.threads.constraining import Unfinished, begun_at, unfinished_by
+from runtime.threads.generate_options import GenerateOptions
 from runtime.threads.inbox import PendingGenerate
 from runtime.threads.mailbox import Mailbox
 from runtime.threads.post_office import PostOffice
@@ -46,25 +47,6 @@ from runtime.threads.session import Session, ThreadSettings
 
 UNBOUNDED = 2**31 - 1
 """Tokens to sample where only the model's context is a bound."""
-
-
-class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What one generate is asked for; None is what the thread's settings say."""
-
-    max_tokens: int | None = None
-    stop_tokens: frozenset[int] = frozenset()
-    stop_strings: tuple[str, ...] = ()
-    watcher: Watcher | None = None
-    """Instead of stop strings."""
-    sampling: Sampling | None = None
-    depth: DepthPolicy | None = None
-    entropies: bool = False
-    stream: bool = False
-    nowait: bool = False
-    scores: tuple[int, ...] = ()
-    """Tokens to be scored instead of any that are sampled."""
-    fills: bool = False
-    """Whether the context is only computed to its last token."""
 
 
 class Borrower(Protocol):
@@ -101,6 +83,7 @@ class Context:
         "skipped",
         "state",
         "tokens",
+        "unfinished",
     )
 
     def __init__(
@@ -129,6 +112,7 @@ class Context:
         """How many tokens it has more than positions, as siblings that were merged into it begin at one."""
         self.joined_at: int | None = None
         """How long it was after its last merged join."""
+        self.unfinished: Unfinished | None = None
         self._has_place = False
         self._depth = settings.depth
         self._metered: MeteredWatcher | None = None
@@ -150,7 +134,7 @@ class Context:
             self.tokens = inherits.tokens[:]
             self.forked_at = inherits.path, len(self.tokens)
             self.skipped, self.joined_at = inherits.skipped, inherits.joined_at
-            self.conversation = inherits.conversation
+            self.conversation, self.unfinished = inherits.conversation, inherits.unfinished
             self.account.see_length(len(self.tokens))
 
     def close(self, *, keeps: bool = False) -> None:
@@ -247,11 +231,24 @@ class Context:
         """
         await self.enter(options.nowait)
         try:
+            options = await self.with_matcher(options)
             call, report = await self._called(options, on_signal)
             self.add_sampled(report.tokens)
             return self.generation(call, report, options)
         finally:
             self.leave()
+
+    async def with_matcher(self, options: GenerateOptions) -> GenerateOptions:
+        """Options with a matcher, where they have a constraint. Raises `ConstraintError` where there can be none."""
+        asked = options.constraint
+        if asked is None:
+            return options
+        start = len(self.tokens)
+        if options.resumes:
+            start = begun_at(self.path, asked, self.unfinished, start, self.joined_at)
+        constraint = msgspec.structs.replace(asked, begun=len(self.tokens) - start)
+        matcher = await self.session.make_matcher(constraint, self.tokens[start:])
+        return msgspec.structs.replace(options, constraint=constraint, matcher=matcher)
 
     async def score(self, options: GenerateOptions) -> Score:
         """Scores tokens as if they followed; the context is as before. Raises `LimitExceeded` where that took more
@@ -335,7 +332,11 @@ class Context:
             entropies=options.entropies,
             scores=options.scores,
             fills=options.fills,
+            constraint=options.constraint,
+            matcher=options.matcher,
         )
+        if samples:
+            self.unfinished = unfinished_by(options.constraint, len(self.tokens))
         # What is expected is sent: leaving the engine waits for its answer.
         self.session.inbox.expect(call)
         self.session.send(command)
@@ -349,16 +350,19 @@ class Context:
     def generation(self, call: PendingGenerate, report: Finished, options: GenerateOptions) -> Generation:
         """What the caller gets for a finished call, whose tokens the context has taken in."""
         reason, limit = _reason_and_limit(call, report)
+        if reason == "stop":
+            self.unfinished = None
         tokens = report.tokens
         shown = tokens[:-1] if tokens and tokens[-1] in options.stop_tokens else tokens
         return Generation(
-            text=_text_before(
+            text=text_before(
                 self.session.text_after(self.tokens[: len(self.tokens) - len(tokens)], shown), options.stop_strings
             ),
             tokens=tokens,
             logprobs=report.logprobs,
             top_logprobs=report.top_logprobs,
             depths=report.depths,
+            is_constrained=options.constraint is not None,
             reason=reason,
             limit=limit,
         )
@@ -389,9 +393,3 @@ def _reason_and_limit(
     if report.reason == "length" and call.bounded_by_limit:
         return "length", "tokens"
     return report.reason, None
-
-
-def _text_before(text: str, strings: Sequence[str]) -> str:
-    """The part of a text before the first of some strings; all of it where there is none."""
-    found = [position for position in map(text.find, strings) if position >= 0]
-    return text[: min(found)] if found else text

@@ -16,10 +16,11 @@ import msgspec
 from runtime.errors import LimitExceeded, PromptError, ProtocolError
 from runtime.link.commands import Signal, Signalled
 from runtime.protocol import BoundForkProtocol, BoundProtocol, BoundToolProtocol, Resumed
-from runtime.threads.context import Context, GenerateOptions
+from runtime.threads.context import Context
 from runtime.threads.deciding import decide
 from runtime.threads.driven_mail import parked, prepare_mailbox, receive_as_declared, send_as_written
 from runtime.threads.forking import ForkDriver
+from runtime.threads.generate_options import GenerateOptions
 from runtime.threads.joining import Asked
 from runtime.threads.results import Generation, Outcome
 from runtime.threads.running import RunningThread

@@ -18,8 +18,8 @@ from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import Signal, Signalled
 from runtime.protocol import BoundForkProtocol, StopStrings
 from runtime.threads.child import ChildTask
-from runtime.threads.context import GenerateOptions
 from runtime.threads.deciding import decide
+from runtime.threads.generate_options import GenerateOptions
 from runtime.threads.results import Generation, Outcome
 from runtime.threads.running import RunningThread
 from runtime.threads.tool_use import ToolUse

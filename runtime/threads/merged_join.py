@@ -8,7 +8,8 @@ import anyio
 
 from runtime.errors import LimitExceeded, ThreadStateError, changed_since_fork
 from runtime.link.commands import Failed, Finished, Interrupt, Merge
-from runtime.threads.context import Context, GenerateOptions
+from runtime.threads.context import Context
+from runtime.threads.generate_options import GenerateOptions
 
 
 def check_forked(parent: Context, children: Iterable[Context]) -> None:

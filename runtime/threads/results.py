@@ -91,12 +91,15 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     """What the context gained, a stop included."""
     logprobs: tuple[float, ...]
-    """Natural-log probability of each token under the distribution it was sampled from."""
+    """Natural-log probability of each token under the distribution it was sampled from; that is the constrained one
+    where `is_constrained`."""
     top_logprobs: tuple[Mapping[int, float], ...]
     """The likeliest tokens at each step, as many as `Sampling.logprobs` asks for."""
     depths: tuple[int, ...]
     """Iterations that made each token's logits; 0 where a second model said it (`EntropySwitch`)."""
     reason: FinishReason
+    is_constrained: bool = False
+    """Whether the call was given what its text must be; it is that if the reason is "stop"."""
     limit: Literal["tokens", "iterations"] | None = None
     """The limit that cut it short; the next call raises `LimitExceeded`."""
 

@@ -8,6 +8,7 @@ from threading import get_ident
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from policies import DepthPolicy, SpawnPolicy
@@ -26,10 +27,12 @@ from runtime.link.commands import (
     Statistics,
     ThreadPath,
 )
+from runtime.link.constraints import Constraint, Matcher
 from runtime.link.events import Event
 from runtime.link.sampling import Sampling
 from runtime.model.incremental import text_after
 from runtime.model.tokenizer import Tokenizer
+from runtime.protocol.constraints import Matchers
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import token_ids
 from runtime.threads.chat import Chat
@@ -76,6 +79,7 @@ class Session:
         self.chat = Chat(opened.chat_templates, opened.tokenizer, opened.stop_tokens)
         self.seed = seed
         self.is_closed = False
+        self._matchers = Matchers(opened.tokenizer, opened.vocab_size, opened.stop_tokens)
         self.account = Account(())
         self.inbox = Inbox(self._interrupt_below)
         self.records = records
@@ -227,6 +231,10 @@ class Session:
         """What is given, and for the fields that it does not say what the checkpoint says."""
         return given.over(self.opened.sampling)
 
+    async def make_matcher(self, constraint: Constraint, begun: Sequence[int]) -> Matcher:
+        """The matcher of a constraint, made on a worker thread. Raises what `Matchers.make` does."""
+        return await anyio.to_thread.run_sync(self._matchers.make, constraint, begun)
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids; empty without a tokenizer."""
         return "" if self.opened.tokenizer is None else self.opened.tokenizer.decode(tokens)
@@ -252,6 +260,7 @@ class Session:
     def end(self) -> None:
         """The device has stopped: what it has not answered it will not answer."""
         self.inbox.fail_requests(lambda: EngineClosed("The engine was closed before the device had answered."))
+        self._matchers.close()
 
     def _interrupt_below(self, account: Account) -> None:
         if not account.pending:

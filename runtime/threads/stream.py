@@ -11,7 +11,8 @@ from runtime.errors import ThreadStateError
 from runtime.link.commands import Emitted, Failed, Finished, Interrupt
 from runtime.model.incremental import IncrementalDecoder
 from runtime.protocol.stop_strings import begins_stop
-from runtime.threads.context import Context, GenerateOptions
+from runtime.threads.context import Context
+from runtime.threads.generate_options import GenerateOptions
 from runtime.threads.inbox import PendingGenerate
 from runtime.threads.results import Chunk, Generation
 
@@ -77,6 +78,7 @@ class Stream:
         if self._call is None:
             await self._context.enter(self._options.nowait)
             try:
+                self._options = await self._context.with_matcher(self._options)
                 tokenizer = self._context.session.opened.tokenizer
                 self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer, self._context.tokens)
                 self._call = self._context.begin(self._options, wants_reports=True)

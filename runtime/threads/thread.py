@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Self, Unpack, overload
 
 import msgspec
 
@@ -17,16 +17,16 @@ from runtime.link.commands import ThreadPath
 from runtime.link.sampling import Sampling
 from runtime.threads.arguments import (
     FirstArguments,
-    GenerateArguments,
     JoinArguments,
     ScoreArguments,
     ThreadArguments,
 )
 from runtime.threads.board import Tree
 from runtime.threads.child import Child
-from runtime.threads.context import GenerateOptions
+from runtime.threads.constraining import ConstraintOptions
 from runtime.threads.driven_mail import prepare_mailbox
 from runtime.threads.driver import drive_child
+from runtime.threads.generate_options import GenerateOptions, generate_options
 from runtime.threads.joining import AsCompleted
 from runtime.threads.mail import Messages, content_of, post, receive, send
 from runtime.threads.mailbox import ThreadMessage
@@ -119,6 +119,7 @@ class ReasoningThread:
         sampling: Sampling | None = None,
         depth: DepthPolicy | None = None,
         nowait: bool = False,
+        **constraint: Unpack[ConstraintOptions],
     ) -> Generation:
         """Samples tokens until a stop, a bound or the end of the context, and appends them.
 
@@ -128,9 +129,12 @@ class ReasoningThread:
 
         Limits bound the call to what is left (reason "length" or "iterations", and `limit` says which); where nothing
         is left at the start, it raises `LimitExceeded`. Cancelled, the context is exactly as before the call.
+
+        `json_schema`, `regex`, `choices` or `grammar` say what the text must be: no other token is sampled, and where
+        the reason is "stop", it is that. See `ConstraintOptions`; raises `ConstraintError` for what cannot be followed.
         """
         given = {"max_tokens": max_tokens, "stop": stop, "sampling": sampling, "depth": depth, "nowait": nowait}
-        return await self._context.generate(self._options(given, stream=False))
+        return await self._context.generate(generate_options(self._context.session, given, constraint, stream=False))
 
     def stream(
         self,
@@ -140,6 +144,7 @@ class ReasoningThread:
         sampling: Sampling | None = None,
         depth: DepthPolicy | None = None,
         nowait: bool = False,
+        **constraint: Unpack[ConstraintOptions],
     ) -> Stream:
         """`generate` as an async iterator of chunks, whose texts joined are the generation's.
 
@@ -147,7 +152,7 @@ class ReasoningThread:
         were delivered.
         """
         given = {"max_tokens": max_tokens, "stop": stop, "sampling": sampling, "depth": depth, "nowait": nowait}
-        return Stream(self._context, self._options(given, stream=True))
+        return Stream(self._context, generate_options(self._context.session, given, constraint, stream=True))
 
     async def score(
         self,
@@ -347,19 +352,6 @@ class ReasoningThread:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         return await self._running.__aexit__(kind, error, traceback)
-
-    def _options(self, arguments: dict[str, Any], stream: bool) -> GenerateOptions:
-        given = GenerateArguments(**arguments)
-        session = self._context.session
-        return GenerateOptions(
-            max_tokens=given.max_tokens,
-            stop_tokens=given.stop_tokens | session.opened.stop_tokens,
-            stop_strings=given.stop_strings,
-            sampling=None if given.sampling is None else session.sampled_as(given.sampling),
-            depth=given.depth,
-            nowait=given.nowait,
-            stream=stream,
-        )
 
     def _settings(self, given: ThreadArguments) -> ThreadSettings:
         """The thread's own, but for what is given."""

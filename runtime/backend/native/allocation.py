@@ -74,6 +74,7 @@ def _sizes(model: Transformer, cache: CacheShape, workers: int) -> Sizes:
         attended_stride=_up(own.heads * own.head_dim, 2),
         longest_run=LONGEST_RUN,
         vocab=own.vocab_size,
+        mask_words=-(-own.vocab_size // 32),
         prelude_layers=own.prelude_layers,
         core_layers=own.core_layers,
         coda_layers=own.coda_layers,
@@ -139,6 +140,8 @@ def _lanes(sizes: Sizes) -> NativeLanes:
         going_on=_floats(n),
         exit_count=_longs(n),
         halting=np.zeros((0, sizes.vocab), np.bool_),
+        is_masked=np.zeros(n, np.bool_),
+        allowed=_integers(0, sizes.mask_words),
     )
 
 

@@ -46,6 +46,7 @@ from runtime.backend.native.compiled import (
 )
 from runtime.backend.native.crew import Crew
 from runtime.backend.native.criteria import BY_POLICY, GATE, criterion_of
+from runtime.backend.native.lane_masks import LaneMasks
 from runtime.backend.native.packing import pack
 from runtime.backend.native.tick_buffers import as_record
 from runtime.backend.sampler import Sampled, divisor
@@ -81,6 +82,7 @@ class NativeBackend(LaneBackend):
         self._buffers = buffers = allocate(model, cache, self._lanes, self._table, self._holes, crew)
         self._native = native = load_native_functions(buffers.weights.weights.dtype == np.uint16)
         self._record = record = as_record(buffers, native.do_task.address)
+        self._shown_masks = LaneMasks(buffers, record, self._lanes)
         self._state = torch.from_numpy(buffers.lanes.state)
         if self._gate_sums is not None:
             own = buffers.lanes
@@ -166,9 +168,12 @@ class NativeBackend(LaneBackend):
         work.flight[: len(flight)] = flight
         work.flight[-1] = len(flight)
         counts[6] = tick.number
-        self._native.advance(self._record, len(entering.lane), min(tick.most_ticks, MOST_TICKS), counts)
+        most_ticks = 1 if self._shown_masks.await_due(self._masks, flight) else min(tick.most_ticks, MOST_TICKS)
+        self._native.advance(self._record, len(entering.lane), most_ticks, counts)
         ticks, iterations, in_flight, _, stopped, tested = counts[:6].tolist()
         left = work.stopped[:stopped]
+        for lane in self._masks.keys() & left.tolist() if self._masks else ():
+            del self._masks[lane]
         if lanes.keeps[left].any():
             self._keep(left.astype(np.int64))
         last = np.maximum(own.run_count[left] - 1, 0)
@@ -225,6 +230,7 @@ class NativeBackend(LaneBackend):
         test = self._tests[entering.policy]
         own.criterion[lane], own.threshold[lane] = test["criterion"], test["threshold"]
         own.min_iterations[lane], own.check_every[lane] = test["min_iterations"], test["check_every"]
+        own.is_masked[lane] = False
         own.run_count[lane] = 0
         own.run[lane] = np.minimum(entering.run, LONGEST_RUN - 1)
         if entering.run.any():
@@ -342,6 +348,8 @@ class NativeBackend(LaneBackend):
             return drawn
         work, rows = self._buffers.work, np.flatnonzero(plain)
         count = len(rows)
+        for masked in self._masks.keys() & lane[rows].tolist() if self._masks else ():
+            self._shown_masks.show(masked, self._masks[masked])
         work.logits[:count, : self._specification.vocab_size] = logits.numpy()[rows]
         work.batch[:count] = lane[rows]
         work.chosen[:count] = np.arange(count)

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.backend.native.intrinsics import VECTOR, jit
 from runtime.backend.native.key_blocks import block_exponentials, block_largest
-from runtime.backend.native.number_formats import floats, ints, longs
+from runtime.backend.native.number_formats import floats, ints, longs, octets
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_FACTOR = np.uint64(0xBF58476D1CE4E5B9)
@@ -36,8 +36,9 @@ def uniform(key: Any, position: Any) -> Any:
 def sample_row(buffers: Any, j: Any) -> None:
     """Chooses a token from row j of `logits`, that of lane batch[chosen[j]]; leaves the row as weights.
 
-    The same rules as in `runtime.backend.sampler`: ties for the lowest id; else the first token at which the running
-    sum exceeds uniform * total; a log-probability of NaN where the logits are not all finite.
+    The same rules as in `runtime.backend.sampler`: no token that the lane's mask forbids; ties for the lowest id; else
+    the first token at which the running sum exceeds uniform * total; a log-probability of NaN where the logits are not
+    all finite.
     """
     lane = longs(buffers.batch)[longs(buffers.chosen)[j]]
     row, start, end = floats(buffers.logits), j * buffers.logits_stride, (j + 1) * buffers.logits_stride
@@ -48,6 +49,8 @@ def sample_row(buffers: Any, j: Any) -> None:
         nothing += np.float32(0.0) * row[v]
     for v in range(vocab_end, end):
         row[v] = -np.inf
+    if octets(buffers.is_masked)[lane] != 0:
+        _drop_others(row, start, buffers.vocab, ints(buffers.allowed), lane * buffers.mask_words)
     temperature = floats(buffers.temperature)[lane]
     if temperature > 0:
         # The largest goes first, so that tiny temperatures do not overflow.
@@ -65,6 +68,14 @@ def sample_row(buffers: Any, j: Any) -> None:
         at = _draw(row, start, vocab_end, uniform(longs(buffers.sampling_key)[lane], ints(buffers.position)[lane]))
     ints(buffers.drawn_token)[j] = at - start
     floats(buffers.drawn_logprob)[j] = math.log(row[at] / total) + nothing
+
+
+@jit
+def _drop_others(row: Any, start: Any, vocab: Any, allowed: Any, words: Any) -> None:
+    """Minus infinity for every token whose bit in `allowed`, from `words` on, is 0."""
+    for v in range(vocab):
+        if (allowed[words + (v >> 5)] >> np.int32(v & 31)) & np.int32(1) == 0:
+            row[start + v] = -np.inf
 
 
 @jit

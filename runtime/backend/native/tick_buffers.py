@@ -42,6 +42,8 @@ class Sizes(NamedTuple):
     attended_stride: int
     longest_run: int
     vocab: int
+    mask_words: int
+    """Words of 32 tokens that the vocabulary fills."""
     prelude_layers: int
     core_layers: int
     coda_layers: int
@@ -194,6 +196,10 @@ class NativeLanes(NamedTuple):
     """By a group's last lane: how many of its lanes were tested in the last tick."""
     halting: Bool
     """[kinds, vocab]."""
+    is_masked: Bool
+    """Whether only the tokens in its row of `allowed` may be drawn."""
+    allowed: Int32
+    """[N, words of 32 tokens], a bit a token; no rows before any lane was masked."""
 
 
 class WorkSpace(NamedTuple):

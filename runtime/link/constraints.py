@@ -1,0 +1,55 @@
+"""What tokens are constrained to: what is asked for, and how a device is told which tokens may follow.
+
+call -> Constraint (data, recorded) -> Matcher (made on a worker thread, then the device thread's own)
+token sampled -> Matcher.feed -> the next mask is computed on another thread while the token itself is computed
+its lane leaves -> TokenMask.wait -> logits of all other tokens are minus infinity -> drawn -> Matcher.feed -> ...
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Words = NDArray[np.uint32]
+"""A bit a token, the first token's lowest; at least as many as the model has tokens."""
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+    """What a text must be. Traces have it as it is."""
+
+    kind: Literal["json_schema", "regex", "choices", "grammar"]
+    form: str
+    """The schema or the list of choices as JSON, the regular expression, or the grammar."""
+    begun: int = 0
+    """How many tokens at the end of the context are its beginning already."""
+
+
+class TokenMask(Protocol):
+    """Which tokens may be sampled, as soon as that is computed."""
+
+    def is_ready(self) -> bool:
+        """Whether `wait` returns at once."""
+        ...
+
+    def wait(self) -> Words:
+        """The mask, with at least one token; raises nothing."""
+        ...
+
+
+class Matcher(Protocol):
+    """How far one generate has come in what it is constrained to; owned by the device thread until that ends."""
+
+    def mask(self) -> TokenMask | None:
+        """Which tokens may come next, the same until `feed`; None for all."""
+        ...
+
+    def feed(self, token: int) -> bool:
+        """Takes the token that was sampled; whether nothing may follow it.
+
+        Raises `BraidError` where no token could be allowed, or what computes masks has failed; the thread ends with
+        that.
+        """
+        ...

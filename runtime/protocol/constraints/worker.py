@@ -1,0 +1,98 @@
+"""Masks, computed beside the device thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.errors import ConstraintError, described
+from runtime.link.constraints import Constraint, Words
+from runtime.protocol.constraints.compiling import refused
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+
+class PendingMask:
+    """A `TokenMask` that the worker computes. Nothing may feed its matcher before it is ready."""
+
+    def __init__(self, matcher: LLMatcher, constraint: Constraint) -> None:
+        self.matcher = matcher
+        self.constraint = constraint
+        self.failure: ConstraintError | None = None
+        """Why all tokens are allowed: none is, or they could not be computed. The thread is to end with it."""
+        self._words: Words | None = None
+        self._done = threading.Event()
+
+    def is_ready(self) -> bool:
+        """See `TokenMask`."""
+        return self._words is not None
+
+    def wait(self) -> Words:
+        """See `TokenMask`."""
+        self._done.wait()
+        assert self._words is not None
+        return self._words
+
+    def fulfil(self, words: Words) -> None:
+        """Gives what was computed to who waits."""
+        self._words = words
+        self._done.set()
+
+
+class MaskWorker:
+    """A thread that computes masks in the order in which they are asked for, without the interpreter's lock."""
+
+    def __init__(self, stop_tokens: frozenset[int], vocab_size: int) -> None:
+        """`stop_tokens` are allowed where a text may end, and only there; the model's tokens are below `vocab_size`."""
+        self._ends = _words_of([token for token in sorted(stop_tokens) if token < vocab_size], vocab_size)
+        self._known = _words_of(range(vocab_size), vocab_size)
+        self._asked: SimpleQueue[PendingMask | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="braid-masks", daemon=True)
+        self._thread.start()
+
+    def ask(self, matcher: LLMatcher, constraint: Constraint) -> PendingMask:
+        """The mask of the tokens that may come next."""
+        pending = PendingMask(matcher, constraint)
+        self._asked.put(pending)
+        return pending
+
+    def stop(self) -> None:
+        """Ends the thread when what was asked for is computed."""
+        self._asked.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (pending := self._asked.get()) is not None:
+            try:
+                words = self._computed(pending)
+            except Exception as error:
+                pending.failure = ConstraintError(f"The mask of a {pending.constraint.kind} failed: {described(error)}")
+                words = self._known
+            pending.fulfil(words)
+
+    def _computed(self, pending: PendingMask) -> Words:
+        matcher = pending.matcher
+        words = np.frombuffer(matcher.compute_bitmask(), np.uint32)[: len(self._known)] & self._known & ~self._ends
+        if matcher.is_error():
+            pending.failure = refused(pending.constraint, matcher.get_error())
+            return self._known
+        if matcher.is_accepting():
+            words |= self._ends
+        if not words.any():
+            pending.failure = ConstraintError(
+                f"No token of the model's vocabulary can go on with the {pending.constraint.kind}. Ask for a text that "
+                "its tokens can write, from where it begins"
+            )
+            return self._known
+        return words
+
+
+def _words_of(tokens: Iterable[int], vocab_size: int) -> Words:
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
+    bits[list(tokens)] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint32)
