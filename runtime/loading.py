@@ -34,6 +34,7 @@ from runtime.protocol import (
     TagProtocol,
     ToolProtocol,
 )
+from runtime.protocol.constraints import Matchers
 from runtime.threads.opened import Opened
 from runtime.threads.recorded_mail import RecordedMail
 
@@ -106,6 +107,7 @@ def open_device(
             on_trace_error=on_trace_error,
             drafts=drafting,
             latents=states,
+            matchers=Matchers(loaded.tokenizer, loaded.config.specification.vocab_size, frozenset(loaded.stop_tokens)),
         )
 
     running = ModelDevice(open_loop, torch_threads(loaded.model, settings))

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from runtime.link import GenerateFinished, GenerateStarted, Sampled, Scored, ThreadFailed, Work
+from runtime.link import Constraint, GenerateFinished, GenerateStarted, Sampled, Scored, ThreadFailed, Work
 
 
 class GenerateRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,8 @@ class GenerateRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that it was asked to score, in place of any to sample."""
     fills: bool = False
     """Whether it only computed the context to its last token."""
+    constraint: Constraint | None = None
+    """What its tokens were constrained to."""
     scored: tuple[Scored, ...] = ()
     """What it had scored, in order; none of it stayed in the context."""
     ended: float | None = None
@@ -80,6 +82,7 @@ class OpenCall:
             sample_indices=tuple(self.indices),
             scores=started.scores,
             fills=started.fills,
+            constraint=started.constraint,
             scored=tuple(self.scored),
         )
 

@@ -147,6 +147,7 @@ def _generate_fields(call: GenerateRecord) -> dict[str, Any]:
         "position": call.position,
         "max_tokens": call.max_tokens,
         "sampling": call.sampling,
+        "constraint": None if call.constraint is None else msgspec.to_builtins(call.constraint),
         "reason": call.reason,
         "error": call.error,
         "tokens": [sample.token for sample in kept],

@@ -181,6 +181,7 @@ class RecordedThread:
         self._expect("context length", call.position, self.length)
         self._expect("tokens to score", call.scores, request.scores)
         self._expect("whether it only fills the context", call.fills, request.fills)
+        self._expect("what the tokens are constrained to", call.constraint, request.constraint)
         self._expect("sampling", _choice(call.sampling), _choice(request.sampling))
         if request.depth is not None:
             self._expect("depth policy", builtins(call.depth), builtins(request.depth))
@@ -208,7 +209,8 @@ class RecordedThread:
         assert pending is not None
         call = pending.recorded
         interrupted = call.reason in ("interrupted", None)
-        if call.reason == "stop" and not pending.stops:
+        # A constraint, which is the recorded one, ends a text by itself.
+        if call.reason == "stop" and not pending.stops and call.constraint is None:
             raise self._differs(
                 f"generate {pending.number + 1} stopped after {pending.delivered} tokens; the program's goes on"
             )

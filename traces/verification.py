@@ -227,6 +227,7 @@ class _Replay:
                 watcher=_Recorded(tuple(sample.token for sample in call.samples)) if call.samples else None,
                 scores=call.scores,
                 fills=call.fills,
+                constraint=call.constraint,
             )
         )
         self._open[path] = call

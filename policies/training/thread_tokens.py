@@ -69,8 +69,8 @@ def threads_in(trace: Trace) -> list[ThreadTokens]:
 def check_replayable(trace: Trace, threads: list[ThreadTokens]) -> None:
     """Raises `ValueError` for a trace whose threads' log-probabilities cannot be computed again by dense passes.
 
-    Those are of engines that shared iteration slots, of two models that spoke in turns, of forks, of threads that
-    carried latent states, and of tokens that were computed before the recording began.
+    Those are of engines that shared iteration slots, of two models that spoke in turns, of forks, of constrained
+    tokens, of threads that carried latent states, and of tokens that were computed before the recording began.
     """
     if trace.header.engine.get("iteration_slots") is not None:
         raise ValueError(
@@ -82,6 +82,11 @@ def check_replayable(trace: Trace, threads: list[ThreadTokens]) -> None:
             raise ValueError(f"Thread {name} is a fork; only threads with a context of their own replay.")
         if any(sample.depth == 0 for call in record.calls for sample in call.samples):
             raise ValueError(f"Thread {name} has tokens of a second model; record rollouts without EntropySwitch.")
+        if any(call.constraint is not None for call in record.calls):
+            raise ValueError(
+                f"Thread {name} has constrained tokens, whose log-probabilities no dense pass computes; record "
+                "rollouts without constraints."
+            )
         if isinstance(record.depth, dict) and record.depth.get("carry", "none") != "none":
             raise ValueError(f"Thread {name} carried latent states; record rollouts with carry='none'.")
     for thread in threads:

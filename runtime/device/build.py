@@ -46,6 +46,7 @@ from runtime.errors import CapacityError, PolicyError, described
 from runtime.link.commands import OnTraceError
 from runtime.model.served import ServedModel
 from runtime.model.transformer import Transformer
+from runtime.protocol.constraints import Matchers
 
 PARAMETERS_PER_THREAD = 100_000
 """Below, threads wait for each other longer than they work."""
@@ -74,6 +75,7 @@ def build_loop(
     scheduler: type[Scheduler] = Scheduler,
     drafts: ServedModel | None = None,
     latents: LatentRecorder | None = None,
+    matchers: Matchers | None = None,
 ) -> DeviceLoop:
     """A device loop on the model's device. `policy` is the engine's default depth policy.
 
@@ -82,7 +84,8 @@ def build_loop(
 
     `recorder` gets trace events from the beginning and is closed with the loop; `on_trace_error` says what ends
     with it if it fails, and `latents` takes states beside it. `open_trace` opens the traces that are asked for
-    later. `observe` sees every tick's result before it is committed.
+    later. `observe` sees every tick's result before it is committed. `matchers` makes those of generates that come
+    without one, and is closed with the loop.
     """
     try:
         check_readable(policy, model.specification)
@@ -101,7 +104,19 @@ def build_loop(
     limits = limits_of(model.specification, settings, most)
     drafter = None if drafts is None else build_drafter(drafts, settings)
     chunk = settings.prefill_chunk
-    return wire(backend, limits, chunk, recorder, observe, open_trace, on_trace_error, scheduler, drafter, latents)
+    return wire(
+        backend,
+        limits,
+        chunk,
+        recorder,
+        observe,
+        open_trace,
+        on_trace_error,
+        scheduler,
+        drafter,
+        latents,
+        matchers=matchers,
+    )
 
 
 def build_drafter(model: ServedModel, settings: EngineSettings) -> Drafter:
@@ -124,6 +139,7 @@ def wire(
     drafter: Drafter | None = None,
     latents: LatentRecorder | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    matchers: Matchers | None = None,
 ) -> DeviceLoop:
     """A device loop over a backend: makes the scheduler's parts, each once. The arguments are `build_loop`'s, and
     `DeviceLoop`'s."""
@@ -143,7 +159,7 @@ def wire(
         journal, kv_cache, in_flight, max_context=model.max_context, slots=cache.slots, drafter=drafter
     )
     generates = Generates(journal, queues, kv_cache, in_flight, speculation, backend.run_of, model.max_context)
-    threads = OpenThreads(model, journal, queues, kv_cache, speculation, generates, backend)
+    threads = OpenThreads(model, journal, queues, kv_cache, speculation, generates, backend, matchers)
     recordings = Recordings(journal, open_trace, on_trace_error)
     requests = Requests(backend, threads, kv_cache, journal, recordings)
     planner = scheduler(

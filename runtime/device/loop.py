@@ -148,6 +148,7 @@ class DeviceLoop:
             self._recordings.close(is_whole=is_whole)
         finally:
             self.scheduler.close()
+            self.threads.end()
             self.backend.close()
 
     def step(self) -> None:

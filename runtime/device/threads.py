@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
 from policies import DepthPolicy, EntropySwitch
 from policies.conversion import Count, converted
 from runtime.backend.interface import Backend
@@ -23,6 +25,7 @@ from runtime.device.sequence import Sequence
 from runtime.device.speculation import Speculation
 from runtime.errors import (
     BraidError,
+    ConstraintError,
     PolicyError,
     PromptError,
     ThreadStateError,
@@ -35,6 +38,7 @@ from runtime.errors import (
 )
 from runtime.link import events
 from runtime.link.commands import Answered, CloseThread, Extend, Generate, Interrupt, Merge, OpenThread, ThreadPath
+from runtime.protocol.constraints import Matchers
 
 
 class OpenThreads:
@@ -49,7 +53,9 @@ class OpenThreads:
         speculation: Speculation,
         generates: Generates,
         backend: Backend,
+        matchers: Matchers | None = None,
     ) -> None:
+        """`matchers` makes those of generates that come without one, as where a trace is executed again."""
         self._model = model
         self._journal = journal
         self._queues = queues
@@ -57,6 +63,7 @@ class OpenThreads:
         self._speculation = speculation
         self._generates = generates
         self._backend = backend
+        self._matchers = matchers
         self._prefix_rules = PrefixRules()
         self._by_path: dict[ThreadPath, Sequence] = {}
 
@@ -178,7 +185,8 @@ class OpenThreads:
             return
         try:
             self._adopt_policy(sequence, sequence.depth if request.depth is None else request.depth)
-        except PolicyError as error:
+            request = self._with_matcher(sequence, request)
+        except (PolicyError, ConstraintError) as error:
             self._generates.fail(sequence, error)
             return
         sequence.generate = ActiveGenerate(request, len(sequence.tokens))
@@ -210,6 +218,16 @@ class OpenThreads:
         if request.scores:
             sequence.receive(request.scores)
         self._queues.enqueue(sequence)
+
+    def _with_matcher(self, sequence: Sequence, request: Generate) -> Generate:
+        """A request with the matcher of its constraint, if it has one. Raises `ConstraintError` where there is none."""
+        constraint = request.constraint
+        if constraint is None or request.matcher is not None:
+            return request
+        if self._matchers is None:
+            raise ConstraintError(f"Thread {request.thread} came without what matches its constraint")
+        begun = sequence.tokens[len(sequence.tokens) - constraint.begun :]
+        return msgspec.structs.replace(request, matcher=self._matchers.make(constraint, begun))
 
     def interrupt(self, command: Interrupt) -> None:
         """Ends a thread's generate, if it has one, and cuts what it said to the tokens to keep. Nothing for one that is
@@ -243,6 +261,11 @@ class OpenThreads:
         self._forget_policy(sequence)
         self._speculation.forget(command.thread)
         self._journal.record(events.ThreadClosed, thread=command.thread)
+
+    def end(self) -> None:
+        """Ends what computes masks; no tick follows."""
+        if self._matchers is not None:
+            self._matchers.close()
 
     def fail_unforeseen(self, path: ThreadPath, cause: BaseException) -> None:
         """Ends a thread, open or not, for what the device could not do for it."""

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from runtime.link.commands import StopRecording as StopRecording
     from runtime.link.commands import ToolAnswered as ToolAnswered
     from runtime.link.commands import Watcher as Watcher
+    from runtime.link.constraints import Constraint as Constraint
+    from runtime.link.constraints import Matcher as Matcher
+    from runtime.link.constraints import TokenMask as TokenMask
     from runtime.link.event_values import check_plain as check_plain
     from runtime.link.event_values import check_recordable as check_recordable
     from runtime.link.events import FORMAT as FORMAT

@@ -134,7 +134,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     constraint: Constraint | None = None
     """What the tokens are constrained to, for the trace."""
     matcher: Matcher | None = None
-    """Which tokens that allows; with it, nothing is drafted, no other model speaks, and lanes stop at every token."""
+    """Which tokens that allows; with it, nothing is drafted, no other model speaks, and lanes stop at every token. A
+    device that runs a model makes one for a constraint that comes without."""
 
 
 class Merge(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ its lane leaves -> TokenMask.wait -> logits of all other tokens are minus infini
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -25,6 +25,11 @@ class Constraint(msgspec.Struct, frozen=True, kw_only=True):
     """The schema or the list of choices as JSON, the regular expression, or the grammar."""
     begun: int = 0
     """How many tokens at the end of the context are its beginning already."""
+
+    def as_given(self) -> dict[str, Any]:
+        """The arguments of a `generate` that asks for it."""
+        is_json = self.kind in ("json_schema", "choices")
+        return {self.kind: msgspec.json.decode(self.form) if is_json else self.form}
 
 
 class TokenMask(Protocol):

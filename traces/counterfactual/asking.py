@@ -101,14 +101,17 @@ async def _ask(
     places = anyio.CapacityLimiter(AT_ONCE)
 
     async def ask(question: Question) -> None:
+        choice = sampling if sampling is not None else question.sampling
         try:
-            answer = await engine.run(
-                question.tokens,
-                sampling=sampling if sampling is not None else question.sampling,
-                max_tokens=question.max_tokens,
-                tools=tools.get(question.path),
-            )
-            answered[question.path] = answer.path
+            if question.constraint is None:
+                answer = await engine.run(
+                    question.tokens, sampling=choice, max_tokens=question.max_tokens, tools=tools.get(question.path)
+                )
+                answered[question.path] = answer.path
+            else:
+                async with engine.thread(question.tokens, sampling=choice, max_tokens=question.max_tokens) as thread:
+                    await thread.generate(**question.constraint.as_given())
+                answered[question.path] = thread.path
         except BraidError as error:
             failed.append(f"Tree {path_name(question.path)} has no answer now: {str(error).rstrip('.')}.")
         finally:

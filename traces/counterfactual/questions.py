@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from runtime import Sampling, TraceError
-from runtime.link import Header, ThreadPath
+from runtime.link import Constraint, Header, ThreadPath
 from traces.recorded import builtins
 from traces.tree import ThreadRecord, path_name, walk_threads
 
@@ -20,6 +20,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     """Its prompt as the trace has it."""
     sampling: Sampling
+    constraint: Constraint | None
+    """What its text had to be."""
     max_tokens: int | None
     """The bound that every thread of the tree had; None where they had what their contexts left."""
 
@@ -42,6 +44,8 @@ def question_of(root: ThreadRecord) -> Question:
         raise TraceError(f"A program appended to the context of tree {name}.")
     bounds = {thread.calls[0].max_tokens for thread in threads if thread.calls}
     first = root.calls[0]
+    if first.constraint is not None and len(root.calls) > 1:
+        raise TraceError(f"A program constrained some of the texts of tree {name}.")
     try:
         sampling = msgspec.convert(builtins(first.sampling), Sampling)
     except (msgspec.ValidationError, ValueError) as error:
@@ -51,6 +55,7 @@ def question_of(root: ThreadRecord) -> Question:
         tokens=root.receipts[0].tokens,
         text=root.prompt or "",
         sampling=sampling,
+        constraint=first.constraint,
         max_tokens=bounds.pop() if len(bounds) == 1 else None,
     )
 

@@ -30,6 +30,7 @@ class Matching:
 
     def feed(self, token: int) -> bool:
         """See `Matcher`."""
+        self._next.wait()
         if self._next.failure is not None:
             raise self._next.failure
         if token in self._stop_tokens:
