@@ -196,6 +196,7 @@ CASES: dict[str, list[Case]] = {
         ([*COUNTDOWN[:-1], "1e3"], "--target"),
     ],
     "examples.self_consistency": [(["something"], "something")],
+    "examples.sharing": [(["--problems", "0"], "from 1 to 1000"), (["something"], "something")],
     "examples.streaming": [(["something"], "something")],
     "examples.summary": [
         ([], "file"),
