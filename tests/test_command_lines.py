@@ -82,6 +82,7 @@ CASES: dict[str, list[Case]] = {
     "benchmarks.peers.transformers_batching": [([], "no job on standard input")],
     "benchmarks.peers.transformers_generate": [([], "no job on standard input")],
     "benchmarks.peers.vllm_cpu": [([], "no job on standard input")],
+    "examples.checked": [(["1", "2", "3", "4"], "--target"), (["1", "2", "3", "x", "--target", "9"], "numbers")],
     "examples.countdown": [
         ([], "--problems FILE"),
         (["22", "26", "31", "53"], "--target"),
