@@ -96,12 +96,8 @@ def _spawn_positions(record: ThreadRecord, written: Sequence[int]) -> Iterator[t
     Found by its message among what the parent sampled, the closing token included: events of a spawn come from the
     event loop, so in the trace the device may already be some tokens further.
     """
-    tools = {child.path for child in record.children if child.tool is not None}
     at = 0
-    for spawn in record.spawns:
-        if spawn.child in tools:
-            # It samples nothing.
-            continue
+    for spawn in record.thread_spawns:
         end = end_of_first(spawn.tokens, written, at)
         at = len(written) if end is None or end == len(written) else end + 1
         if spawn.child is not None:

@@ -100,6 +100,12 @@ class ThreadRecord(msgspec.Struct, frozen=True, kw_only=True):
         return "" if self.tool is None else f"{self.tool.name}({self.tool.arguments})"
 
     @property
+    def thread_spawns(self) -> tuple[Spawned, ...]:
+        """The children that it asked for and that are threads, granted or not; calls of tools are none."""
+        tools = {child.path for child in self.children if child.tool is not None}
+        return tuple(spawn for spawn in self.spawns if spawn.child not in tools)
+
+    @property
     def received(self) -> int:
         """Tokens received, neither inherited nor merged ones."""
         return sum(len(receipt.tokens) for receipt in self.receipts if receipt.merged is None)

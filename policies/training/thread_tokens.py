@@ -127,14 +127,8 @@ def _thread(record: ThreadRecord, context: ThreadContext, known: dict[Prefix, in
         logprobs=tuple(logprob or 0.0 for logprob in context.logprobs[: last + 1]),
         depths=tuple(depths),
         groups=tuple(group for group in _groups(context, chunk) if group.end <= last),
-        role="root" if len(record.path) == 1 else "parent" if _has_spawned(record) else "child",
+        role="root" if len(record.path) == 1 else "parent" if record.thread_spawns else "child",
     )
-
-
-def _has_spawned(record: ThreadRecord) -> bool:
-    """Whether a thread has asked for children that are threads; a call of a tool is a child, and none."""
-    tools = {child.path for child in record.children if child.tool is not None}
-    return any(spawn.child not in tools for spawn in record.spawns)
 
 
 def _groups(context: ThreadContext, chunk: int) -> list[ExitGroup]:

@@ -57,7 +57,7 @@ class TextToolWatcher:
         self._reach = max(map(len, (open_, close, wait))) - 1
         self._decoder = IncrementalDecoder(tokenizer, context)
         self._text = ""
-        """What is settled."""
+        """What is settled, from the tag on that may be open or begin."""
         self._searched = 0
         """No tag that is not yet read begins before this offset."""
         self._opened: int | None = None
@@ -84,7 +84,15 @@ class TextToolWatcher:
                 if self._stops:
                     break
         self._searched = max(self._searched, len(self._text) - self._reach)
+        self._forget(min(self._searched if self._opened is None else self._opened, len(self._text)))
         return tuple(signals)
+
+    def _forget(self, count: int) -> None:
+        """Drops text that no call has in it: otherwise each token would cost as much as all before it."""
+        self._text = self._text[count:]
+        self._searched -= count
+        if self._opened is not None:
+            self._opened -= count
 
     def _next(self, text: str) -> tuple[int, str] | None:
         """The first tag that is not read yet, and where it begins."""

@@ -58,8 +58,9 @@ class TagWatcher(ABC):
         """The returned message between two offsets; raises `Unusable`."""
 
     def _sent(self, begin: int, end: int) -> tuple[str, str]:
-        """The address and the message of what a thread sends; raises `Unusable`. Matching on text alone has it."""
-        raise NotImplementedError
+        """The address and the message of what a thread sends; raises `Unusable`, always where matching is on ids: a
+        protocol with messages is matched on text."""
+        raise Unusable("messages to other threads are read from text")
 
     @abstractmethod
     def _put_back(self, block: Place) -> Tokens:

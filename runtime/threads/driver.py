@@ -16,6 +16,7 @@ import msgspec
 from runtime.errors import LimitExceeded, PromptError, ProtocolError
 from runtime.link.commands import Signal, Signalled
 from runtime.protocol import BoundForkProtocol, BoundProtocol, BoundToolProtocol, Resumed
+from runtime.threads.allowance import Allowance
 from runtime.threads.context import Context
 from runtime.threads.deciding import decide
 from runtime.threads.driven_mail import parked, prepare_mailbox, receive_as_declared, send_as_written
@@ -59,9 +60,9 @@ async def _drive_plain(thread: RunningThread) -> Outcome:
     """A model that neither spawns nor forks, between its calls of tools."""
     context, tools = thread.context, ToolUse(thread)
     stop_tokens = context.session.opened.stop_tokens
-    left, start = context.settings.max_tokens, len(context.tokens)
+    allowance, start = Allowance(context.settings.max_tokens), len(context.tokens)
     while True:
-        options = GenerateOptions(max_tokens=left, watcher=tools.watcher(), stop_tokens=stop_tokens)
+        options = GenerateOptions(max_tokens=allowance.left, watcher=tools.watcher(), stop_tokens=stop_tokens)
         generation = await context.generate(options, on_signal=tools.take_report if tools.is_possible else None)
         _raise_limit(context, generation)
         said = generation.tokens if tools.is_in_turns else tuple(context.tokens[start:])
@@ -69,10 +70,8 @@ async def _drive_plain(thread: RunningThread) -> Outcome:
             break
         if not await tools.deliver():
             return Outcome(said, "", "context")
-        if left is not None:
-            left -= len(generation.tokens)
-            if left <= 0:
-                return Outcome(said, "", "length")
+        if not allowance.spend(len(generation.tokens)):
+            return Outcome(said, "", "length")
     if generation.reason != "stop":
         return Outcome(said, "", _without_message(generation))
     if said and said[-1] in stop_tokens:
@@ -100,13 +99,13 @@ class _Driver:
 
     async def run(self) -> Outcome:
         context = self._context
-        left = context.settings.max_tokens
+        allowance = Allowance(context.settings.max_tokens)
         watcher, seen = self._protocol.watcher(context.tokens), 0
         while True:
             self._last = None
             start = len(context.tokens)
             options = GenerateOptions(
-                max_tokens=left,
+                max_tokens=allowance.left,
                 watcher=self._tools.watcher(Resumed(watcher, seen) if seen else watcher),
                 stop_tokens=context.session.opened.stop_tokens,
                 entropies=context.settings.spawn.reads == "entropy",
@@ -119,10 +118,8 @@ class _Driver:
             if last is None and self._tools.is_waiting(generation):
                 if not await self._tools.deliver():
                     return Outcome(tuple(self._emitted), "", "context")
-                if left is not None:
-                    left -= len(generation.tokens)
-                    if left <= 0:
-                        return Outcome(tuple(self._emitted), "", "length")
+                if not allowance.spend(len(generation.tokens)):
+                    return Outcome(tuple(self._emitted), "", "length")
                 continue
             if last is None and generation.reason == "stop":
                 # A stop token of the checkpoint, which the protocol does not count as an end.
@@ -148,10 +145,8 @@ class _Driver:
                 )
             if mail is None:
                 watcher, seen = self._protocol.watcher(context.tokens), 0
-            if left is not None:
-                left -= len(generation.tokens)
-                if left <= 0:
-                    return Outcome(tuple(self._emitted), "", "length")
+            if not allowance.spend(len(generation.tokens)):
+                return Outcome(tuple(self._emitted), "", "length")
 
     async def _mail(self, signal: Signal) -> tuple[int, ...] | None:
         """Sends or receives messages; what is to be appended then. None for other signals."""

@@ -17,6 +17,7 @@ from policies import SpawnDecision
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import Signal, Signalled
 from runtime.protocol import BoundForkProtocol, StopStrings
+from runtime.threads.allowance import Allowance
 from runtime.threads.child import ChildTask
 from runtime.threads.deciding import decide
 from runtime.threads.generate_options import GenerateOptions
@@ -47,14 +48,14 @@ class ForkDriver:
     async def run(self) -> Outcome:
         """Until the model ends, or its branch; raises like `drive`."""
         context, session = self._context, self._context.session
-        left, emitted, before = context.settings.max_tokens, list[int](), ""
+        allowance, emitted, before = Allowance(context.settings.max_tokens), list[int](), ""
         tags = self._protocol.tags(in_branch=self._is_branch, depth=len(context.path) - 1)
         assert session.opened.tokenizer is not None
         while True:
             start = len(context.tokens)
             watcher = StopStrings(session.opened.tokenizer, tags, context.tokens) if tags else None
             options = GenerateOptions(
-                max_tokens=left,
+                max_tokens=allowance.left,
                 watcher=self._tools.watcher(watcher),
                 stop_tokens=session.opened.stop_tokens,
                 entropies=context.settings.spawn.reads == "entropy",
@@ -73,23 +74,20 @@ class ForkDriver:
                 before = text
                 if not await self._tools.deliver():
                     return Outcome(tuple(emitted), "", "context")
-                if left is not None:
-                    left -= len(generation.tokens)
-                    if left <= 0:
-                        return Outcome(tuple(emitted), "", "length")
+                if not allowance.spend(len(generation.tokens)):
+                    return Outcome(tuple(emitted), "", "length")
                 continue
             before = ""
             found = self._protocol.found(text, tags) if generation.reason == "stop" else None
             if found != self._protocol.protocol.fork:
                 self._close_branch(found)
                 return self._outcome(generation, tuple(emitted))
-            if left is not None:
-                left -= len(generation.tokens)
+            may_go_on = allowance.spend(len(generation.tokens))
             try:
                 await self._fork(text)
             except PromptError:
                 return Outcome(tuple(emitted), "", "context")
-            if left is not None and left <= 0:
+            if not may_go_on:
                 return Outcome(tuple(emitted), "", "length")
 
     def _take(self, report: Signalled) -> None:

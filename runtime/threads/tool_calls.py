@@ -84,7 +84,7 @@ class ToolRun:
         return Outcome(self._tokens(text), text, "returned")
 
     def _tokens(self, text: str) -> tuple[int, ...]:
-        """None where there is no tokenizer, or one that cannot write the text; whoever appends it is told so."""
+        """Empty where there is no tokenizer, or one that cannot write the text; whoever appends it is told so."""
         session = self._context.session
         with suppress(PromptError):
             return session.encode_message(text, parse_special_tokens=False)

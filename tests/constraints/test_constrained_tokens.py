@@ -71,16 +71,6 @@ FORMS: dict[str, tuple[dict[str, Any], Callable[[str], bool]]] = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random(tmp_path_factory.mktemp("random") / "0", vocabularies.byte_level(), 0)
-
-
 def opened(checkpoint: Path, backend: str = "native", depth: DepthPolicy | None = None, **options: Any) -> Engine:
     policy = Policy(depth=depth or LatentDiff(0.5, max_iterations=4))
     return Engine.open(checkpoint, policy=policy, **{**SIZES, "backend": backend, **options})

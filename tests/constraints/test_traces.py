@@ -14,8 +14,6 @@ from policies import Fixed, Policy
 from policies.training.thread_tokens import check_replayable, threads_in
 from runtime import Engine, EngineSettings, Sampling, TraceError, open_device
 from runtime.link import GenerateStarted
-from tests import vocabularies
-from tests.constraints.checkpoints import save_random
 from traces import Verification, read, verify, what_if
 from traces.__main__ import main as traces_command
 
@@ -25,16 +23,6 @@ SIZES: dict[str, Any] = {"page_size": 8, "num_pages": 128, "max_in_flight": 32, 
 POLICY = Policy(depth=Fixed(3))
 HOT = Sampling(temperature=1.5)
 REGEX = "[0-9]{3}|the cat"
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random(tmp_path_factory.mktemp("random") / "0", vocabularies.byte_level(), 0)
 
 
 async def program(engine: Engine, *, regex: str = REGEX) -> list[str]:
