@@ -91,7 +91,7 @@ async def _say_text(
         return
     # Of a stream, what was said counts when time runs out.
     if not job.stream and job.limits.seconds is None:
-        generation = await thread.generate(job.max_tokens, stop=job.stop, depth=job.depth)
+        generation = await thread.generate(job.max_tokens, stop=job.stop, depth=job.depth, **_form(job))
         spoke.tokens = len(generation.tokens)
         await listener.grew(index, _piece(generation))
     else:
@@ -102,6 +102,10 @@ async def _say_text(
     spoke.reason = "limit" if generation.limit else generation.reason
 
 
+def _form(job: Job) -> dict[str, Any]:
+    return {} if job.constraint is None else job.constraint.as_given()
+
+
 def _piece(said: Generation | Chunk) -> Piece:
     return Piece(text=said.text, tokens=said.tokens, logprobs=said.logprobs, top_logprobs=said.top_logprobs)
 
@@ -109,7 +113,7 @@ def _piece(said: Generation | Chunk) -> Piece:
 async def _stream(
     job: Job, index: int, thread: ReasoningThread, listener: Listener, spoke: _Spoken
 ) -> Generation | None:
-    async with thread.stream(job.max_tokens, stop=job.stop, depth=job.depth) as stream:
+    async with thread.stream(job.max_tokens, stop=job.stop, depth=job.depth, **_form(job)) as stream:
         async for chunk in stream:
             spoke.tokens += len(chunk.tokens)
             await listener.grew(index, _piece(chunk))

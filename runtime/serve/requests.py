@@ -11,7 +11,9 @@ from msgspec import Meta
 
 from policies import DepthPolicy, Fixed, Limits, MaxChildren, SpawnPolicy, from_builtins
 from policies.conversion import shown
+from runtime.link.constraints import Constraint
 from runtime.link.sampling import Sampling
+from runtime.serve.constrained import Constrained
 from runtime.serve.refusals import Refusal
 from runtime.serve.settings import ServerSettings, within
 
@@ -28,11 +30,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_obfuscation: bool = False
 
 
-class ResponseFormat(msgspec.Struct, kw_only=True):
-    type: str = "text"
-
-
-class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Body(Constrained, kw_only=True, forbid_unknown_fields=True):
     """What both kinds of requests have: OpenAI's fields, those that vLLM and others have beside them, and Braid's."""
 
     model: str
@@ -46,7 +44,7 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     min_p: float | None = None
     repetition_penalty: float | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[Id] = []
+    stop_token_ids: list[Id] = msgspec.field(default_factory=list)
     return_token_ids: bool = False
     # Whom it is for, which changes nothing here.
     user: str | None = None
@@ -60,8 +58,6 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    response_format: ResponseFormat | None = None
-    json_schema: Any = None
     # Braid's own.
     depth: Any = None
     """A depth policy as objects, or a number of iterations for every token."""
@@ -112,6 +108,8 @@ class Job:
     max_tokens: int | None
     sampling: Sampling
     stop: tuple[str | int, ...]
+    constraint: Constraint | None
+    """What each answer must be."""
     depth: DepthPolicy | None
     spawn: SpawnPolicy | None
     limits: Limits
@@ -230,6 +228,9 @@ def _job(asked: Body, settings: ServerSettings, kind: Literal["completion", "cha
         n=asked.n or 1,
         sampling=_sampling(asked, own.get("logprobs")),
         stop=(*stops, *asked.stop_token_ids),
+        constraint=asked.constraint(
+            stops=bool(stops or asked.stop_token_ids), is_tree=asked.tree or asked.spawn is not None
+        ),
         depth=_depth(asked.depth),
         spawn=_spawn(asked.spawn),
         limits=limits,
@@ -256,9 +257,6 @@ def _refuse_what_there_is_not(asked: Body) -> None:
             raise _unknown(name, "there is repetition_penalty")
     if asked.logit_bias:
         raise _unknown("logit_bias", "leave it out")
-    if asked.json_schema is not None or (asked.response_format and asked.response_format.type != "text"):
-        name = "response_format" if asked.json_schema is None else "json_schema"
-        raise _unknown(name, "answers are text without a grammar; say in the prompt what they are to look like")
 
 
 def _unknown(name: str, instead: str) -> Refusal:

@@ -45,6 +45,7 @@ class Served:
 
 OWN = (
     *("depth", "spawn", "limits", "priority", "deadline", "tree", "return_token_ids", "json_schema"),
+    *("regex", "choices", "grammar"),
     *("top_k", "min_p", "repetition_penalty", "stop_token_ids", "chat_template_kwargs", "sede"),
 )
 

@@ -69,7 +69,7 @@ async def test_hostile_messages_are_text() -> None:
         ({"messages": [{"role": "user", "content": "a"}], "top_logprobs": 2}, "top_logprobs"),
         ({"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}, "tools"),
         (
-            {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_object"}},
+            {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "xml"}},
             "response_format",
         ),
     ],
