@@ -182,6 +182,25 @@ def published_layout(width: int, context: int = 4096) -> Transformer:
     )
 
 
+def llama(width: int, layers: int, vocab_size: int, context: int = 512) -> Transformer:
+    """A Llama with heads of 64."""
+    return _drawn(
+        parse_config(
+            Path("config.json"),
+            {
+                "model_type": "llama",
+                "hidden_size": width,
+                "num_attention_heads": width // 64,
+                "intermediate_size": 43 * width // 16,
+                "vocab_size": vocab_size,
+                "num_hidden_layers": layers,
+                "max_position_embeddings": context,
+                "tie_word_embeddings": False,
+            },
+        )
+    )
+
+
 def _drawn(config: ModelConfig) -> Transformer:
     model = Transformer(config)
     initialise(model, torch.Generator().manual_seed(0))

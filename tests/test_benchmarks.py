@@ -15,6 +15,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     backends,
     cancelling,
+    constrained,
     continuous,
     cuda,
     depthwise,
@@ -53,6 +54,11 @@ def sound(result: Result) -> Result:
 
 def column(result: Result, name: str) -> list[object]:
     return [row[result.columns.index(name)] for row in result.rows]
+
+
+def test_constrained_text_is_as_long_as_free_text() -> None:
+    size = constrained.Size(threads=(2,), prompt=4, tokens=3, layers=1, width=64)
+    assert column(sound(constrained.measure(size, rounds=1)), "threads") == [2]
 
 
 def test_depthwise_compares_equal_work() -> None:

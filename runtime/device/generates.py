@@ -96,7 +96,10 @@ class Generates:
         if not is_finite:
             self.fail(sequence, numerical_error(sequence, len(sequence.tokens) - count + first))
             return
-        watcher = generate.request.watcher
+        watcher, matcher = generate.request.watcher, generate.request.matcher
+        if matcher is not None:
+            for token in tokens:
+                matcher.feed(token)
         if watcher is None:
             return
         for after, token in zip(range(len(tokens) - 1, -1, -1), tokens, strict=True):

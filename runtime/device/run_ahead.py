@@ -37,7 +37,8 @@ def run_ahead_of(flight: Flight, max_context: int, kv_cache: KVCache) -> RunAhea
     request = generate.request
     if len(flight) != 1 or not flight.samples or flight.known or sequence.keeps_entropies:
         return NONE
-    if request.matcher is not None:
+    changes = frozenset[int]() if request.matcher is None else request.matcher.halts()
+    if changes is None:
         # What may follow a token is not known before it.
         return NONE
     if request.stream and isinstance(request.watcher, MeteredWatcher):
@@ -57,7 +58,7 @@ def run_ahead_of(flight: Flight, max_context: int, kv_cache: KVCache) -> RunAhea
     if room < most:
         kv_cache.grow_ahead(sequence, min(flight.end + most, flight.end + room + 2 * kv_cache.page_size))
         room = kv_cache.writable_after(sequence, flight.end)
-    return RunAhead(min(most, room), halts)
+    return RunAhead(min(most, room), halts | changes if changes else halts)
 
 
 def _halts(request: Generate) -> tuple[frozenset[int], int]:

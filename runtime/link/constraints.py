@@ -17,17 +17,40 @@ Words = NDArray[np.uint32]
 """A bit a token, the first token's lowest; at least as many as the model has tokens."""
 
 
-class Constraint(msgspec.Struct, frozen=True, kw_only=True):
+Kind = Literal["json_schema", "regex", "choices", "grammar"]
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """What must stand between tags, wherever a thread opens them."""
+
+    opens: int
+    """The token of the tag before it."""
+    closes: tuple[int, ...]
+    """Those that end it, allowed where the text may end."""
+    kind: Kind
+    form: str
+    """As in `Constraint`."""
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a text must be. Traces have it as it is."""
 
-    kind: Literal["json_schema", "regex", "choices", "grammar"]
+    kind: Kind | Literal["blocks"]
+    """"blocks" leaves all free but what stands in `blocks`."""
     form: str
-    """The schema or the list of choices as JSON, the regular expression, or the grammar."""
+    """The schema or the list of choices as JSON, the regular expression, or the grammar; empty for blocks."""
+    blocks: tuple[Block, ...] = ()
+    thought: tuple[int, int] | None = None
+    """The tokens that open and close a thought, in which all is free; the text may begin with one."""
+    is_thinking: bool = False
+    """Whether the context ends inside of one."""
     begun: int = 0
     """How many tokens at the end of the context are its beginning already."""
 
     def as_given(self) -> dict[str, Any]:
         """The arguments of a `generate` that asks for it."""
+        if self.kind == "blocks":
+            raise ValueError("blocks are declared by a protocol")
         is_json = self.kind in ("json_schema", "choices")
         return {self.kind: msgspec.json.decode(self.form) if is_json else self.form}
 
@@ -49,6 +72,10 @@ class Matcher(Protocol):
 
     def mask(self) -> TokenMask | None:
         """Which tokens may come next, the same until `feed`; None for all."""
+        ...
+
+    def halts(self) -> frozenset[int] | None:
+        """Where all tokens may come next: those at which that changes. None where not all may."""
         ...
 
     def feed(self, token: int) -> bool:

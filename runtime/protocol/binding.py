@@ -8,6 +8,7 @@ from functools import partial
 from runtime.errors import PromptError, ProtocolError
 from runtime.link.commands import Watcher
 from runtime.model.tokenizer import Tokenizer
+from runtime.protocol.constraints.declared import blocks_of, thought_of
 from runtime.protocol.declaration import TagProtocol
 from runtime.protocol.grammar import grammar_of, tags_by_text
 from runtime.protocol.patterns import Pattern
@@ -29,6 +30,23 @@ class BoundProtocol:
         single = {tag: token for tag in tags if (token := self._token_of(tag)) is not None}
         self.on_ids = len(single) == len(tags) and not protocol.needs_text and not self._in_other_tokens(single)
         """Whether matching is on token ids."""
+        forms = {
+            "messages": (protocol.messages, protocol.spawn_open, (protocol.spawn_close,)),
+            "returns": (
+                protocol.returns,
+                protocol.return_open,
+                (protocol.return_close,) if protocol.return_close else protocol.end,
+            ),
+        }
+        self.constraint = blocks_of(forms, protocol.thought, self._token_of)
+        """What stands between tags is constrained to."""
+        self.thought = thought_of(protocol.thought, self._token_of)
+        """The tokens of a thought's tags."""
+        if self.constraint is not None and not self.on_ids:
+            raise ProtocolError(
+                "messages and returns are constrained, and this protocol matches on text. Declare tags that are one "
+                "token each, and no patterns."
+            )
         self._table = grammar_of(protocol)
         self._by_id = {token: (tags[text], text) for text, token in single.items()}
         self._text_tags = text_tags(tags, protocol)

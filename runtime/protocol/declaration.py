@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from runtime.errors import ProtocolError
+from runtime.protocol.constraints.declared import Form, form_of
 from runtime.protocol.templates import check_template, groups_of
 from runtime.protocol.tool_tags import ToolTags
 
@@ -73,6 +74,13 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     forbidden: tuple[str, ...] = ()
     """Tags that only the runtime writes; a thread that emits one is malformed."""
 
+    messages: Form = None
+    """What a spawn's message must be; see `runtime.protocol.constraints`. Such protocols match on token ids."""
+    returns: Form = None
+    """What a returned message must be."""
+    thought: tuple[str, str] | None = None
+    """Tags around a thought, in which nothing is constrained."""
+
     tools: ToolTags | None = None
     """How tools are called, anywhere in what a thread emits."""
 
@@ -111,6 +119,8 @@ class TagProtocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     nothing."""
 
     def __post_init__(self) -> None:
+        for name in ("messages", "returns"):
+            msgspec.structs.force_setattr(self, name, form_of(name, getattr(self, name)))
         self._check_tags()
         self._check_structure()
         groups = groups_of("message_pattern", self.message_pattern, ("name",) if self.definitions else ())

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import msgspec
 
 from runtime.link.constraints import Constraint
+from runtime.protocol.constraints import ConstraintOptions, constraint_of
 from runtime.serve.refusals import Refusal
-from runtime.threads.constraining import ConstraintOptions, constraint_of
 
 
 class ResponseSchema(msgspec.Struct, kw_only=True):

@@ -37,7 +37,7 @@ from runtime.link.metering import MeteredWatcher
 from runtime.protocol import StopStrings
 from runtime.protocol.stop_strings import text_before
 from runtime.threads.accounts import Account
-from runtime.threads.constraining import Unfinished, begun_at, unfinished_by
+from runtime.threads.constraining import Unfinished, begun_at, placed, unfinished_by
 from runtime.threads.generate_options import GenerateOptions
 from runtime.threads.inbox import PendingGenerate
 from runtime.threads.mailbox import Mailbox
@@ -246,7 +246,7 @@ class Context:
         start = len(self.tokens)
         if options.resumes:
             start = begun_at(self.path, asked, self.unfinished, start, self.joined_at)
-        constraint = msgspec.structs.replace(asked, begun=len(self.tokens) - start)
+        constraint = placed(asked, self.tokens, start)
         matcher = await self.session.make_matcher(constraint, self.tokens[start:])
         return msgspec.structs.replace(options, constraint=constraint, matcher=matcher)
 

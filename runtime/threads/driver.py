@@ -109,6 +109,7 @@ class _Driver:
                 watcher=self._tools.watcher(Resumed(watcher, seen) if seen else watcher),
                 stop_tokens=context.session.opened.stop_tokens,
                 entropies=context.settings.spawn.reads == "entropy",
+                constraint=self._protocol.constraint,
             )
             generation = await context.generate(options, on_signal=self._take)
             self._emitted += generation.tokens

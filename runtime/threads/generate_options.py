@@ -10,8 +10,9 @@ from policies import DepthPolicy
 from runtime.link.commands import Watcher
 from runtime.link.constraints import Constraint, Matcher
 from runtime.link.sampling import Sampling
+from runtime.protocol import BoundProtocol
+from runtime.protocol.constraints import ConstraintOptions, constraint_of
 from runtime.threads.arguments import GenerateArguments
-from runtime.threads.constraining import ConstraintOptions, constraint_of
 from runtime.threads.session import Session
 
 
@@ -44,7 +45,10 @@ def generate_options(
     session: Session, arguments: dict[str, Any], constraint: ConstraintOptions, *, stream: bool
 ) -> GenerateOptions:
     """What `generate` and `stream` are asked for by their arguments. Raises `ValueError`, naming one that is wrong."""
-    given = GenerateArguments(**arguments)
+    given, protocol = GenerateArguments(**arguments), session.opened.protocol
+    asked = constraint_of(constraint, stops=bool(given.stop))
+    if asked is not None and isinstance(protocol, BoundProtocol):
+        asked = msgspec.structs.replace(asked, thought=protocol.thought)
     return GenerateOptions(
         max_tokens=given.max_tokens,
         stop_tokens=given.stop_tokens | session.opened.stop_tokens,
@@ -53,6 +57,6 @@ def generate_options(
         depth=given.depth,
         nowait=given.nowait,
         stream=stream,
-        constraint=constraint_of(constraint, stops=bool(given.stop)),
+        constraint=asked,
         resumes=bool(constraint.get("resume")),
     )

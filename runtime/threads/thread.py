@@ -15,6 +15,7 @@ from runtime.chat import Message
 from runtime.errors import LimitExceeded, PromptError
 from runtime.link.commands import ThreadPath
 from runtime.link.sampling import Sampling
+from runtime.protocol.constraints import ConstraintOptions
 from runtime.threads.arguments import (
     FirstArguments,
     JoinArguments,
@@ -23,7 +24,6 @@ from runtime.threads.arguments import (
 )
 from runtime.threads.board import Tree
 from runtime.threads.child import Child
-from runtime.threads.constraining import ConstraintOptions
 from runtime.threads.driven_mail import prepare_mailbox
 from runtime.threads.driver import drive_child
 from runtime.threads.generate_options import GenerateOptions, generate_options

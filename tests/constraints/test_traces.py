@@ -56,7 +56,7 @@ async def test_a_trace_has_constraints_plays_back_and_verifies(checkpoint: Path,
     assert found.calls == 3
     assert traces_command(["export", str(path), "--jsonl", "-o", str(tmp_path / "lines")]) == 0
     line = json.loads((tmp_path / "lines").read_bytes())
-    assert line["generates"][2]["constraint"] == {"kind": "choices", "form": '["a","b"]', "begun": 0}
+    assert line["generates"][2]["constraint"] == {"kind": "choices", "form": '["a","b"]'}
 
 
 async def test_a_trace_whose_constraint_was_changed_goes_another_way(checkpoint: Path, tmp_path: Path) -> None:

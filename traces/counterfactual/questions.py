@@ -44,7 +44,9 @@ def question_of(root: ThreadRecord) -> Question:
         raise TraceError(f"A program appended to the context of tree {name}.")
     bounds = {thread.calls[0].max_tokens for thread in threads if thread.calls}
     first = root.calls[0]
-    if first.constraint is not None and len(root.calls) > 1:
+    # What a protocol declares holds again.
+    constraint = None if first.constraint is None or first.constraint.kind == "blocks" else first.constraint
+    if constraint is not None and len(root.calls) > 1:
         raise TraceError(f"A program constrained some of the texts of tree {name}.")
     try:
         sampling = msgspec.convert(builtins(first.sampling), Sampling)
@@ -55,7 +57,7 @@ def question_of(root: ThreadRecord) -> Question:
         tokens=root.receipts[0].tokens,
         text=root.prompt or "",
         sampling=sampling,
-        constraint=first.constraint,
+        constraint=constraint,
         max_tokens=bounds.pop() if len(bounds) == 1 else None,
     )
 

@@ -41,13 +41,13 @@ def check_constraint(constraint: Constraint) -> None:
     if problem := library().validate_grammar(grammar_of(constraint)):
         if problem.startswith("WARNING"):
             return
-        raise refused(constraint, problem)
+        raise refused(constraint.kind, problem)
 
 
-def refused(constraint: Constraint, problem: str) -> ConstraintError:
-    """What is said of a constraint that llguidance refuses; the rest of what it says is its own state."""
+def refused(name: str, problem: str) -> ConstraintError:
+    """What is said of a constraint of this kind that llguidance refuses; the rest of what it says is its own state."""
     said = " ".join(problem.split("<state>")[0].split())
-    return ConstraintError(f"{_NAMES[constraint.kind]}: {said[:400]}")
+    return ConstraintError(f"{_NAMES[name]}: {said[:400]}")
 
 
 def grammar_of(constraint: Constraint, before: str = "") -> str:

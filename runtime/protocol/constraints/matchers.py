@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import TYPE_CHECKING
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ConstraintError
-from runtime.link.constraints import Constraint
+from runtime.link.constraints import Constraint, Kind, Matcher
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol.constraints.compiling import grammar_of, library, refused
-from runtime.protocol.constraints.matching import Matching
+from runtime.protocol.constraints.matching import AfterThought, InBlocks, Matching
 from runtime.protocol.constraints.vocabulary import vocabulary_of
 from runtime.protocol.constraints.worker import MaskWorker
 
@@ -35,26 +33,33 @@ class Matchers:
         self._lock = Lock()
         self._vocabulary: tuple[LLTokenizer, str] | None = None
         self._worker: MaskWorker | None = None
-        self._fresh: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+        self._fresh: OrderedDict[tuple[Kind, str], LLMatcher] = OrderedDict()
 
-    def make(self, constraint: Constraint, begun: Sequence[int] = ()) -> Matching:
+    def make(self, constraint: Constraint, begun: Sequence[int] = ()) -> Matcher:
         """A matcher at the beginning of a constraint's text, or after the tokens that it has `begun` with.
 
         Raises `ConstraintError` without a tokenizer, for a constraint that is refused, and for a beginning that does
         not fit; `ImportError` without llguidance.
         """
-        with self._lock:
-            matcher = self._prepared(msgspec.structs.replace(constraint, begun=0))
-            if self._worker is None:
-                self._worker = MaskWorker(self._stop_tokens, self._vocab_size)
-            worker = self._worker
+        if constraint.kind == "blocks":
+            return self._in_blocks(constraint)
+        thought, is_thinking, has_begun = constraint.thought, constraint.is_thinking, bool(begun)
+        if thought is not None and begun:
+            is_thinking = (is_thinking or begun[0] == thought[0]) and thought[1] not in begun
+            begun = () if is_thinking else _after_thought(begun, thought[1])
+        matcher, worker = self._fresh_of(constraint.kind, constraint.form)
         accepted = matcher.try_consume_tokens(list(begun)) if begun else 0
         if accepted < len(begun):
             raise ConstraintError(
                 f"The text that the context has of the {constraint.kind} does not fit: of its {len(begun)} tokens, "
                 f"{accepted} do. Append nothing that it does not allow, or begin anew without resume"
             )
-        return Matching(matcher, worker, constraint, self._stop_tokens)
+        matching = Matching(matcher, worker, constraint.kind, self._stop_tokens)
+        return (
+            matching
+            if thought is None
+            else AfterThought(matching, *thought, is_thinking=is_thinking, has_begun=has_begun)
+        )
 
     def close(self) -> None:
         """Ends the thread that computes masks; none is asked for any more."""
@@ -63,20 +68,43 @@ class Matchers:
                 self._worker.stop()
                 self._worker = None
 
-    def _prepared(self, constraint: Constraint) -> LLMatcher:
+    def _in_blocks(self, constraint: Constraint) -> InBlocks:
+        blocks: dict[int, Callable[[], Matcher]] = {}
+        for block in constraint.blocks:
+            matcher, worker = self._fresh_of(block.kind, block.form)
+            ends = frozenset(block.closes)
+
+            def begin(
+                matcher: LLMatcher = matcher, worker: MaskWorker = worker, name: str = block.kind, ends: Any = ends
+            ) -> Matching:
+                return Matching(matcher.deep_copy(), worker, name, ends, waits=True)
+
+            blocks[block.opens] = begin
+        return InBlocks(blocks, constraint.thought, is_thinking=constraint.is_thinking)
+
+    def _fresh_of(self, kind: Kind, form: str) -> tuple[LLMatcher, MaskWorker]:
+        """A matcher of the library's at its beginning, and what computes its masks."""
         if self._tokenizer is None:
             raise ConstraintError(
                 "Constraints are on text, and the checkpoint has no tokenizer.json. Put one beside its weights"
             )
-        if self._vocabulary is None:
-            self._vocabulary = vocabulary_of(self._tokenizer, self._vocab_size)
-        vocabulary, before = self._vocabulary
-        fresh = self._fresh.pop(constraint, None)
-        if fresh is None:
-            fresh = library()(vocabulary, grammar_of(constraint, before), log_level=0)
-            if fresh.is_error():
-                raise refused(constraint, fresh.get_error())
-        self._fresh[constraint] = fresh
-        if len(self._fresh) > _REMEMBERED:
-            self._fresh.popitem(last=False)
-        return fresh.deep_copy()
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = vocabulary_of(self._tokenizer, self._vocab_size)
+            if self._worker is None:
+                self._worker = MaskWorker(self._vocab_size)
+            vocabulary, before = self._vocabulary
+            fresh = self._fresh.pop((kind, form), None)
+            if fresh is None:
+                fresh = library()(vocabulary, grammar_of(Constraint(kind=kind, form=form), before), log_level=0)
+                if fresh.is_error():
+                    raise refused(kind, fresh.get_error())
+            self._fresh[kind, form] = fresh
+            if len(self._fresh) > _REMEMBERED:
+                self._fresh.popitem(last=False)
+            return fresh.deep_copy(), self._worker
+
+
+def _after_thought(begun: Sequence[int], closes: int) -> Sequence[int]:
+    """What follows the thought that a text begins with, if it does."""
+    return begun[begun.index(closes) + 1 :] if closes in begun else begun
