@@ -25,6 +25,7 @@ from runtime.link.commands import (
 )
 from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
+from runtime.protocol.constraints import Matchers
 
 
 @dataclass
@@ -37,7 +38,9 @@ class Solo:
     """Exit values by thread, in order, over all its tokens."""
 
     @classmethod
-    def over(cls, model: Transformer, settings: EngineSettings, policy: DepthPolicy) -> Solo:
+    def over(
+        cls, model: Transformer, settings: EngineSettings, policy: DepthPolicy, matchers: Matchers | None = None
+    ) -> Solo:
         tests: dict[ThreadPath, list[float]] = {}
 
         def observe(scheduler: Scheduler, result: TickResult) -> None:
@@ -46,7 +49,7 @@ class Solo:
                 assert sequence is not None
                 tests.setdefault(sequence.path, []).append(value)
 
-        return cls(build_loop(model, settings, policy, observe=observe), tests=tests)
+        return cls(build_loop(model, settings, policy, observe=observe, matchers=matchers), tests=tests)
 
     @property
     def backend(self) -> LaneBackend:

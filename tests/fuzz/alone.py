@@ -11,10 +11,11 @@ import msgspec
 from policies import DepthPolicy
 from runtime import EngineSettings, Sampling
 from runtime.link.commands import Answered, CloseThread, Extend, Finished, Generate, Merge, OpenThread, ThreadPath
+from runtime.link.constraints import Constraint
 from tests.engine.solo import Solo
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.program import Setup
-from tests.fuzz.subjects import DEPTHS, MOST, model_of
+from tests.fuzz.subjects import DEPTHS, MOST, matchers_of, model_of
 
 _KEPT = 24
 """Engines that are kept for the next program."""
@@ -30,6 +31,7 @@ class Sampled(msgspec.Struct, frozen=True):
     """None where the API did not tell, as of streams that were left."""
     sampling: Sampling
     depth: DepthPolicy
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,18 @@ class Said:
             )
 
     def sample(
-        self, tokens: tuple[int, ...], logprobs: tuple[float, ...] | None, sampling: Sampling, depth: DepthPolicy
+        self,
+        tokens: tuple[int, ...],
+        logprobs: tuple[float, ...] | None,
+        sampling: Sampling,
+        depth: DepthPolicy,
+        constraint: Constraint | None = None,
     ) -> None:
         """A call went into the context, whole or as far as it was kept."""
         if self.cut - {depth}:
             self.is_comparable = False
         if tokens:
-            self.steps.append(Sampled(tokens, logprobs, sampling, depth))
+            self.steps.append(Sampled(tokens, logprobs, sampling, depth, constraint))
 
     def fork(self, path: ThreadPath, depth: DepthPolicy) -> Said:
         child = Said(path, depth, origin=(self, len(self.steps)), is_comparable=self.is_comparable, cut=set(self.cut))
@@ -112,6 +119,8 @@ class Roomy:
             found += self._repeat(solo, said, step)
         solo.send(CloseThread(said.path))
         solo.core.journal.take_reports()
+        # What computed masks is begun again where another one is needed.
+        solo.core.threads.end()
         return found
 
     def _opening(self, setup: Setup, said: Said) -> list[OpenThread]:
@@ -132,7 +141,15 @@ class Roomy:
             return []
         if isinstance(step, Merged):
             return self._merge(solo, said, step)
-        solo.send(Generate(thread=said.path, max_tokens=len(step.tokens), sampling=step.sampling, depth=step.depth))
+        solo.send(
+            Generate(
+                thread=said.path,
+                max_tokens=len(step.tokens),
+                sampling=step.sampling,
+                depth=step.depth,
+                constraint=step.constraint,
+            )
+        )
         (report,) = solo.run(check=False)
         where = f"thread {said.path}"
         if not isinstance(report, Finished):
@@ -174,7 +191,7 @@ class Roomy:
                 deterministic=True,
                 reuse_prefixes=False,
             )
-            self._solos[key] = Solo.over(model_of(setup.model), settings, DEPTHS["deep"])
+            self._solos[key] = Solo.over(model_of(setup.model), settings, DEPTHS["deep"], matchers_of(setup.model))
             if len(self._solos) > _KEPT:
                 self._solos.popitem(last=False)[1].core.close()
         return self._solos[key]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from policies import Limits
 from tests.fuzz import program as p
-from tests.fuzz.subjects import DEPTHS, FAILING, MODELS, SAMPLINGS, VOCAB
+from tests.fuzz.subjects import DEPTHS, FAILING, FORMS, MODELS, SAMPLINGS, VOCAB
 
 CONTEXT = 64
 _COMMON = tuple(name for name in DEPTHS if name not in FAILING)
@@ -125,12 +125,14 @@ class _Drawing:
         return tuple(actions)
 
     def generate(self) -> p.Generate:
+        form = self.chance.choice(tuple(FORMS)) if self.likely(0.15) else None
         return p.Generate(
             tokens=self.chance.randint(1, self.longest),
             sampling=self.sampling(),
             depth=self.depth() if self.likely(0.1) else None,
-            stop=self.tokens(1, 3) if self.likely(0.2) else (),
+            stop=self.tokens(1, 3) if form is None and self.likely(0.2) else (),
             nowait=self.likely(0.1),
+            form=form,
         )
 
     def sampling(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ from runtime import Answer, Child, Engine, ReasoningThread
 from runtime.errors import (
     BraidError,
     CapacityError,
+    ConstraintError,
     EngineClosed,
     EngineFailed,
     LimitExceeded,
@@ -22,12 +24,13 @@ from runtime.errors import (
     QueueFull,
     ThreadStateError,
 )
+from runtime.link.constraints import Constraint
 from tests.fuzz import program as p
 from tests.fuzz.alone import Said
 from tests.fuzz.faults import Injected
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.mailing import Mail, is_about_an_end
-from tests.fuzz.subjects import BY_LOAD, DEPTHS, SAMPLINGS, FaultyAtRole, policy_of
+from tests.fuzz.subjects import BY_LOAD, DEPTHS, FORMS, SAMPLINGS, FaultyAtRole, policy_of
 from tests.fuzz.tools import is_on_purpose, start_call
 
 _PROBE = p.Root(prompt=(3, 1, 2), body=(p.Generate(tokens=2),), depth="shallow")
@@ -74,6 +77,7 @@ class Books:
             or is_on_purpose(error)
             or (isinstance(error, ThreadStateError) and (_is_about_merging(error) or is_about_an_end(error)))
             or (isinstance(error, PolicyError) and _is_about_a_policy(error))
+            or (isinstance(error, ConstraintError) and "No token of the model's vocabulary" in str(error))
             or (isinstance(error, CapacityError) and self._is_too_much(error))
         ):
             return
@@ -263,6 +267,7 @@ class _Body:
 
     async def _generate(self, action: p.Generate) -> None:
         depth, sampling = self._policy_now(action.depth), SAMPLINGS[action.sampling]
+        form = FORMS[action.form] if action.form is not None and self._thread.text else None
         try:
             generation = await self._thread.generate(
                 action.tokens,
@@ -270,12 +275,17 @@ class _Body:
                 sampling=sampling,
                 depth=None if action.depth is None else DEPTHS[action.depth],
                 nowait=action.nowait,
+                regex=form,
             )
         except BaseException:
             self._books.counts["generates cut"] += 1
             self._said.cut.add(depth)
             raise
-        self._said.sample(generation.tokens, generation.logprobs, sampling, depth)
+        constraint = None if form is None else Constraint(kind="regex", form=form)
+        self._books.counts["texts constrained"] += form is not None
+        self._said.sample(generation.tokens, generation.logprobs, sampling, depth, constraint)
+        if form is not None and generation.reason == "stop" and not re.fullmatch(form, generation.text.strip()):
+            self._books.findings.append(f"thread {self._said.path} said {generation.text!r} for {form}")
         if len(generation.tokens) > action.tokens or len(generation.depths) != len(generation.tokens):
             self._books.findings.append(f"thread {self._said.path}: {generation} for {action}")
 

@@ -40,6 +40,8 @@ class Generate(Action, frozen=True):
     """A name in `subjects.DEPTHS`."""
     stop: Tokens = ()
     nowait: bool = False
+    form: str | None = None
+    """A name in `subjects.FORMS`: a regular expression that the text must match, where the model has a tokenizer."""
 
 
 class Stream(Action, frozen=True):

@@ -26,7 +26,7 @@ from tests.fuzz.alone import Roomy
 from tests.fuzz.faults import Planted, planted
 from tests.fuzz.generating import CONTEXT
 from tests.fuzz.interpreting import Books, Interpreter
-from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MODELS, MOST, checkpoint_of, model_of, policy_of
+from tests.fuzz.subjects import BY_LOAD, DEPTHS, FAILING, MODELS, MOST, checkpoint_of, matchers_of, model_of, policy_of
 from tests.fuzz.tools import add_tools
 from tests.fuzz.watchdog import watched
 from traces import Trace, read
@@ -279,7 +279,9 @@ def is_repeatable(program: p.Program, books: Books) -> bool:
 
 def _verified(setup: p.Setup, trace: Trace, books: Books) -> list[str]:
     settings = msgspec.convert(trace.header.engine, EngineSettings)
-    device = ModelDevice(lambda: build_loop(model_of(setup.model), settings, DEPTHS["deep"]))
+    device = ModelDevice(
+        lambda: build_loop(model_of(setup.model), settings, DEPTHS["deep"], matchers=matchers_of(setup.model))
+    )
     result = verify(trace, device)
     books.counts["traces verified"] += 1
     return [] if result.divergence is None else [f"the trace does not verify: {result.divergence}"]

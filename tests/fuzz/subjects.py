@@ -35,6 +35,7 @@ from runtime import Sampling
 from runtime.model.checkpoint import load_checkpoint, save_checkpoint
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.transformer import Transformer
+from runtime.protocol.constraints import Matchers
 from tests.engine.conftest import PROTOCOL, TAGS
 from tests.engine.tiny import tiny_model
 from tests.fuzz.tools import TOOL_TAGS
@@ -97,6 +98,14 @@ SAMPLINGS: dict[str, Sampling] = {
     "nucleus": Sampling(temperature=0.9, top_p=0.8, logprobs=2),
 }
 SPAWN = MaxChildren(2)
+FORMS = {
+    "words": "w[0-9]( w[0-9]{1,2}){0,3}",
+    "two": "w5 w6 w7|w5 w8|w30",
+    "tag": "(<spawn>|w1[0-9]) w[12]+",
+    # Of words that the model does not have.
+    "impossible": "w1 elephants",
+}
+"""Regular expressions."""
 
 
 def policy_of(depth: str) -> Policy:
@@ -136,6 +145,12 @@ def checkpoint_of(model: str) -> Path:
         directory, tiny_model(3, **layers[model]), tokenizer=Tokenizer(inner), braid=msgspec.json.encode(braid)
     )
     return directory
+
+
+def matchers_of(model: str) -> Matchers:
+    """What makes the matchers of a model, for one device."""
+    described = load_checkpoint(checkpoint_of(model))
+    return Matchers(described.tokenizer, VOCAB, frozenset(described.stop_tokens))
 
 
 @cache
