@@ -53,7 +53,7 @@ class TickRecorder:
         return self._backend.page_table
 
     @property
-    def row_holes(self) -> RowHoles | None:
+    def row_holes(self) -> RowHoles:
         return self._backend.row_holes
 
     def register(self, policy: DepthPolicy) -> int:

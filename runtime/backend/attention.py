@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from runtime.model.specification import AttentionRule
+
+
+class Holes(NamedTuple):
+    """Which rows have holes, and what of their pages counts; all as the backend has it, see `RowHoles`."""
+
+    page_parts: Tensor
+    """[rows, pages_per_row, 3] int32, on the cache's device."""
+    has_holes: Tensor
+    """[rows] int32, on the cache's device: not 0 where a row has any."""
+    on_host: Tensor
+    """[rows] bool, on the CPU: the same."""
 
 
 class PagedCache(NamedTuple):
@@ -26,15 +37,8 @@ class PagedCache(NamedTuple):
 
     What lies beyond a thread's last token is never read and may hold anything; so may what lies before every window.
     """
-
-
-class Holes(NamedTuple):
-    """Which rows have holes, and what of their pages counts; shared with the backend that owns them."""
-
-    page_parts: Tensor
-    """[rows, pages_per_row, 3] int32: see `Backend`."""
-    has_holes: Tensor
-    """[rows] bool, on the CPU."""
+    holes: Holes | None = None
+    """None where no row ever has any. A window is one of positions, as `page_parts` gives them."""
 
 
 class Queries(NamedTuple):
@@ -78,13 +82,4 @@ class PagedAttention(Protocol):
         what it has just written; with `rule.window`, only the last so many of those positions. Softmax in float32, of
         scores scaled and capped as `rule` says. `key` and `value` are rounded to the cache's dtype.
         """
-        ...
-
-
-@runtime_checkable
-class LooksAtHoles(Protocol):
-    """A `PagedAttention` over rows that may have holes."""
-
-    def look_at(self, holes: Holes) -> None:
-        """Rows may have these holes from now on. A window is one of positions, as `page_parts` gives them."""
         ...

@@ -223,4 +223,5 @@ class ExitTests:
         return policy.measure(view)
 
     def _on_device(self, numbers: Int32 | Int64) -> Tensor:
-        return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(self._device)
+        # From pageable memory, a copy that is not waited for has still read all of it when the call returns.
+        return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(self._device, non_blocking=True)

@@ -234,8 +234,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def row_holes(self) -> RowHoles | None:
-        """None where no row may have holes, as what it attends with knows none."""
+    def row_holes(self) -> RowHoles:
+        """Written and read like the page table."""
         ...
 
     def register(self, policy: DepthPolicy) -> int:

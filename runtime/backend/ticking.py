@@ -79,7 +79,7 @@ class LaneBackend(ABC):
         return self._table
 
     @property
-    def row_holes(self) -> RowHoles | None:
+    def row_holes(self) -> RowHoles:
         return self._holes
 
     def register(self, policy: DepthPolicy) -> int:
@@ -362,5 +362,6 @@ class LaneBackend(ABC):
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self._dtype, device=self._device)
 
-    def _on_device(self, numbers: Int32 | Int64) -> Tensor:
-        return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(self._device)
+    def _on_device(self, numbers: Int32 | Int64 | Bool) -> Tensor:
+        # From pageable memory, a copy that is not waited for has still read all of it when the call returns.
+        return torch.from_numpy(numbers.astype(np.int64, copy=False)).to(self._device, non_blocking=True)

@@ -58,7 +58,7 @@ def cache_shape(model: ServedModel, settings: EngineSettings, most: int) -> Cach
     """Sizes of the paged cache. Raises `CapacityError` where not one page fits into `settings.kv_cache_bytes`, and
     where pages or lanes do not fit into the machine."""
     # Where what is computed depends on a row's width, it is as wide as ever.
-    is_fixed = model.device.type != "cpu" or (settings.deterministic and not is_native(model, settings))
+    is_fixed = settings.deterministic and not is_native(model, settings)
     sized = sized_cache(model.specification, settings, most, has_room_for_holes=not is_fixed)
     check_memory(model, settings, sized.shape, sized.page_bytes)
     return sized.shape

@@ -32,7 +32,7 @@ class KVCache:
         short_context: int | None,
         window: int | None,
         reuse: bool,
-        holes: RowHoles | None = None,
+        holes: RowHoles,
     ) -> None:
         """`short_context` and `window` are those of `ModelLimits`; `reuse` says whether prefixes are shared."""
         self.page_size = cache.page_size
@@ -111,11 +111,6 @@ class KVCache:
     def longest(self, sequence: Sequence) -> int:
         """How many tokens a row can show of a sequence."""
         return self._rows.longest(sequence)
-
-    @property
-    def takes_holes(self) -> bool:
-        """Whether a sequence may have a layout."""
-        return self._rows.takes_holes
 
     def check_width(self, place: int) -> None:
         """Raises `CapacityError` where a row cannot show a token at a place."""

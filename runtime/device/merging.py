@@ -14,20 +14,14 @@ from dataclasses import replace
 from runtime.device.kv_cache import KVCache
 from runtime.device.layout import Merged, merge_layouts
 from runtime.device.sequence import Sequence
-from runtime.errors import CapacityError, ThreadStateError, changed_since_fork
+from runtime.errors import ThreadStateError, changed_since_fork
 
 
-def check_merge(parent: Sequence, children: SequenceOf[Sequence], kv_cache: KVCache) -> None:
-    """Raises `ThreadStateError` where children cannot be merged into a thread that does not generate, and
-    `CapacityError` where no engine of this kind can.
+def check_merge(parent: Sequence, children: SequenceOf[Sequence]) -> None:
+    """Raises `ThreadStateError` where children cannot be merged into a thread that does not generate.
 
     What children were to see of the thread's context they must all have computed alike: at the same depths.
     """
-    if not kv_cache.takes_holes:
-        raise CapacityError(
-            "Merged joins need attention that passes over holes in pages, which the Triton kernel and CUDA graphs do "
-            "not: open the engine with attention='torch' and without cuda_graphs, or join with merge=False."
-        )
     length = len(parent.tokens)
     for child in children:
         if child.generate is not None:

@@ -21,18 +21,16 @@ NOTHING = (0, 0, 0)
 class RowViews:
     """Writes the page table, and the parts of pages in rows with holes."""
 
-    def __init__(self, page_size: int, page_table: Int32, holes: RowHoles | None) -> None:
+    def __init__(self, page_size: int, page_table: Int32, holes: RowHoles) -> None:
         self._page_size = page_size
         self._width = page_table.shape[1]
         self._table = page_table
-        self.takes_holes = holes is not None
-        # Without holes no sequence has a layout.
-        self._parts, self._has_holes = holes or RowHoles(np.zeros((0, 0, 3), np.int32), np.zeros(0, np.bool_))
+        self._parts, self._has_holes = holes
 
     def begin(self, sequence: Sequence) -> None:
         """A sequence has been given a row, or a layout."""
         sequence.row_view, sequence.row_shift = None, 0
-        if sequence.row is not None and self.takes_holes:
+        if sequence.row is not None:
             self._has_holes[sequence.row] = sequence.layout is not None
 
     def longest(self, sequence: Sequence) -> int:
@@ -96,9 +94,7 @@ class RowViews:
     def check_integrity(self, sequence: Sequence) -> None:
         """Raises `AssertionError` unless a sequence's row shows its pages."""
         row, layout, pages = sequence.row, sequence.layout, sequence.pages
-        assert not self.takes_holes or self._has_holes[row] == (layout is not None), (
-            f"{sequence.path} has a row of the wrong kind"
-        )
+        assert self._has_holes[row] == (layout is not None), f"{sequence.path} has a row of the wrong kind"
         if layout is None:
             assert self._table[row, sequence.freed : len(pages)].tolist() == sequence.held
         elif sequence.row_view is not None:

@@ -146,7 +146,7 @@ class OpenThreads:
         start = len(parent.tokens)
         grown = [child for child in children if len(child.tokens) > start]
         if grown:
-            check_merge(parent, grown, self._kv_cache)
+            check_merge(parent, grown)
             merge(parent, grown, self._kv_cache)
         self._journal.record(
             events.Merged,

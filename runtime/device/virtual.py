@@ -72,7 +72,8 @@ class VirtualDevice:
     def __init__(self, model: ModelSizes, settings: EngineSettings, policy: DepthPolicy, costs: VirtualCosts) -> None:
         own = model.specification
         most = most_iterations(own, settings, policy)
-        sized = sized_cache(own, settings, most, has_room_for_holes=settings.device in (None, "cpu"))
+        is_fixed = settings.deterministic and settings.device not in (None, "cpu")
+        sized = sized_cache(own, settings, most, has_room_for_holes=not is_fixed)
         self.page_bytes = sized.page_bytes
         """Bytes of keys and values that a page takes."""
         self._costs = costs

@@ -50,9 +50,17 @@ class PlanlessAttention:
             stored[index].float().repeat_interleave(query.shape[1] // key.shape[1], 2) for stored in (keys, values)
         )
         scores = torch.einsum("nhd,nlhd->nhl", query.float(), seen) * rule.scale
-        beyond = torch.arange(every.shape[1]) > position
-        weights = scores.masked_fill(beyond[:, None], -torch.inf).softmax(-1)
+        hidden = (torch.arange(every.shape[1]) > position) | self._in_holes(paged, row)
+        weights = scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1)
         return torch.einsum("nhl,nlhd->nhd", weights, given).to(query.dtype)
+
+    def _in_holes(self, paged: PagedCache, row: Tensor) -> Tensor:
+        """[n, places] bool, of the rows [n, 1] of queries."""
+        assert paged.holes is not None
+        page_size = paged.keys.shape[2]
+        begin, end, _ = paged.holes.page_parts[row[:, 0]].repeat_interleave(page_size, 1).unbind(-1)
+        offset = torch.arange(begin.shape[1]) % page_size
+        return (paged.holes.has_holes[row] > 0) & ((offset < begin) | (offset >= end))
 
 
 class Tape(TorchDispatchMode):

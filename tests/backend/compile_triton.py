@@ -19,7 +19,7 @@ from runtime.backend.torch.triton_attention import MOST_SPLITS, STAGES, WARPS, c
 
 AMPERE, HOPPER = 80, 90
 POINTERS = {
-    **dict.fromkeys(("depths", "page_table", "rows", "positions", "slots"), "*i32"),
+    **dict.fromkeys(("depths", "page_table", "rows", "positions", "slots", "page_parts", "has_holes"), "*i32"),
     **dict.fromkeys(("partial", "weights"), "*fp32"),
 }
 STORED = ("query", "key", "value", "keys", "values", "out")
@@ -58,9 +58,9 @@ def main() -> None:
     done = set[tuple[Any, ...]]()
     for capability in (AMPERE, HOPPER):
         for dtype, heads, kv_heads, head_dim in SHAPES:
-            for slots, single in ((1, True), (4, False)):
+            for slots, single, holed in ((1, True, False), (4, False, True)):
                 fixed = constants(cache_of(dtype, kv_heads, head_dim), heads)
-                fixed |= {"column_slots": slots, "single": single, "most_splits": MOST_SPLITS}
+                fixed |= {"column_slots": slots, "single": single, "may_have_holes": holed, "most_splits": MOST_SPLITS}
                 for name in ("store", "attend", "combine"):
                     kernel = getattr(triton_kernel, name)
                     used = tuple(fixed[param.name] for param in kernel.params if param.is_constexpr)

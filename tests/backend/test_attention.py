@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.backend.attention import PagedAttention, PagedCache, Queries
+from runtime.backend.attention import Holes, PagedAttention, PagedCache, Queries
 from runtime.backend.torch.attention import TorchAttention
 from runtime.model.specification import AttentionRule
 
@@ -40,7 +42,7 @@ class Case:
 
     def copied(self) -> Case:
         """The same with a memory of its own."""
-        return replace(self, paged=PagedCache(*(tensor.clone() for tensor in self.paged)))
+        return replace(self, paged=moved(self.paged, torch.Tensor.clone))
 
     def only(self, chosen: list[int]) -> Case:
         """The same with some of the queries, in the given order."""
@@ -54,7 +56,7 @@ class Case:
 
     def on(self, device: str) -> Case:
         return Case(
-            PagedCache(*(tensor.to(device) for tensor in self.paged)),
+            moved(self.paged, lambda tensor: tensor.to(device)),
             Queries(*(tensor.to(device) for tensor in self.queries)),
             self.slots,
             self.query.to(device),
@@ -63,6 +65,14 @@ class Case:
             self.window,
             self.softcap,
         )
+
+
+def moved(paged: PagedCache, move: Callable[[Tensor], Tensor]) -> PagedCache:
+    """The same elsewhere, or a copy."""
+    keys, values, depths, page_table, holes = paged
+    if holes is not None:
+        holes = Holes(move(holes.page_parts), move(holes.has_holes), holes.on_host)
+    return PagedCache(move(keys), move(values), move(depths), move(page_table), holes)
 
 
 def make_case(
@@ -78,13 +88,14 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     window: int | None = None,
     softcap: float | None = None,
+    holed: bool = False,
 ) -> Case:
     """Threads with (tokens of the past, tokens that query now) in a memory that holds NaN where nobody has written.
 
     `heads` is those of keys and values; each serves `shared` heads of queries. Pages are shuffled and page-table
     entries beyond a thread's end are -1. With `forked`, every thread after the
     first shares the full pages that the first had in common with it. With `window`, pages before the windows of all
-    that query are nobody's.
+    that query are nobody's. With `holed`, every other row has holes before the tokens that query, which hold NaN.
     """
     draw = np.random.default_rng(seed)
     pages_per_row = max((past + new - 1) // page_size + 1 for past, new in contexts) + 1
@@ -113,7 +124,18 @@ def make_case(
                 slot = (depths[page, offset] - 1) % slots
                 keys[FIRST_COLUMN + slot, page, offset] = values[FIRST_COLUMN + slot, page, offset] = np.nan
                 asked.append((row, position, slot))
-    for row, (past, _) in enumerate(contexts):
+    parts, has_holes = np.zeros((len(contexts), pages_per_row, 3), np.int32), np.zeros(len(contexts), np.bool_)
+    has_holes[::2] = holed
+    for row in np.flatnonzero(has_holes).tolist():
+        make_holes(draw, parts[row], page_size, contexts[row][0])
+        if forked:
+            continue
+        for place in range(contexts[row][0]):
+            page, offset = table[row, place // page_size], place % page_size
+            if not parts[row, place // page_size, 0] <= offset < parts[row, place // page_size, 1]:
+                keys[:, page, offset] = values[:, page, offset] = np.nan
+    for row in np.flatnonzero(~has_holes).tolist():
+        past = contexts[row][0]
         table[row, : 0 if window is None else max(0, past + 1 - window) // page_size] = -1
     indices = draw.permutation(np.array(asked, np.int32).reshape(-1, 3))
     query = draw.normal(size=(len(asked), heads * shared, head_dim))
@@ -124,6 +146,7 @@ def make_case(
             torch.from_numpy(values).to(dtype),
             torch.from_numpy(depths),
             torch.from_numpy(table),
+            Holes(*(torch.from_numpy(each) for each in (parts, has_holes.astype(np.int32), has_holes))),
         ),
         Queries(*(torch.from_numpy(np.ascontiguousarray(column)) for column in indices.T)),
         slots,
@@ -133,6 +156,15 @@ def make_case(
         window,
         softcap,
     )
+
+
+def make_holes(draw: np.random.Generator, parts: NDArray[np.int32], page_size: int, past: int) -> None:
+    """Parts of the pages [pages, 3] of a row; from place `past` on everything counts, at positions that go on."""
+    for number in range(len(parts)):
+        # What counts of the page in which tokens begin to query reaches its end.
+        kept = min(max(past - number * page_size, 0), page_size)
+        begin, end = sorted(draw.integers(0, kept + 1, 2).tolist())
+        parts[number] = begin, end if kept == page_size else page_size, number * page_size // 2
 
 
 def expected(case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +180,9 @@ def expected(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     shared = case.query.shape[1] // case.key.shape[1]
     for i, (row, position, slot) in enumerate(asked):
         places = []
-        for p in range(max(0, position + 1 - (case.window or position + 1)), position + 1):
+        for p in range(position + 1):
+            if not is_seen(case, row, position, p):
+                continue
             page, offset = table[row][p // page_size], p % page_size
             read = min(slot, depths[page][offset] - 1) if case.slots > 1 else 0
             places.append((FIRST_COLUMN + read, page, offset))
@@ -160,6 +194,17 @@ def expected(case: Case) -> tuple[Tensor, Tensor, Tensor]:
                 scores = case.softcap * (scores / case.softcap).tanh()
             attended[i, h] = scores.softmax(0) @ read_values[:, h // shared]
     return attended, keys, values
+
+
+def is_seen(case: Case, row: int, place: int, other: int) -> bool:
+    """Whether a query at `place` of a row sees `other`, which is not behind it."""
+    holes, size = case.paged.holes, case.paged.keys.shape[2]
+    if holes is None or not holes.on_host[row]:
+        return case.window is None or place - other < case.window
+    parts = holes.page_parts[row].tolist()
+    (begin, end, base), (_, _, own) = parts[other // size], parts[place // size]
+    distance = own + place % size - (base + other % size)
+    return bool(begin <= other % size < end) and (case.window is None or distance < case.window)
 
 
 def check(case: Case, attention: PagedAttention) -> None:
@@ -189,6 +234,7 @@ def cases(draw: st.DrawFn, head_dims: dict[torch.dtype, list[int]], ruled: bool 
         dtype=dtype,
         window=draw(st.none() | st.integers(1, 30)) if ruled else None,
         softcap=draw(st.none() | st.sampled_from([0.5, 20.0])) if ruled else None,
+        holed=draw(st.booleans()),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from runtime.backend.torch.cuda_graphs import LARGEST, CudaCapture, GraphedBacke
 from runtime.device.build import wire
 from runtime.device.model_limits import ModelLimits
 from runtime.device.settings import EngineSettings
-from runtime.link.commands import CloseThread, Extend, Finished, Generate, OpenThread
+from runtime.link.commands import CloseThread, Extend, Finished, Generate, Merge, OpenThread
 from runtime.link.sampling import Sampling
 from runtime.model.architecture import parse_config
 from runtime.model.parameters import initialise
@@ -198,6 +199,47 @@ def test_a_replay_reads_nothing_but_its_buffers() -> None:
         program = [([length, 3, 9, 1, 2, 5][:length], Fixed(MOST), Sampling(), 3)] * 2
         assert [f.tokens for f in run(captured, program)] == [f.tokens for f in run(reference, program)]
     assert capture.replays > 20
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_a_replay_reads_rows_that_have_got_holes_since_the_capture(page_size: int) -> None:
+    model = tiny_model(5)
+    cache = shape(model, page_size=page_size, pages=200)
+    cache = msgspec.structs.replace(cache, pages_per_row=2 * cache.pages_per_row)
+    backend, capture = graphed(model, cache)
+    said = []
+    for each in (solo(model, backend), solo(model, eager(model, cache))):
+        finished = run_merged(each)
+        assert each.core.threads[0,].layout is not None
+        each.send(*(CloseThread(path) for path in ((0,), (0, 0), (0, 1))))
+        each.run()
+        said.append([*finished, *run(each, [([3, 1, 2], Fixed(3), Sampling(), 4)] * 3)])
+    assert capture.replays
+    for ours, theirs in zip(*said, strict=True):
+        assert ours.tokens == theirs.tokens
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-4)
+
+
+def run_merged(backend: Solo) -> list[Finished]:
+    """Two children that generate are merged into the thread they were forked from, which then goes on."""
+    finished = []
+    backend.send(OpenThread(thread=(0,), seed=0, depth=Fixed(3)), Extend((0,), (7, 8, 9, 10, 11)))
+    for child in range(2):
+        path = (0, child)
+        backend.send(
+            OpenThread(thread=path, seed=child, depth=Fixed(3), inherits=(0,)),
+            Extend(path, (20 + child,)),
+            Generate(thread=path, max_tokens=3 + child, sampling=Sampling()),
+        )
+    finished += [report for report in backend.run() if isinstance(report, Finished)]
+    backend.send(*(Generate(thread=(0, child), max_tokens=0, sampling=Sampling(), fills=True) for child in range(2)))
+    backend.run()
+    backend.send(
+        Merge((0,), ((0, 0), (0, 1))), Extend((0,), (4,)), Generate(thread=(0,), max_tokens=6, sampling=Sampling())
+    )
+    finished += [report for report in backend.run() if isinstance(report, Finished)]
+    assert len(finished) == 3
+    return sorted(finished, key=lambda report: report.thread)
 
 
 def test_a_capture_refuses_what_the_host_would_wait_for() -> None:

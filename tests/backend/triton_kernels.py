@@ -29,7 +29,7 @@ from runtime.device.model_limits import ModelLimits
 from runtime.link.commands import Extend, Finished, Generate, OpenThread
 from runtime.link.sampling import Sampling
 from runtime.model.specification import AttentionRule
-from tests.backend.test_attention import TOLERANCE, Case, check, make_case
+from tests.backend.test_attention import TOLERANCE, Case, check, make_case, moved
 from tests.engine.solo import Solo
 from tests.engine.tiny import tiny_model
 
@@ -53,7 +53,7 @@ class Checked:
         key: Tensor,
         value: Tensor,
     ) -> Tensor:
-        there = PagedCache(*(tensor.to(DEVICE) for tensor in paged))
+        there = moved(paged, lambda tensor: tensor.to(DEVICE))
         attended = self.attention(
             there, queries, column, slots, rule, query.to(DEVICE), key.to(DEVICE), value.to(DEVICE)
         ).cpu()
@@ -87,6 +87,7 @@ def cases(draw: st.DrawFn) -> Case:
         contexts=draw(st.lists(tokens.filter(any), min_size=1, max_size=3)),
         forked=draw(st.booleans()),
         dtype=draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        holed=draw(st.booleans()),
     )
 
 

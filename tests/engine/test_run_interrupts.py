@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from policies import Fixed, LatentDiff
-from runtime.link.commands import Interrupt, OpenThread
+from runtime.link.commands import Finished, Interrupt, OpenThread, Report
 from runtime.link.sampling import Sampling
 from runtime.model.transformer import Transformer
 from tests.engine.lanes import MOST, SEED, Bench, both, core_settings
@@ -128,12 +128,16 @@ def test_eviction_in_the_middle_of_runs(model: Transformer, most_ticks: int) -> 
     """Memory for one and a half threads: later ones lose their pages in the middle of their runs, and no token."""
     said = []
     for pages in (300, 24):
+        reports: list[Report] = []
         bench = Bench.over(model, core_settings(page_size=4, num_pages=pages), most_ticks=most_ticks)
         for number in (3, 2, 1, 0):
             bench.open((number,), LatentDiff(0.7, max_iterations=MOST), (number, 2, 3))
             bench.generate((number,), 50)
             for _ in range(30 // most_ticks):
-                assert not bench.step()
-        said.append({path: (end.tokens, end.logprobs, end.depths) for path, end in bench.finished().items()})
+                reports += bench.step()
+        reports += bench.run()
+        ends = {report.thread: report for report in reports if isinstance(report, Finished)}
+        assert len(ends) == len(reports) == 4
+        said.append({path: (end.tokens, end.logprobs, end.depths) for path, end in ends.items()})
         assert (bench.core.statistics().recomputed > 0) == (pages == 24)
     assert said[0] == said[1]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from runtime.backend.attention import Holes, PagedCache, Queries
+from runtime.backend.attention import PagedCache, Queries
 from runtime.model.specification import AttentionRule
 from runtime.model.transformer import attend_densely
 
@@ -55,11 +55,6 @@ class TorchAttention:
 
     def __init__(self, fixed_shape: bool = False) -> None:
         self.fixed_shape = fixed_shape
-        self._holes: Holes | None = None
-
-    def look_at(self, holes: Holes) -> None:
-        """See `PagedAttention`."""
-        self._holes = holes
 
     def __call__(
         self,
@@ -80,7 +75,7 @@ class TorchAttention:
         values.index_copy_(0, written, value.to(values.dtype))
 
         out = torch.empty_like(query)
-        for batch in _batches(paged, queries, slots, self.fixed_shape, rule.window, self._holes):
+        for batch in _batches(paged, queries, slots, self.fixed_shape, rule.window):
             first, wanted_at = batch.members[:, 0], position[batch.members]
             if batch.holes is None:
                 seen, visible = _reach(batch, wanted_at, rule.window)
@@ -146,9 +141,7 @@ def _slots_read(paged: PagedCache, row: Tensor, position: Tensor, slot: Tensor, 
     return slot.minimum(paged.depths[page, position % page_size].long() - 1).clamp(min=0)
 
 
-def _batches(
-    paged: PagedCache, queries: Queries, slots: int, fixed_shape: bool, window: int | None, holes: Holes | None
-) -> list[_Batch]:
+def _batches(paged: PagedCache, queries: Queries, slots: int, fixed_shape: bool, window: int | None) -> list[_Batch]:
     """Sorts queries into groups of the same row and slot, and groups of similar size and length into batches.
 
     With `fixed_shape` every batch has the length of a whole row, and its groups are of one size.
@@ -156,7 +149,8 @@ def _batches(
     row, position, slot = (tensor.cpu().numpy().astype(np.int64) for tensor in queries)
     if not len(row):
         return []
-    has_holes = np.zeros(len(row), np.bool_) if holes is None else holes.has_holes.numpy()[row]
+    holes = paged.holes
+    has_holes = np.zeros(len(row), np.bool_) if holes is None else holes.on_host.numpy()[row]
     shared = row * slots + slot
     order = np.argsort(shared, kind="stable")
     starts = np.flatnonzero(np.diff(shared[order], prepend=-1))

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.backend.attention import Holes, LooksAtHoles, PagedAttention, PagedCache, Queries
-from runtime.backend.interface import Bool, CacheShape, Int32, Int64, RowHoles
+from runtime.backend.attention import Holes, PagedAttention, PagedCache, Queries
+from runtime.backend.interface import Bool, CacheShape, Int32, Int64
 from runtime.backend.ticking import LaneBackend
 from runtime.model.replacement import replace_weights
 from runtime.model.served import ServedModel
@@ -62,16 +62,10 @@ class TorchBackend(LaneBackend):
             values=self._zeros(*shape),
             depths=torch.zeros(cache.pages, cache.page_size, dtype=torch.int32, device=self._device),
             page_table=torch.from_numpy(self._table).to(self._device),
+            holes=self._holes_on_device(),
         )
-        parts, has_holes = (torch.from_numpy(each) for each in self._holes)
-        self._page_parts = parts.to(self._device)
-        if isinstance(attention, LooksAtHoles):
-            attention.look_at(Holes(self._page_parts, has_holes))
+        self._had_holes = False
         self._embedded = self._zeros(cache.lanes, specification.width)
-
-    @property
-    def row_holes(self) -> RowHoles | None:
-        return self._holes if isinstance(self._attention, LooksAtHoles) else None
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         # Captured ticks read the parameters where they lie, too.
@@ -85,8 +79,7 @@ class TorchBackend(LaneBackend):
     def _begin(self, copies: Int32) -> None:
         if self._device.type != "cpu":
             self._paged.page_table.copy_(torch.from_numpy(self._table), non_blocking=True)
-            if self._holes.has_holes.any():
-                self._page_parts.copy_(torch.from_numpy(self._holes.page_parts), non_blocking=True)
+        self._copy_holes()
         if len(copies):
             source, destination = self._on_device(copies[:, 0]), self._on_device(copies[:, 1])
             for stored in (self._paged.keys, self._paged.values):
@@ -103,9 +96,8 @@ class TorchBackend(LaneBackend):
 
     def _iterate(self, active: Int64) -> None:
         age = self._lanes.age[active]
-        self._paged.depths.view(-1)[self._on_device(self._lanes.cell[active])] = torch.from_numpy(age + 1).to(
-            self._device
-        )
+        cell = self._on_device(self._lanes.cell[active])
+        self._paged.depths.view(-1)[cell] = self._on_device(age + 1).int()
         for tile in self._tiles(active):
             state, embedded = self._state[tile.index], self._embedded[tile.index]
             state = self._model.iterate(state, embedded, tile.rotation, self._attend(tile, self._lanes.age))
@@ -130,7 +122,10 @@ class TorchBackend(LaneBackend):
         return self._model.first_state(self._embedded[self._on_device(lanes)])
 
     def _gates(self, active: Int64) -> Tensor:
-        return self._model.gate(self._state[self._on_device(active)])
+        found = [torch.empty(0, device=self._device)]
+        for own, padded in self._padded(active):
+            found.append(self._model.gate(self._state[self._on_device(padded)])[: len(own)])
+        return torch.cat(found)
 
     def _normed(self, state: Tensor) -> Tensor:
         normed: Tensor = self._model.final_norm(state)
@@ -141,13 +136,30 @@ class TorchBackend(LaneBackend):
 
     # ---- small parts ------------------------------------------------------------------------------------------------
 
-    def _tiles(self, lanes: Int64) -> Iterator[Tile]:
+    def _holes_on_device(self) -> Holes:
+        parts, has_holes = (torch.from_numpy(each) for each in self._holes)
+        return Holes(parts.to(self._device), has_holes.to(self._device, torch.int32), has_holes)
+
+    def _copy_holes(self) -> None:
+        """As they are now; where there are none and were none in the tick before, there is nothing to do."""
+        holes = self._paged.holes
+        has_holes = bool(self._holes.has_holes.any())
+        if holes is not None and (has_holes or self._had_holes):
+            holes.page_parts.copy_(torch.from_numpy(self._holes.page_parts), non_blocking=True)
+            holes.has_holes.copy_(holes.on_host, non_blocking=True)
+        self._had_holes = has_holes
+
+    def _padded(self, lanes: Int64) -> Iterator[tuple[Int64, Int64]]:
+        """Lanes [n] of each tile, and the same with its padding."""
         size = self._model.tile_rows if self._deterministic else len(lanes)
         for start in range(0, len(lanes), max(size, 1)):
             own = lanes[start : start + size]
-            padded = np.concatenate([own, np.repeat(own[:1], size - len(own))])
-            positions, is_long = (self._on_device(each[padded]) for each in (self._lanes.position, self._lanes.is_long))
-            yield Tile(own, self._on_device(padded), self._model.rotation(positions, is_long))
+            yield own, np.concatenate([own, np.repeat(own[:1], size - len(own))])
+
+    def _tiles(self, lanes: Int64) -> Iterator[Tile]:
+        for own, padded in self._padded(lanes):
+            position, is_long = (self._on_device(each[padded]) for each in (self._lanes.position, self._lanes.is_long))
+            yield Tile(own, self._on_device(padded), self._model.rotation(position, is_long))
 
     def _tiles_alike(self, lanes: Int64) -> Iterator[Tile]:
         """The same, each of lanes on one side of the model's short context, where it has one."""

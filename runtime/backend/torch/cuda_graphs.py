@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from runtime.backend.attention import PagedAttention, Queries
-from runtime.backend.interface import Bool, CacheShape, Int32, Int64
+from runtime.backend.interface import Bool, CacheShape, Int32, Int64, RowHoles
 from runtime.backend.torch.backend import TorchBackend
 from runtime.model.served import ServedModel
 from runtime.model.transformer import Attend, Rotation
@@ -95,6 +95,8 @@ class Field(IntEnum):
     TOKEN = 6
     LONG = 7
     """Whether LongRoPE turns its context by the long factors."""
+    PLACE = 8
+    """Where in its row the token is: its position, but in rows with holes."""
 
 
 class Bucket:
@@ -114,8 +116,8 @@ class Bucket:
     @property
     def queries(self) -> Queries:
         """What the columns attend as."""
-        row, position, slot = (self[field].int() for field in (Field.ROW, Field.POSITION, Field.SLOT))
-        return Queries(row, position, slot)
+        row, place, slot = (self[field].int() for field in (Field.ROW, Field.PLACE, Field.SLOT))
+        return Queries(row, place, slot)
 
     def replay(self, step: str, inputs: dict[Field, Int32 | Int64], count: int) -> Tensor:
         """Runs a step over `count` tokens; fields [count] that are not given are scratch.
@@ -177,6 +179,11 @@ class GraphedBackend(TorchBackend):
     def page_table(self) -> Int32:
         return self._table[: self._usable.rows]
 
+    @property
+    def row_holes(self) -> RowHoles:
+        rows = self._usable.rows
+        return RowHoles(self._holes.page_parts[:rows], self._holes.has_holes[:rows])
+
     # ---- what a tick computes ---------------------------------------------------------------------------------------
 
     def _prelude(self, lanes: Int64, tokens: Int64) -> None:
@@ -215,7 +222,7 @@ class GraphedBackend(TorchBackend):
 
     def _places(self, lanes: Int64) -> dict[Field, Int32 | Int64]:
         own = self._lanes
-        places = {Field.ROW: own.row[lanes], Field.POSITION: own.position[lanes]}
+        places = {Field.ROW: own.row[lanes], Field.POSITION: own.position[lanes], Field.PLACE: own.place[lanes]}
         return {Field.LANE: lanes, **places, Field.LONG: own.is_long[lanes].astype(np.int64)}
 
     def _capture(self, bucket: Bucket, capture: Capture) -> None:

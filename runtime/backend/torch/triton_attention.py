@@ -90,6 +90,7 @@ class TritonAttention:
         row_width = paged.page_table.shape[1]
         fixed = constants(paged, heads)
         splits = math.ceil(reach(paged, queries) / fixed["split"])
+        on_host = queries.position.device.type == "cpu"
         row, position, slot = self._on_device(queries, paged.keys.device)
         query, key, value = (_rows_in_place(tensor) for tensor in (query, key, value))
         key, value = key.to(paged.keys.dtype), value.to(paged.values.dtype)
@@ -111,6 +112,11 @@ class TritonAttention:
             value.stride(1),
             **_only(fixed, "page_size", "kv_heads", "head_dim", "padded_dim"),
         )
+        holes = paged.holes
+        # A captured call is replayed over rows that have got holes meanwhile.
+        may_have_holes = holes is not None and (not on_host or bool(holes.on_host.any()))
+        no_holes = paged.page_table, row
+        page_parts, has_holes = (holes.page_parts, holes.has_holes) if holes is not None else no_holes
         shape = (1,) if splits == 1 else (count, heads, splits)
         partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=out.device)
         weights = torch.empty((*shape, 2), dtype=torch.float32, device=out.device)
@@ -123,6 +129,8 @@ class TritonAttention:
             row,
             position,
             slot,
+            page_parts,
+            has_holes,
             out,
             partial,
             weights,
@@ -135,6 +143,7 @@ class TritonAttention:
             **fixed,
             column_slots=slots,
             single=splits == 1,
+            may_have_holes=may_have_holes,
             num_warps=WARPS,
             num_stages=STAGES,
         )

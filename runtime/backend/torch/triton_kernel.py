@@ -105,6 +105,22 @@ def _cells(
     return (column + read).to(tl.int64) * (pages * page_size) + place
 
 
+def _counting(
+    parts: tl.tensor,
+    is_holed: tl.tensor,
+    seen: tl.tensor,
+    known: tl.tensor,
+    page_size: tl.constexpr,
+) -> Any:
+    """Which of the `known` places `seen` are in no hole of a row that is holed."""
+    part = parts + seen // page_size * 3
+    offset = seen % page_size
+    asked = known & is_holed
+    begin = tl.load(part, mask=asked, other=0)
+    end = tl.load(part + 1, mask=asked, other=page_size)
+    return known & (begin <= offset) & (offset < end)
+
+
 def _fold(
     score: tl.tensor,
     value: tl.tensor,
@@ -127,6 +143,7 @@ def _fold(
 begins_tile: Any = triton.jit(_begins_tile)
 tile_rows: Any = triton.jit(_tile_rows)
 cells: Any = triton.jit(_cells)
+counting: Any = triton.jit(_counting)
 fold: Any = triton.jit(_fold)
 
 
@@ -139,6 +156,8 @@ def _attend(
     rows: tl.tensor,
     positions: tl.tensor,
     slots: tl.tensor,
+    page_parts: tl.tensor,
+    has_holes: tl.tensor,
     out: tl.tensor,
     partial: tl.tensor,
     weights: tl.tensor,
@@ -159,6 +178,7 @@ def _attend(
     block: tl.constexpr,
     split: tl.constexpr,
     single: tl.constexpr,
+    may_have_holes: tl.constexpr,
     precision: tl.constexpr,
 ) -> None:
     """Program (query, kv head, split of the context): a tile of queries over one stretch of their common context.
@@ -185,13 +205,21 @@ def _attend(
     asked = tl.load(own, mask=written, other=0.0).to(tl.float32) * scale
 
     slot = tl.load(slots + first)
-    table = page_table + tl.load(rows + first).to(tl.int64) * pages_per_row
+    row = tl.load(rows + first).to(tl.int64)
+    table = page_table + row * pages_per_row
+    parts, is_holed = page_parts, True
+    if may_have_holes:
+        parts = page_parts + row * pages_per_row * 3
+        is_holed = tl.load(has_holes + row) != 0
     largest = tl.full([tile * padded_group], float("-inf"), tl.float32)
     total = tl.zeros([tile * padded_group], tl.float32)
     attended = tl.zeros([tile * padded_group, padded_dim], tl.float32)
     for base in range(start, end, block):
         seen = base + tl.arange(0, block)
         known = seen < end
+        if may_have_holes:
+            # What is in a hole may be anything, and is not even loaded: no number times 0 that is none.
+            known = counting(parts, is_holed, seen, known, page_size)
         cell = cells(depths, table, slot, seen, known, column, pages, column_slots, page_size)
         there = ((cell * kv_heads + kv_head) * head_dim)[:, None] + dim[None, :]
         key = tl.load(keys + there, mask=known[:, None] & inside, other=0.0).to(tl.float32)
