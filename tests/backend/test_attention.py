@@ -124,8 +124,7 @@ def make_case(
                 slot = (depths[page, offset] - 1) % slots
                 keys[FIRST_COLUMN + slot, page, offset] = values[FIRST_COLUMN + slot, page, offset] = np.nan
                 asked.append((row, position, slot))
-    parts, has_holes = np.zeros((len(contexts), pages_per_row, 3), np.int32), np.zeros(len(contexts), np.bool_)
-    has_holes[::2] = holed
+    parts, has_holes = np.zeros((len(contexts), pages_per_row, 3), np.int32), np.arange(len(contexts)) % 2 < holed
     for row in np.flatnonzero(has_holes).tolist():
         make_holes(draw, parts[row], page_size, contexts[row][0])
         if forked:

@@ -90,33 +90,12 @@ class TritonAttention:
         row_width = paged.page_table.shape[1]
         fixed = constants(paged, heads)
         splits = math.ceil(reach(paged, queries) / fixed["split"])
-        on_host = queries.position.device.type == "cpu"
         row, position, slot = self._on_device(queries, paged.keys.device)
-        query, key, value = (_rows_in_place(tensor) for tensor in (query, key, value))
-        key, value = key.to(paged.keys.dtype), value.to(paged.values.dtype)
-        triton_kernel.store[(count, kv_heads)](
-            key,
-            value,
-            paged.keys,
-            paged.values,
-            paged.page_table,
-            row,
-            position,
-            slot,
-            column,
-            pages,
-            row_width,
-            key.stride(0),
-            key.stride(1),
-            value.stride(0),
-            value.stride(1),
-            **_only(fixed, "page_size", "kv_heads", "head_dim", "padded_dim"),
-        )
+        query = _rows_in_place(query)
+        self._store(paged, Queries(row, position, slot), column, key, value, fixed)
         holes = paged.holes
-        # A captured call is replayed over rows that have got holes meanwhile.
-        may_have_holes = holes is not None and (not on_host or bool(holes.on_host.any()))
-        no_holes = paged.page_table, row
-        page_parts, has_holes = (holes.page_parts, holes.has_holes) if holes is not None else no_holes
+        # What is not looked at may be any pointer.
+        page_parts, has_holes = (paged.page_table, row) if holes is None else (holes.page_parts, holes.has_holes)
         shape = (1,) if splits == 1 else (count, heads, splits)
         partial = torch.empty((*shape, head_dim), dtype=torch.float32, device=out.device)
         weights = torch.empty((*shape, 2), dtype=torch.float32, device=out.device)
@@ -143,7 +122,7 @@ class TritonAttention:
             **fixed,
             column_slots=slots,
             single=splits == 1,
-            may_have_holes=may_have_holes,
+            may_have_holes=_may_have_holes(paged, queries),
             num_warps=WARPS,
             num_stages=STAGES,
         )
@@ -159,6 +138,30 @@ class TritonAttention:
                 most_splits=MOST_SPLITS,
             )
         return out
+
+    def _store(
+        self, paged: PagedCache, queries: Queries, column: int, key: Tensor, value: Tensor, fixed: dict[str, Any]
+    ) -> None:
+        """Writes keys and values to where their tokens are; `queries` are on the device."""
+        from runtime.backend.torch import triton_kernel
+
+        key, value = (_rows_in_place(tensor).to(paged.keys.dtype) for tensor in (key, value))
+        triton_kernel.store[(len(key), key.shape[1])](
+            key,
+            value,
+            paged.keys,
+            paged.values,
+            paged.page_table,
+            *queries,
+            column,
+            paged.keys.shape[1],
+            paged.page_table.shape[1],
+            key.stride(0),
+            key.stride(1),
+            value.stride(0),
+            value.stride(1),
+            **_only(fixed, "page_size", "kv_heads", "head_dim", "padded_dim"),
+        )
 
     def _on_device(self, queries: Queries, device: torch.device) -> Queries:
         if queries.position.device == device:
@@ -208,6 +211,13 @@ def reach(paged: PagedCache, queries: Queries) -> int:
     if queries.position.device.type == "cpu":
         return int(queries.position.max()) + 1
     return paged.page_table.shape[1] * paged.keys.shape[2]
+
+
+def _may_have_holes(paged: PagedCache, queries: Queries) -> bool:
+    """Whether rows have holes, or may have by the time that a captured call, whose queries the host does not know, is
+    replayed."""
+    holes = paged.holes
+    return holes is not None and (queries.position.device.type != "cpu" or bool(holes.on_host.any()))
 
 
 def _only(fixed: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -106,19 +106,28 @@ def _cells(
 
 
 def _counting(
-    parts: tl.tensor,
-    is_holed: tl.tensor,
+    page_parts: tl.tensor,
+    has_holes: tl.tensor,
+    row: tl.tensor,
+    pages_per_row: tl.tensor,
     seen: tl.tensor,
     known: tl.tensor,
     page_size: tl.constexpr,
 ) -> Any:
-    """Which of the `known` places `seen` are in no hole of a row that is holed."""
-    part = parts + seen // page_size * 3
+    """Which of the `known` places `seen` of a row are in none of its holes; what is in them may be no number at all, so
+    that it must not even be loaded to be weighted by 0."""
+    part = page_parts + (row * pages_per_row + seen // page_size) * 3
     offset = seen % page_size
-    asked = known & is_holed
+    asked = known & (tl.load(has_holes + row) != 0)
     begin = tl.load(part, mask=asked, other=0)
     end = tl.load(part + 1, mask=asked, other=page_size)
     return known & (begin <= offset) & (offset < end)
+
+
+def _nothing_attended(lines: tl.constexpr, padded_dim: tl.constexpr) -> Any:
+    """A softmax, one row a line, before its first position; see `_fold`."""
+    empty = tl.zeros([lines], tl.float32)
+    return empty - float("inf"), empty, tl.zeros([lines, padded_dim], tl.float32)
 
 
 def _fold(
@@ -139,12 +148,31 @@ def _fold(
     return highest, total, attended * fade[:, None] + tl.dot(weight, value, input_precision=precision)
 
 
+def _keep_part(
+    partial: tl.tensor,
+    weights: tl.tensor,
+    result: tl.tensor,
+    member: tl.tensor,
+    largest: tl.tensor,
+    total: tl.tensor,
+    attended: tl.tensor,
+    head_dim: tl.constexpr,
+) -> None:
+    """Leaves a softmax under way, one row a `result`, for `_combine`."""
+    dim = tl.arange(0, attended.shape[1])[None, :]
+    tl.store(partial + result[:, None] * head_dim + dim, attended, mask=member[:, None] & (dim < head_dim))
+    tl.store(weights + result * 2, largest, mask=member)
+    tl.store(weights + result * 2 + 1, total, mask=member)
+
+
 # Called by the kernels, and compiled into them.
 begins_tile: Any = triton.jit(_begins_tile)
 tile_rows: Any = triton.jit(_tile_rows)
 cells: Any = triton.jit(_cells)
 counting: Any = triton.jit(_counting)
+nothing_attended: Any = triton.jit(_nothing_attended)
 fold: Any = triton.jit(_fold)
+keep_part: Any = triton.jit(_keep_part)
 
 
 def _attend(
@@ -204,23 +232,15 @@ def _attend(
     own = query + at.to(tl.int64)[:, None] * query_stride + head[:, None] * query_head_stride + dim[None, :]
     asked = tl.load(own, mask=written, other=0.0).to(tl.float32) * scale
 
-    slot = tl.load(slots + first)
     row = tl.load(rows + first).to(tl.int64)
     table = page_table + row * pages_per_row
-    parts, is_holed = page_parts, True
-    if may_have_holes:
-        parts = page_parts + row * pages_per_row * 3
-        is_holed = tl.load(has_holes + row) != 0
-    largest = tl.full([tile * padded_group], float("-inf"), tl.float32)
-    total = tl.zeros([tile * padded_group], tl.float32)
-    attended = tl.zeros([tile * padded_group, padded_dim], tl.float32)
+    largest, total, attended = nothing_attended(tile * padded_group, padded_dim)
     for base in range(start, end, block):
         seen = base + tl.arange(0, block)
         known = seen < end
         if may_have_holes:
-            # What is in a hole may be anything, and is not even loaded: no number times 0 that is none.
-            known = counting(parts, is_holed, seen, known, page_size)
-        cell = cells(depths, table, slot, seen, known, column, pages, column_slots, page_size)
+            known = counting(page_parts, has_holes, row, pages_per_row, seen, known, page_size)
+        cell = cells(depths, table, tl.load(slots + first), seen, known, column, pages, column_slots, page_size)
         there = ((cell * kv_heads + kv_head) * head_dim)[:, None] + dim[None, :]
         key = tl.load(keys + there, mask=known[:, None] & inside, other=0.0).to(tl.float32)
         value = tl.load(values + there, mask=known[:, None] & inside, other=0.0).to(tl.float32)
@@ -234,10 +254,7 @@ def _attend(
         attended = attended / tl.where(member, total, 1.0)[:, None]
         tl.store(out + result[:, None] * head_dim + dim[None, :], attended.to(out.dtype.element_ty), mask=written)
     else:
-        result = result * tl.num_programs(2) + part
-        tl.store(partial + result[:, None] * head_dim + dim[None, :], attended, mask=written)
-        tl.store(weights + result * 2, largest, mask=member)
-        tl.store(weights + result * 2 + 1, total, mask=member)
+        keep_part(partial, weights, result * tl.num_programs(2) + part, member, largest, total, attended, head_dim)
 
 
 def _combine(
