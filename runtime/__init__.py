@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from runtime.backend.virtual import Said as Said
     from runtime.backend.work_ahead import TickWork as TickWork
     from runtime.chat import Message as Message
+    from runtime.cluster.cluster import Cluster as Cluster
+    from runtime.cluster.device import ReplicaStatus as ReplicaStatus
     from runtime.device.settings import EngineSettings as EngineSettings
     from runtime.device.virtual import HostWork as HostWork
     from runtime.device.virtual import ModelSizes as ModelSizes

@@ -58,12 +58,14 @@ def open_device(
     on_trace_error: OnTraceError = "drop",
     drafts: str | Path | None = None,
     latents: Latents | None = None,
+    recorder_of: Callable[[Header], Recorder] | None = None,
 ) -> Opened:
     """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
     first time on a machine, native code is compiled, for about half a minute.
 
     Raises `CheckpointError` for what cannot be loaded, `CapacityError` and `ValueError` for settings that the machine
-    cannot meet, and `TraceError` for a trace that cannot be written, or `latents` beside it.
+    cannot meet, and `TraceError` for a trace that cannot be written, or `latents` beside it. With `recorder_of`, what
+    is recorded goes to what it makes of a header, and not to files.
     """
     # An engine over another device does without the model and its kernels.
     import torch
@@ -94,7 +96,9 @@ def open_device(
     drafting = None if smaller is None else smaller.model
 
     def open_trace(path: Path, overwrite: bool) -> Recorder:
-        header = _header(checkpoint, fingerprint(loaded.model), settings, default, seed, drafts)
+        header = header_of(checkpoint, fingerprint(loaded.model), settings, default, seed, drafts)
+        if recorder_of is not None:
+            return recorder_of(header)
         return _tracing().write(path, header, overwrite=overwrite)
 
     def open_loop() -> DeviceLoop:
@@ -170,6 +174,24 @@ def drafted(policy: Policy) -> Policy:
         return policy
     depth = Speculative(max_iterations=policy.depth.max_iterations, drafts="model")
     return msgspec.structs.replace(policy, depth=depth)
+
+
+def describe_opened(
+    checkpoint: str | Path, settings: EngineSettings, device: Device, drafts: str | Path | None = None
+) -> Opened:
+    """What a checkpoint brings to a device that runs it elsewhere. Its weights are not read. Raises `CheckpointError`."""
+    from runtime.model.checkpoint import describe
+
+    described = describe(checkpoint)
+    protocol, own_policy = read_braid(described)
+    if drafts is not None:
+        own_policy = drafted(own_policy or Policy())
+    return _opened(described, settings, device, protocol, own_policy)
+
+
+def write_trace(path: Path, header: Header, *, overwrite: bool) -> Recorder:
+    """A trace that is begun at a path. Raises `TraceError` where it cannot be."""
+    return _tracing().write(path, header, overwrite=overwrite)
 
 
 def _opened(
@@ -290,7 +312,7 @@ def _published_policy(checkpoint: Description) -> Policy | None:
     return Policy(depth=GateExit(own.exit_threshold)) if own.exit_gate else None
 
 
-def _header(
+def header_of(
     checkpoint: str | Path,
     model: str,
     settings: EngineSettings,

@@ -156,10 +156,13 @@ class Sequence:
         "tokens",
     )
 
-    def __init__(self, path: ThreadPath, seed: int, depth: DepthPolicy, priority: int) -> None:
+    def __init__(
+        self, path: ThreadPath, seed: int, depth: DepthPolicy, priority: int, draws_as: ThreadPath | None = None
+    ) -> None:
+        """`draws_as` is the path of the thread that it stands in for, if it does."""
         self.path = path
         self.seed = seed
-        self.key = thread_key(seed, path)
+        self.key = thread_key(seed, draws_as or path)
         self.depth = depth
         self.policy: int | None = None
         """Index of `depth` in the backend; None before the first generate under it."""

@@ -94,7 +94,7 @@ class OpenThreads:
             )
             self._generates.refuse(command.thread, error)
             return
-        sequence = Sequence(command.thread, command.seed, command.depth, command.priority)
+        sequence = Sequence(command.thread, command.seed, command.depth, command.priority, command.draws_as)
         self._by_path[command.thread] = sequence
         self._journal.record(
             events.ThreadOpened,

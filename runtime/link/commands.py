@@ -96,6 +96,8 @@ class OpenThread(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """Higher is served first; ties are served depth-first by path."""
     inherits: ThreadPath | None = None
+    draws_as: ThreadPath | None = None
+    """The path by which its tokens are drawn, where it stands in for a thread that has said them elsewhere."""
 
 
 class Extend(msgspec.Struct, frozen=True):

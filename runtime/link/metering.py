@@ -27,10 +27,11 @@ class MeteredWatcher:
     Threads that share a meter overshoot it by at most one token each: what was sampled beside the last one.
     """
 
-    __slots__ = ("_inner", "_meters", "exhausted")
+    __slots__ = ("_meters", "exhausted", "inner")
 
     def __init__(self, inner: Watcher | None, meters: Sequence[Meter]) -> None:
-        self._inner = inner
+        self.inner = inner
+        """What it wraps."""
         self._meters = meters
         for meter in meters:
             meter.users += 1
@@ -44,10 +45,10 @@ class MeteredWatcher:
 
     def foresee(self) -> Foresight | None:
         """What is left on a meter is shared out, so that threads that go on by themselves do not overshoot it."""
-        if self._inner is None:
+        if self.inner is None:
             inner = Foresight(frozenset(), 2**31)
         else:
-            foresee: Callable[[], Foresight | None] | None = getattr(self._inner, "foresee", None)
+            foresee: Callable[[], Foresight | None] | None = getattr(self.inner, "foresee", None)
             foreseen = None if foresee is None else foresee()
             if foreseen is None:
                 return None
@@ -56,7 +57,7 @@ class MeteredWatcher:
         return Foresight(inner.tokens, min([inner.quiet, *shares]))
 
     def feed(self, token: int) -> tuple[Signal, ...]:
-        signals = () if self._inner is None else self._inner.feed(token)
+        signals = () if self.inner is None else self.inner.feed(token)
         out = False
         for meter in self._meters:
             meter.fed += 1

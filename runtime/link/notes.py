@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from runtime.link.blocks import Block, going_on, sampled_in
 from runtime.link.columns import Numbers, packed, planes, steps
@@ -38,10 +38,29 @@ class _Run(NamedTuple):
     position: int
     is_fed_back: bool
     """Whether the token before the first was computed alone, with it."""
-    tokens: ArrayLike
-    depths: ArrayLike
-    logprobs: ArrayLike
-    ticks: ArrayLike
+    tokens: Int32 | Sequence[int]
+    depths: Int32 | Sequence[int]
+    logprobs: Float32 | Sequence[float]
+    ticks: Numbers | Sequence[int]
+
+
+class SampledRun(NamedTuple):
+    """The same, of a thread that is named by its path."""
+
+    thread: ThreadPath
+    position: int
+    is_fed_back: bool
+    tokens: Int32 | Sequence[int]
+    depths: Int32 | Sequence[int]
+    logprobs: Float32 | Sequence[float]
+    ticks: Numbers | Sequence[int]
+
+
+class TickRun(NamedTuple):
+    """Ticks in a row, the first of them with this number."""
+
+    number: int
+    ticks: TickNotes
 
 
 class _Rows(NamedTuple):
@@ -149,6 +168,36 @@ class Notes:
         self._tick_count += later._tick_count
         self._tick_tokens += [(count, tokens + before) for count, before in later._tick_tokens]
         self.size += later.size
+
+    def parts(self) -> Iterator[Event | SampledRun | TickRun]:
+        """Everything in the order in which it was noted; what was computed to sample a run's first token precedes it."""
+        self._settle()
+        paths = list(self._threads)
+        ticks = 0
+        run = tick = tokens = 0
+        for number in range(len(self.events) + 1):
+            last = number == len(self.events)
+            token_end = self._token_count if last else self._event_tokens[number]
+            tick_end = self._tick_count if last else self._event_ticks[number]
+            while ticks < tick_end:
+                count, before = self._tick_tokens[tick]
+                while tokens < before:
+                    yield self._sampled(paths, run)
+                    tokens += len(self._runs[run].tokens)
+                    run += 1
+                yield TickRun(self._number + ticks, self._ticks[tick])
+                ticks += count
+                tick += 1
+            while tokens < token_end:
+                yield self._sampled(paths, run)
+                tokens += len(self._runs[run].tokens)
+                run += 1
+            if not last:
+                yield self.events[number]
+
+    def _sampled(self, paths: list[ThreadPath], number: int) -> SampledRun:
+        run = self._runs[number]
+        return SampledRun(paths[run.thread], *run[1:])
 
     def block(self, events: int | None = None) -> Block:
         """As columns; of so many `events` and what precedes the next one, if not of all."""
