@@ -106,7 +106,6 @@ class Calls:
     def _finished(self, thread: RoutedThread, call: Call, seat: Seat, report: Finished) -> Finished:
         request = call.request
         if request.scores or request.fills:
-            thread.is_filled = thread.is_filled or report.reason == "filled"
             return report
         known = len(call.tokens) if call.cut is None else 0
         if report.tokens[:known] != tuple(call.tokens)[: len(report.tokens)][:known]:
@@ -119,7 +118,6 @@ class Calls:
             self._reports.append(Signalled(thread.path, LIMIT_REACHED, math.nan))
             report = cut_finished(report, call.cut)
         thread.history = thread.history.plus(Said(report.tokens, request, thread.depth))
-        thread.is_filled = False
         return report
 
 

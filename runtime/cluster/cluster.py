@@ -16,7 +16,7 @@ import msgspec
 from policies import Limits, Policy
 from policies.conversion import Count, converted
 from runtime.cluster.courier import Courier
-from runtime.cluster.device import ClusterDevice, ReplicaStatus, TracePlan
+from runtime.cluster.device import ClusterDevice, Opening, ReplicaStatus, TracePlan
 from runtime.cluster.merged_trace import MergedTrace
 from runtime.cluster.placement import Placement
 from runtime.cluster.ray_replica import RayReplica, WeightsInStore, connect, disconnect, ray_module
@@ -111,7 +111,7 @@ class Cluster(Engine):
                 converted(overwrite, bool, "overwrite"),
                 converted(on_trace_error, OnTraceError, "on_trace_error"),
             )
-        opening = partial(open_cluster, plan, count, asked, cpus, address, recorded)
+        opening = partial(open_on_ray, plan, count, asked, cpus, address, recorded)
         return cls(opening, **options)
 
     @property
@@ -136,7 +136,7 @@ class Cluster(Engine):
         return device
 
 
-def open_cluster(
+def open_on_ray(
     plan: Plan,
     replicas: int,
     ray_options: Mapping[str, Any],
@@ -144,11 +144,19 @@ def open_cluster(
     address: str | None,
     trace: TracePlan | None,
 ) -> Opened:
-    """What an engine needs of a cluster: a device that has not been started, and what the checkpoint brings."""
+    """A cluster whose replicas are Ray's actors, with a connection to Ray where there was none."""
     store = WeightsInStore()
 
     def open_replica(name: str, on_open: Any, on_words: Any, on_end: Any) -> RayReplica:
         return RayReplica(name, plan, ray_options, store, on_open, on_words, on_end)
+
+    opened = open_cluster(plan, replicas, trace, open_replica)
+    was_started = connect(address, replicas * cpus)
+    return replace(opened, close=disconnect if was_started else None)
+
+
+def open_cluster(plan: Plan, replicas: int, trace: TracePlan | None, open_replica: Opening) -> Opened:
+    """What an engine needs of a cluster: a device that has not been started, and what the checkpoint brings."""
 
     def open_trace(path: Path, overwrite: bool, fingerprint: str) -> Recorder:
         return write_trace(path, header_for(plan, default, fingerprint), overwrite=overwrite)
@@ -159,8 +167,7 @@ def open_cluster(
     device = ClusterDevice(make_router, open_replica, replicas, trace)
     opened = describe_opened(plan.checkpoint, plan.settings, device, plan.drafts)
     default = plan.policy or opened.policy or Policy()
-    was_started = connect(address, replicas * cpus)
-    return replace(opened, ready=device.wait_until_open, close=disconnect if was_started else None)
+    return replace(opened, ready=device.wait_until_open)
 
 
 def header_for(plan: Plan, policy: Policy, fingerprint: str) -> Header:

@@ -106,6 +106,8 @@ class ClusterDevice:
         self._wanted = replicas
         self._trace = trace
         self._messages: SimpleQueue[_Message | None] = SimpleQueue()
+        self._made: dict[str, Replica] = {}
+        """Those that may still have something to say."""
         self._opening: dict[str, Replica] = {}
         self._seats: dict[str, Seat] = {}
         self._first: list[_Opened] = []
@@ -179,10 +181,10 @@ class ClusterDevice:
                 self._stopped.set()
                 self._end_replicas()
                 router.trace.close(is_whole=is_whole)
+                self._statistics = msgspec.structs.replace(
+                    self._statistics, in_flight=0, open_threads=0, waiting=0, pages_used=0
+                )
         except BaseException as error:
-            self._statistics = msgspec.structs.replace(
-                self._statistics, in_flight=0, open_threads=0, waiting=0, pages_used=0
-            )
             if not self._opened.done():
                 self._opened.set_exception(error)
             _log.error("cluster_failed", error=repr(error))
@@ -222,6 +224,7 @@ class ClusterDevice:
                     else:
                         self._lose(router, replica, failure)
             case _Ended(replica, error):
+                self._made.pop(replica.name, None)
                 self._lose(router, replica, error)
             case _Resize():
                 self._wanted = message.replicas
@@ -328,7 +331,7 @@ class ClusterDevice:
     def _open_one(self) -> None:
         name = f"replica-{self._numbers}"
         self._numbers += 1
-        self._opening[name] = self._open_replica(
+        self._opening[name] = self._made[name] = self._open_replica(
             name,
             lambda replica, found: self._messages.put(_Opened(replica, found)),
             lambda replica, words, statistics: self._messages.put(_Words(replica, words, statistics)),
@@ -336,10 +339,14 @@ class ClusterDevice:
         )
 
     def _end_replicas(self) -> None:
-        for replica in [*self._opening.values(), *(seat.replica for seat in self._seats.values())]:
+        for replica in self._made.values():
             replica.close()
+        for replica in self._made.values():
+            replica.wait()
+        self._made.clear()
         self._opening.clear()
         self._seats.clear()
+        self._statuses = ()
 
 
 def _failure_in(words: list[Word]) -> Exception | None:

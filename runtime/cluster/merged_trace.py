@@ -239,6 +239,11 @@ class MergedTrace:
                 if not call.has_begun_in_trace:
                     self._notes.add(event)
                 call.has_begun_in_trace = True
+            case events.GenerateFinished() | events.ThreadFailed() if call is not None:
+                # A replica may be lost after its note of an end, and before its report of it.
+                if not call.has_ended_in_trace:
+                    self._notes.add(event)
+                call.has_ended_in_trace = True
             case _:
                 self._notes.add(event)
 

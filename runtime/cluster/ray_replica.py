@@ -147,10 +147,8 @@ class RayReplica:
         with contextlib.suppress(Exception):
             ray_module().kill(self._actor)
 
-    def wait_until_ended(self) -> None:
-        """Returns when nothing more is told; after `close`."""
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+    def wait(self) -> None:
+        self._thread.join()
 
     def _run(self) -> None:
         try:

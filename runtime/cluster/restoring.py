@@ -55,8 +55,6 @@ class Restoring:
         self._courier = courier
         self._new_tree = new_tree
         self._number = number
-        self.fills = fill
-        """Whether all of the context is computed at its end."""
         self.depth: DepthPolicy = thread.opening.depth
         """In force at its end."""
         self._script = self._of(thread.snapshot(), thread.path, fill)

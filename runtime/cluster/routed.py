@@ -43,7 +43,7 @@ class Call:
         """At how many tokens a limit that it shares with others ran out."""
         self.losses = 0
         """Replicas that were lost while they worked on it."""
-        self.has_begun_in_trace = False
+        self.has_begun_in_trace = self.has_ended_in_trace = False
         self.sampled_in_trace = 0
         """Up to which position tokens are in the trace."""
         self.computed_in_trace = 0
@@ -81,8 +81,6 @@ class RoutedThread:
         """A merge that was sent."""
         self.generate_start = 0
         """Length of the context when the last generate began."""
-        self.is_filled = False
-        """Whether all of its context is computed."""
         self.is_closed = False
         """Whether only the end of its call is awaited."""
 

@@ -43,6 +43,10 @@ class Replica(Protocol):
         """Ends it; returns at once."""
         ...
 
+    def wait(self) -> None:
+        """After `close`: returns when nothing more is told."""
+        ...
+
 
 class Seat:
     """A replica that has been opened. Owned by the router."""

@@ -52,7 +52,9 @@ class Killer:
         """Until cancelled, or until all are killed."""
         while self.killed < self.most:
             await anyio.sleep(self.chance.uniform(0.2, 1.8) * self.pause)
-            serving = [each.pid for each in self.cluster.replicas if each.state == "serving" and each.pid not in self.pids]
+            serving = [
+                each.pid for each in self.cluster.replicas if each.state == "serving" and each.pid not in self.pids
+            ]
             if serving:
                 pid = self.chance.choice(serving)
                 self.pids.add(pid)
@@ -73,7 +75,7 @@ async def work(engine: Engine) -> list[object]:
             children = [root.spawn(message, max_tokens=40) for message in MESSAGES]
             said = await root.generate(max_tokens=12)
             forks = [root.fork(" ", max_tokens=20) for _ in range(2)]
-            stream = []
+            stream: list[int] = []
             async with root.stream(max_tokens=10) as chunks:
                 async for chunk in chunks:
                     stream += chunk.tokens
