@@ -65,8 +65,7 @@ def open_device(
 
     Raises `CheckpointError` for what cannot be loaded, `CapacityError` and `ValueError` for settings that the machine
     cannot meet, and `TraceError` for a trace that cannot be written, or `latents` beside it. With `recorder_of`, what
-    is recorded goes to what it makes of a header, and not to files.
-    """
+    is recorded goes to what that makes of a header."""
     # An engine over another device does without the model and its kernels.
     import torch
 
@@ -97,9 +96,7 @@ def open_device(
 
     def open_trace(path: Path, overwrite: bool) -> Recorder:
         header = header_of(checkpoint, fingerprint(loaded.model), settings, default, seed, drafts)
-        if recorder_of is not None:
-            return recorder_of(header)
-        return _tracing().write(path, header, overwrite=overwrite)
+        return recorder_of(header) if recorder_of else write_trace(path, header, overwrite=overwrite)
 
     def open_loop() -> DeviceLoop:
         return build_loop(
@@ -179,7 +176,7 @@ def drafted(policy: Policy) -> Policy:
 def describe_opened(
     checkpoint: str | Path, settings: EngineSettings, device: Device, drafts: str | Path | None = None
 ) -> Opened:
-    """What a checkpoint brings to a device that runs it elsewhere. Its weights are not read. Raises `CheckpointError`."""
+    """What a checkpoint brings to a device elsewhere. Its weights are not read. Raises `CheckpointError`."""
     from runtime.model.checkpoint import describe
 
     described = describe(checkpoint)

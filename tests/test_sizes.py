@@ -13,7 +13,7 @@ ROOMS = ("runtime", "policies", "traces", "examples", "benchmarks", "tests")
 
 MOST_LINES_OF_A_FILE = 400
 MOST_LINES_OF_A_FUNCTION = 80
-MOST_AT_THE_TOP = 16
+MOST_AT_THE_TOP = 17
 
 
 def files() -> list[Path]:

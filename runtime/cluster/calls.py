@@ -12,8 +12,18 @@ from runtime.cluster.restoring import said_otherwise
 from runtime.cluster.routed import Call, RoutedThread
 from runtime.cluster.seat import Seat
 from runtime.errors import BraidError
-from runtime.link.commands import Emitted, Failed, Finished, Generate, Interrupt, Report, Signalled
+from runtime.link.commands import (
+    Emitted,
+    Failed,
+    Finished,
+    Generate,
+    Interrupt,
+    Report,
+    Signalled,
+    ThreadPath,
+)
 from runtime.link.metering import LIMIT_REACHED, MeteredWatcher
+from runtime.link.work import Work
 
 
 class Calls:
@@ -132,3 +142,8 @@ def cut_finished(report: Finished, count: int) -> Finished:
         entropies=report.entropies[:count],
         reason="stop",
     )
+
+
+def interrupted(path: ThreadPath) -> Finished:
+    """What a call comes to that was given up before anybody worked on it."""
+    return Finished(thread=path, tokens=(), logprobs=(), top_logprobs=(), depths=(), reason="interrupted", work=Work())

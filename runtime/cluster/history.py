@@ -76,12 +76,16 @@ class History(NamedTuple):
                 total = length
         return self._replace(entries=tuple(entries), length=total)
 
+    def own(self) -> Iterator[int]:
+        """Its tokens beyond the inherited ones."""
+        for entry in self.entries:
+            yield from entry.tokens
+
     def tokens(self) -> Iterator[int]:
         """All of them, from the first."""
         if self.inherited is not None:
             yield from self.inherited.history.tokens()
-        for entry in self.entries:
-            yield from entry.tokens
+        yield from self.own()
 
 
 class Retold:

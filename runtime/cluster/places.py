@@ -12,7 +12,7 @@ from runtime.cluster.restoring import Awaited, Restoring
 from runtime.cluster.routed import RoutedThread
 from runtime.cluster.seat import Seat
 from runtime.errors import BraidError, described
-from runtime.link.commands import CloseThread
+from runtime.link.commands import CloseThread, ThreadPath
 
 
 class Places:
@@ -37,10 +37,14 @@ class Places:
         self._numbers = numbers
         self._fail = fail
         self._stand_ins = itertools.count()
+        self._threads: dict[Seat, dict[ThreadPath, RoutedThread]] = {}
+        """By replica, what is open there or on its way."""
+        self._under_way: dict[Seat, dict[ThreadPath, Restoring]] = {}
 
     def add(self, seat: Seat) -> list[RoutedThread]:
         """A replica that serves. Gives the threads that waited for one."""
         self.seats.append(seat)
+        self._threads[seat], self._under_way[seat] = {}, {}
         homeless, self.homeless = list(self.homeless), {}
         return homeless
 
@@ -48,14 +52,18 @@ class Places:
         """A replica is gone. Gives the threads that were there, or on their way."""
         self.seats.remove(seat)
         self._placement.forget(seat)
-        for restoring in set(seat.restoring.values()):
+        for restoring in set(self._under_way.pop(seat).values()):
             restoring.stop()
             restoring.thread.is_restoring = False
         self.merges = {number: other for number, other in self.merges.items() if other.thread.is_restoring}
-        threads, seat.threads = list(seat.threads.values()), {}
+        threads = list(self._threads.pop(seat).values())
         for thread in threads:
             thread.seat = None
         return threads
+
+    def restoring(self, seat: Seat, path: ThreadPath) -> Restoring | None:
+        """What sends a replica something under a path, to make a thread again."""
+        return self._under_way[seat].get(path)
 
     def settles(self, thread: RoutedThread) -> bool:
         """Whether a thread is on a replica that it can go on at; if not, it is sent to one."""
@@ -77,14 +85,20 @@ class Places:
         thread.is_restoring = True
         seat.active += 1
         restoring = Restoring(
-            thread, seat, self._courier, lambda: next(self._stand_ins), lambda: next(self._numbers), fill
+            thread,
+            seat,
+            self._courier,
+            lambda: next(self._stand_ins),
+            lambda: next(self._numbers),
+            fill,
+            self._under_way[seat],
         )
         self._follow(restoring, seat, restoring.start)
 
     def go_on(self, restoring: Restoring, seat: Seat, report: Awaited) -> bool:
         """Takes what a restoring has waited for; whether that is over."""
         thread = restoring.thread
-        if seat.restoring.get(thread.path) is not restoring:
+        if self.restoring(seat, thread.path) is not restoring:
             return False
         self._follow(restoring, seat, lambda: restoring.feed(report))
         return not thread.is_restoring
@@ -92,7 +106,7 @@ class Places:
     def settle_at(self, thread: RoutedThread, seat: Seat) -> None:
         """A thread is, or will be, on a replica."""
         thread.seat = seat
-        seat.threads[thread.path] = thread
+        self._threads[seat][thread.path] = thread
 
     def take_away(self, thread: RoutedThread) -> None:
         """Closes a thread where it is, if it is anywhere."""
@@ -107,7 +121,7 @@ class Places:
     def unsettle(self, thread: RoutedThread) -> None:
         """A thread is nowhere."""
         if thread.seat is not None:
-            thread.seat.threads.pop(thread.path, None)
+            self._threads[thread.seat].pop(thread.path, None)
             thread.seat = None
 
     def _should_move(self, thread: RoutedThread, seat: Seat) -> bool:
@@ -137,8 +151,9 @@ class Places:
         thread.depth_there = restoring.depth
 
     def _stop(self, thread: RoutedThread, seat: Seat) -> None:
-        restoring = seat.restoring[thread.path]
-        paths = [path for path, other in seat.restoring.items() if other is restoring and path != thread.path]
+        under_way = self._under_way[seat]
+        restoring = under_way[thread.path]
+        paths = [path for path, other in under_way.items() if other is restoring and path != thread.path]
         restoring.stop()
         thread.is_restoring = False
         seat.active -= 1

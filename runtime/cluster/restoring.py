@@ -48,9 +48,12 @@ class Restoring:
         new_tree: Callable[[], int],
         number: Callable[[], int],
         fill: bool,
+        under_way: dict[ThreadPath, Restoring],
     ) -> None:
-        """`new_tree` numbers stand-ins, `number` numbers merges; `fill` has all of the context computed."""
+        """`new_tree` numbers stand-ins, `number` numbers merges; `fill` has all of the context computed. `under_way`
+        has it, until it is stopped, by every path under which it sends something."""
         self.thread = thread
+        self._under_way = under_way
         self._seat = seat
         self._courier = courier
         self._new_tree = new_tree
@@ -64,7 +67,7 @@ class Restoring:
 
     def start(self) -> bool:
         """Sends what can be sent at once; whether that was everything. Raises what `feed` raises."""
-        self._seat.restoring[self.thread.path] = self
+        self._under_way[self.thread.path] = self
         return self._go_on(None)
 
     def feed(self, report: Awaited) -> bool:
@@ -76,7 +79,7 @@ class Restoring:
         """Nothing more is sent."""
         self._script.close()
         for path in self._paths:
-            self._seat.restoring.pop(path, None)
+            self._under_way.pop(path, None)
 
     def _go_on(self, report: Awaited | None) -> bool:
         self.merge_number = None
@@ -159,7 +162,7 @@ class Restoring:
         """A path of the same depth, which policies may look at."""
         found = (FIRST_STAND_IN + self._new_tree(), *path[1:])
         self._paths.add(found)
-        self._seat.restoring[found] = self
+        self._under_way[found] = self
         return found
 
 

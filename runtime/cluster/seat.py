@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from runtime.link.columns import Numbers
-from runtime.link.commands import Command, Report, Request, Statistics, ThreadPath
+from runtime.link.commands import Command, Report, Request, Statistics
 from runtime.link.notes import Notes
-
-if TYPE_CHECKING:
-    from runtime.cluster.restoring import Restoring
-    from runtime.cluster.routed import RoutedThread
 
 _MOST_STRETCHES = 1024
 """Stretches of ticks that are remembered; tokens are told of soon after their tick."""
@@ -53,10 +49,6 @@ class Seat:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.threads: dict[ThreadPath, RoutedThread] = {}
-        """Those that are open there, or being restored."""
-        self.restoring: dict[ThreadPath, Restoring] = {}
-        """By every path under which it is sent something."""
         self.active = 0
         """Calls and restorings it works on."""
         self.is_leaving = False

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from runtime.cluster.calls import Calls
+from runtime.cluster.calls import Calls, interrupted
 from runtime.cluster.courier import Courier
-from runtime.cluster.history import History, Merged, Received, Snapshot
+from runtime.cluster.history import History, Merged, Received
 from runtime.cluster.merged_trace import MergedTrace
 from runtime.cluster.placement import Placement
 from runtime.cluster.places import Places
@@ -295,7 +295,7 @@ class RoutedThreads:
 
     def take(self, seat: Seat, report: Emitted | Signalled | Finished | Failed) -> None:
         """Takes what a replica reports of a thread, or of one that stands in for it."""
-        restoring = seat.restoring.get(report.thread)
+        restoring = self.places.restoring(seat, report.thread)
         if restoring is not None:
             if isinstance(report, Finished | Failed):
                 self._go_on(restoring, seat, report)
@@ -341,7 +341,7 @@ class RoutedThreads:
             children = [self._threads[path].snapshot() for path in merge.children if path in self._threads]
             start = thread.history.length
             grown = tuple(child for child in children if child.history.length > start)
-            tokens = tuple(token for child in grown for token in _own(child))
+            tokens = tuple(token for child in grown for token in child.history.own())
             thread.history = thread.history.plus(Merged(tokens, grown))
         self._reports.append(Answered(merge.number, answer.error))
         self._advance(thread)
@@ -391,14 +391,3 @@ class RoutedThreads:
                 parent.waiting.popleft()
                 self._reports.append(Answered(merge.number, error))
                 self._advance(parent)
-
-
-def interrupted(path: ThreadPath) -> Finished:
-    """What a call comes to that was given up before anybody worked on it."""
-    return Finished(thread=path, tokens=(), logprobs=(), top_logprobs=(), depths=(), reason="interrupted", work=Work())
-
-
-def _own(child: Snapshot) -> Iterator[int]:
-    """What a fork has beyond its parent's context."""
-    for entry in child.history.entries:
-        yield from entry.tokens

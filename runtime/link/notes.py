@@ -170,7 +170,7 @@ class Notes:
         self.size += later.size
 
     def parts(self) -> Iterator[Event | SampledRun | TickRun]:
-        """Everything in the order in which it was noted; what was computed to sample a run's first token precedes it."""
+        """Everything in the order in which it was noted."""
         self._settle()
         paths = list(self._threads)
         ticks = 0

@@ -52,7 +52,7 @@ class Killer:
     async def run(self) -> None:
         """Until cancelled, or until all are killed."""
         while self.killed < self.most:
-            await anyio.sleep(self.chance.uniform(0.05, 0.8))
+            await anyio.sleep(self.chance.uniform(0.1, 4.0))
             serving = [each for each in self.cluster.replicas if each.state == "serving" and each.pid not in self.pids]
             if serving:
                 replica = self.chance.choice(serving)
