@@ -13,6 +13,7 @@ import torch
 from benchmarks import (
     backends,
     cancelling,
+    cluster,
     constrained,
     continuous,
     cuda,
@@ -43,6 +44,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int], Result], ...]] = {
     "backends": (partial(backends.measure, backends.Size()),),
     "parked": (partial(parked.measure, parked.Size()),),
     "cancelling": (partial(cancelling.measure, cancelling.Size()),),
+    "cluster": (partial(cluster.measure, cluster.Size()),),
     "constrained": (partial(constrained.measure, constrained.Size()),),
     "recording": (partial(recording.measure, recording.Size()),),
     "fork": (partial(fork.measure, fork.Size()),),

@@ -15,6 +15,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     backends,
     cancelling,
+    cluster,
     constrained,
     continuous,
     cuda,
@@ -54,6 +55,12 @@ def sound(result: Result) -> Result:
 
 def column(result: Result, name: str) -> list[object]:
     return [row[result.columns.index(name)] for row in result.rows]
+
+
+def test_clusters_are_measured_beside_an_engine() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'braid-runtime[ray]'")
+    result = sound(cluster.measure(cluster.Size(threads=2, prompt=4, tokens=3, children=2), rounds=1))
+    assert column(result, "on") == ["an engine", "a cluster of 1", "a cluster of 2"]
 
 
 def test_constrained_text_is_as_long_as_free_text() -> None:

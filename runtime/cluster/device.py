@@ -6,11 +6,13 @@ replicas   --words-----> [ queue ] --> router --> trace, then reports --> event 
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -33,6 +35,9 @@ _log = logger("runtime.cluster")
 
 MOST_FAILURES = 3
 """Replicas in a row that cannot be opened, before it is tried no more."""
+
+LINGER = 0.002
+"""Seconds that a thread that was closed may wait for other commands to go with."""
 
 MOST_AT_ONCE = 256
 """Messages that are taken before what they have come to is sent."""
@@ -194,8 +199,13 @@ class ClusterDevice:
                 resize.done.set_exception(BraidError("The cluster is closed."))
 
     def _serve(self, router: Router) -> None:
+        lingers_until = math.inf
         while True:
-            messages = [self._messages.get()]
+            wait = None if lingers_until == math.inf else max(0.0, lingers_until - time.monotonic())
+            try:
+                messages = [self._messages.get(timeout=wait)]
+            except Empty:
+                messages = []
             while len(messages) < MOST_AT_ONCE and not self._messages.empty():
                 messages.append(self._messages.get())
             for message in messages:
@@ -203,8 +213,12 @@ class ClusterDevice:
                     router.flush()
                     return
                 self._take(router, message)
-            router.flush()
             self._look_after(router)
+            is_over = time.monotonic() >= lingers_until
+            if not router.flush(lingers=not is_over):
+                lingers_until = math.inf
+            elif lingers_until == math.inf:
+                lingers_until = time.monotonic() + LINGER
 
     def _take(self, router: Router, message: _Message) -> None:
         match message:
@@ -295,7 +309,6 @@ class ClusterDevice:
                 router.lose(seat)
                 seat.replica.close()
             self._end_resizes()
-        router.flush()
         self._statistics = router.statistics()
         self._statuses = self._described()
 

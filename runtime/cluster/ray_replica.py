@@ -127,6 +127,7 @@ class RayReplica:
         settings = {"num_cpus": 1, **options, "max_restarts": 0, "max_task_retries": 0}
         actor = ray.remote(concurrency_groups={COMMANDS: 1, REPORTS: 1}, **settings)(ReplicaActor)
         self._actor = actor.remote(plan)
+        self._send = self._actor.send.options(concurrency_group=COMMANDS)
         self._thread = threading.Thread(target=self._run, name=f"braid-{name}", daemon=True)
         self._thread.start()
 
@@ -140,7 +141,7 @@ class RayReplica:
         number, self._sent = self._sent, self._sent + 1
         # Of an actor that is gone the thread hears.
         with contextlib.suppress(ray_module().exceptions.RayError):
-            self._actor.send.options(concurrency_group=COMMANDS).remote(number, bare, weights)
+            self._send.remote(number, bare, weights)
 
     def close(self) -> None:
         self._is_closed = True

@@ -82,13 +82,17 @@ class Router:
             case _:
                 self.broadcasts.ask(command)
 
-    def flush(self) -> None:
-        """Sends commands and delivers reports that are due."""
+    def flush(self, *, lingers: bool = False) -> bool:
+        """Sends commands and delivers reports that are due. With `lingers`, threads are closed together with what is
+        sent next; whether anything was held back for that."""
         while not self.broadcasts.is_holding and (held := self.broadcasts.take_held()):
             for command in held:
                 self.handle(command)
+        holds_back = False
         for seat in self._seats:
-            if seat.outbox:
+            if lingers and all(isinstance(command, CloseThread) for command in seat.outbox):
+                holds_back |= bool(seat.outbox)
+            elif seat.outbox:
                 commands, seat.outbox = seat.outbox, []
                 seat.replica.send(commands)
         reports = self._reports[:]
@@ -96,6 +100,7 @@ class Router:
         if reports or self.trace.has_news:
             is_idle = not any(seat.active for seat in self._seats)
             self.trace.afterwards((lambda: self._deliver(reports)) if reports else None, is_urgent=is_idle)
+        return holds_back
 
     def statistics(self) -> Statistics:
         """Of all replicas together, those that are gone included."""
