@@ -197,6 +197,7 @@ CASES: dict[str, list[Case]] = {
         ([*COUNTDOWN[:-1], "1e3"], "--target"),
     ],
     "examples.self_consistency": [(["something"], "something")],
+    "examples.chaos": [(["--kills", "-1"], "--kills"), (["something"], "something")],
     "examples.sharing": [(["--problems", "0"], "from 1 to 1000"), (["something"], "something")],
     "examples.streaming": [(["something"], "something")],
     "examples.summary": [
@@ -221,6 +222,7 @@ CASES: dict[str, list[Case]] = {
         (["{directory}", "--port", "http"], "--port"),
         (["{directory}", "--host", "no such host"], "--host"),
         (["{directory}", "--drain", "-1"], "--drain"),
+        (["{directory}", "--replicas", "0"], "--replicas"),
         (["{directory}", "--max-seconds", "0"], "--max-seconds"),
         (["{directory}", "--max-requests", "0"], "--max-requests"),
         (["{directory}", "--max-body", "many"], "--max-body"),

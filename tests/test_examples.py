@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from examples import (
+    chaos,
     checked,
     custom_policy,
     latents,
@@ -28,6 +29,14 @@ def test_search(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
     anyio.run(search.main, Problem((22, 26, 31, 53), 27), backend=backend)
     printed = capsys.readouterr().out
     assert "= 27, right: True" in printed
+
+
+def test_chaos(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'braid-runtime[ray]'")
+    anyio.run(chaos.main, 1)
+    *answers, last = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.partition(":")[0] for line in answers] == list(chaos.PROBLEMS)
+    assert last.startswith("1 replicas were killed, ")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -9,12 +9,14 @@ import argparse
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
 from policies import Limits
+from runtime.cluster.cluster import Cluster
 from runtime.console.command_line import number, output_file, status_of, whole
 from runtime.engine import Engine
 from runtime.errors import CheckpointError
@@ -36,6 +38,7 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen at; by default this machine's own")
     parser.add_argument("--port", type=whole(0, 65535), default=8000, help="0 takes one that is free")
     parser.add_argument("--model", help="the name that clients ask for; by default the checkpoint's")
+    parser.add_argument("--replicas", type=whole(1), help="of the model, on Ray; by default one, in this process")
     parser.add_argument("--trace", type=output_file, help="a file that records everything")
     parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--drain", type=whole(0), default=30, help="seconds that answers have at the end")
@@ -74,7 +77,8 @@ async def _serve(options: argparse.Namespace) -> None:
     trees = LiveTrees(settings.most_viewers)
     observer = Observer(trees)
     sizes = {name: value for name in ("max_context", "kv_cache_bytes") if (value := getattr(options, name)) is not None}
-    engine = Engine.open(
+    open_engine = Engine.open if options.replicas is None else partial(Cluster.open, replicas=options.replicas)
+    engine = open_engine(
         options.checkpoint,
         trace=options.trace,
         seed=options.seed,
