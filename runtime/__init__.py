@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from runtime.chat import Message as Message
     from runtime.cluster.cluster import Cluster as Cluster
     from runtime.cluster.device import ReplicaStatus as ReplicaStatus
+    from runtime.device.remote.settings import RemoteSettings as RemoteSettings
     from runtime.device.settings import EngineSettings as EngineSettings
     from runtime.device.virtual import HostWork as HostWork
     from runtime.device.virtual import ModelSizes as ModelSizes
@@ -35,14 +36,15 @@ if TYPE_CHECKING:
     from runtime.errors import PromptError as PromptError
     from runtime.errors import ProtocolError as ProtocolError
     from runtime.errors import QueueFull as QueueFull
+    from runtime.errors import RemoteError as RemoteError
     from runtime.errors import ThreadStateError as ThreadStateError
     from runtime.errors import ToolError as ToolError
     from runtime.errors import TraceError as TraceError
     from runtime.link.commands import Statistics as Statistics
     from runtime.link.latents import Latents as Latents
     from runtime.link.sampling import Sampling as Sampling
-    from runtime.loading import open_device as open_device
-    from runtime.loading import open_playback as open_playback
+    from runtime.loading.local import open_device as open_device
+    from runtime.loading.played import open_playback as open_playback
     from runtime.protocol import APR as APR
     from runtime.protocol import NPR as NPR
     from runtime.protocol import BoundForkProtocol as BoundForkProtocol

@@ -18,14 +18,16 @@ from policies import Limits, Policy, SelectPolicy
 from policies.conversion import converted, shown
 from runtime.chat import Message
 from runtime.console.logs import logger
+from runtime.device.remote.settings import RemoteSettings
 from runtime.device.settings import SettingsOptions, read_settings
 from runtime.errors import EngineClosed
 from runtime.link.commands import LoadWeights, OnTraceError, Statistics
-from runtime.link.event_values import check_recordable
 from runtime.link.events import Event, Trace
 from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
-from runtime.loading import open_device, open_in_thread, open_playback
+from runtime.loading.in_thread import open_in_thread
+from runtime.loading.played import open_playback
+from runtime.loading.remote import opening_by
 from runtime.threads.accounts import Account
 from runtime.threads.arguments import (
     EngineArguments,
@@ -61,10 +63,7 @@ class Engine:
     """
 
     def __init__(self, make_device: Callable[[], Opened], **options: Unpack[EngineOptions]) -> None:
-        """`Engine.open` and `Engine.from_device` are the usual ways. `make_device` runs in a worker thread at entry.
-
-        Raises `ValueError`, naming the argument, for one that does not fit.
-        """
+        """`make_device` runs in a worker thread at entry. Raises `ValueError`, naming what does not fit."""
         self._make_device = make_device
         self._arguments = EngineArguments(**options)
         self._tools = Tools()
@@ -86,9 +85,13 @@ class Engine:
         sampling: Sampling | None = None,
         observer: Callable[[Event], None] | None = None,
         record_latents: Latents | None = None,
+        model: str | None = None,
+        tokenizer: str | Path | None = None,
+        remote: RemoteSettings | None = None,
         **settings: Unpack[SettingsOptions],
     ) -> Engine:
-        """An engine on a checkpoint: the name of one that comes with the package, or a directory.
+        """An engine on a checkpoint: the name of one that comes with the package, a directory, or the address of a
+        server, such as "http://host:8000/v1", which has the `model` (docs/remote.md).
 
         `policy` is the checkpoint's own where it is not given; `limits` hold for every tree on its own. `trace` names
         the file that records everything; one that has something in it is refused without `overwrite`. Where it cannot
@@ -101,9 +104,8 @@ class Engine:
         depth; what is said is the same, token by token. Under `EntropySwitch` it speaks in turns with the checkpoint's
         model. `settings` are fields of `EngineSettings`: dtype, device, max_in_flight, ...
 
-        Raises `ValueError`, naming the argument, for one that does not fit. Entering raises `CheckpointError`;
-        `CapacityError`, naming the setting, for memory or threads that cannot be had; and `TraceError` where the trace
-        cannot be opened.
+        Raises `ValueError`, naming the argument, for one that does not fit. Entering raises `CheckpointError`,
+        `RemoteError`, `CapacityError` that names the setting, and `TraceError` where the trace cannot be opened.
         """
         read = read_settings(settings)
         options = EngineOptions(
@@ -116,15 +118,10 @@ class Engine:
             observer=observer,
         )
         given = EngineArguments(**options)
-        if given.records and given.policy is not None:
-            check_recordable(given.policy.depth)
-            check_recordable(given.policy.spawn)
-        if record_latents is not None and trace is None:
-            raise ValueError("record_latents are recorded beside a trace; give trace= too, or engine.recording() both.")
-        opening = partial(
-            open_device,
+        opening = opening_by(
             checkpoint_of(checkpoint),
             read,
+            remotely=(model, tokenizer, remote),
             policy=given.policy,
             trace=None if trace is None else path_of(trace, "trace"),
             seed=given.seed,
@@ -212,14 +209,18 @@ class Engine:
 
     @property
     def sampling(self) -> Sampling:
-        """How calls sample that say nothing else: what the engine was given, over what is taken of the checkpoint's
-        generation_config.json."""
+        """How calls sample that say nothing else: what the engine was given, over what the checkpoint says."""
         return self._defaults.sampling
 
     @property
     def policy(self) -> Policy:
         """What holds for trees that are given none: what the engine was given, or else the checkpoint's own."""
         return self._defaults.policy(None)
+
+    @property
+    def max_context(self) -> int | None:
+        """Most tokens of a thread's context; None where nobody knows."""
+        return self._running().opened.max_context
 
     @property
     def tools(self) -> Tools:

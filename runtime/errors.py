@@ -70,6 +70,11 @@ class TraceError(BraidError):
     """A trace file cannot be read or does not fit the run it is compared with."""
 
 
+class RemoteError(BraidError):
+    """A server that runs the model cannot be reached, refuses what is asked, or broke off too often; ends the generate
+    that asked, not the engine."""
+
+
 class ThreadStateError(BraidError, RuntimeError):
     """A reasoning thread was used in a way its present state does not allow; the message says what to do instead."""
 

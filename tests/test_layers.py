@@ -21,7 +21,7 @@ from runtime.errors import TraceError
 
 PACKAGES = ("policies", "runtime", "traces", "examples", "benchmarks")
 
-UPWARDS = ("runtime.loading", "traces")
+UPWARDS = ("runtime.loading.tracing", "traces")
 """The one import against the layers, made where a trace is asked for."""
 
 

@@ -352,7 +352,7 @@ class RecordedOrder:
         pending.delivered += 1
         if request.stream:
             top = () if sample.top_logprobs is None else (sample.top_logprobs,)
-            reports.append(Emitted(thread.record.path, (sample.token,), (sample.logprob,), top))
+            reports.append(Emitted(thread.record.path, (sample.token,), (sample.logprob,), top, (sample.depth,)))
         stops = sample.token in request.stop_tokens
         for signal in request.watcher.feed(sample.token) if request.watcher is not None else ():
             entropy = call.samples[signal.start].entropy if request.entropies else None

@@ -30,7 +30,8 @@ from runtime.link.event_values import check_recordable
 from runtime.link.events import Event, Header
 from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
-from runtime.loading import describe_opened, header_of, write_trace
+from runtime.loading.files import describe_opened
+from runtime.loading.tracing import header_of, write_trace
 from runtime.threads.arguments import EngineArguments, EngineOptions, checkpoint_of, path_of
 from runtime.threads.opened import Opened
 
@@ -43,7 +44,7 @@ class Cluster(Engine):
     """
 
     @classmethod
-    def open(
+    def open(  # type: ignore[override]  # What is for servers is not for replicas.
         cls,
         checkpoint: str | Path,
         *,

@@ -19,7 +19,7 @@ from runtime.errors import BraidError, described
 from runtime.link.commands import Answered, Command, DeviceFailed, Failed, Generate, Report, Request, Statistics
 from runtime.link.events import Header
 from runtime.link.notes import Notes
-from runtime.loading import open_device
+from runtime.loading.local import open_device
 from runtime.threads.opened import Opened
 
 

@@ -92,7 +92,10 @@ class Generates:
         first = 0 if is_finite else next(index for index, each in enumerate(logprobs) if not math.isfinite(each))
         told, generate.told = generate.told, 0
         if generate.request.stream and (fresh := tuple(tokens[told : None if is_finite else first])):
-            self._journal.reports.append(Emitted(sequence.path, fresh, tuple(logprobs[told : told + len(fresh)])))
+            end = told + len(fresh)
+            self._journal.reports.append(
+                Emitted(sequence.path, fresh, tuple(logprobs[told:end]), depths=tuple(depths[told:end]))
+            )
         if not is_finite:
             self.fail(sequence, numerical_error(sequence, len(sequence.tokens) - count + first))
             return
@@ -137,9 +140,12 @@ class Generates:
         run = self._run_of(flight.last_lane)
         if run is None or len(run.token) <= generate.told or not np.isfinite(run.logprob).all():
             return
-        tokens, logprobs = (tuple(column[generate.told :].tolist()) for column in (run.token, run.logprob))
-        self._journal.reports.append(Emitted(flight.sequence.path, tokens, logprobs))
-        generate.told = len(run.token)
+        told, count = generate.told, len(run.token)
+        tokens, logprobs, depths = (
+            tuple(column[told:count].tolist()) for column in (run.token, run.logprob, run.depth)
+        )
+        self._journal.reports.append(Emitted(flight.sequence.path, tokens, logprobs, depths=depths))
+        generate.told = count
 
     def take_scores(self, flight: Flight, scored: Iterable[Scored]) -> None:
         """Takes in what a flight has scored; the generate is over when all its tokens are, or where one cannot be."""
@@ -204,7 +210,7 @@ class Generates:
             generate.top_logprobs.append(drawn.top_logprobs)
         if request.stream:
             top = () if drawn.top_logprobs is None else (drawn.top_logprobs,)
-            self._journal.reports.append(Emitted(sequence.path, (drawn.token,), (drawn.logprob,), top))
+            self._journal.reports.append(Emitted(sequence.path, (drawn.token,), (drawn.logprob,), top, (drawn.depth,)))
         stops = is_complete or drawn.token in request.stop_tokens
         if request.watcher is not None:
             try:

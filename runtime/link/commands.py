@@ -223,6 +223,8 @@ class Emitted(msgspec.Struct, frozen=True):
     """As in `Finished`."""
     top_logprobs: tuple[Mapping[int, float], ...] = ()
     """As in `Finished`; none where the sampling asks for none."""
+    depths: tuple[int, ...] = ()
+    """As in `Finished`."""
 
 
 class Signalled(msgspec.Struct, frozen=True):

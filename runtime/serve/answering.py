@@ -167,4 +167,5 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
         tokens=column("tokens"),
         logprobs=column("logprobs"),
         top_logprobs=column("top_logprobs"),
+        depths=column("depths"),
     )

@@ -23,7 +23,7 @@ from runtime.serve.answering import answer_job, listening, told
 from runtime.serve.connections import Reply, read_body, while_connected
 from runtime.serve.live import LiveTrees
 from runtime.serve.metrics import CONTENT_TYPE, Clock, Metrics
-from runtime.serve.openai_format import Form
+from runtime.serve.openai_format import Form, Json
 from runtime.serve.refusals import Gone, Refusal, first_of, refusal_of
 from runtime.serve.requests import Job, chat_job, completion_job
 from runtime.serve.settings import ServerSettings
@@ -162,7 +162,9 @@ class Application:
         await answer.body(self._metrics.written())
 
     async def _models(self, request: Request, answer: Reply) -> None:
-        model = {"id": self._settings.model, "object": "model", "created": self._started, "owned_by": "braid"}
+        model: Json = {"id": self._settings.model, "object": "model", "created": self._started, "owned_by": "braid"}
+        if (most := self._engine.max_context) is not None:
+            model["max_model_len"] = most
         await answer.json(200, {"object": "list", "data": [model]})
 
     async def _page(self, request: Request, answer: Reply) -> None:

@@ -107,7 +107,9 @@ def _form(job: Job) -> dict[str, Any]:
 
 
 def _piece(said: Generation | Chunk) -> Piece:
-    return Piece(text=said.text, tokens=said.tokens, logprobs=said.logprobs, top_logprobs=said.top_logprobs)
+    return Piece(
+        text=said.text, tokens=said.tokens, logprobs=said.logprobs, top_logprobs=said.top_logprobs, depths=said.depths
+    )
 
 
 async def _stream(
@@ -127,13 +129,15 @@ async def _echo(engine: Engine, job: Job, thread: ReasoningThread, spoke: _Spoke
         return Piece(text=text, tokens=tokens)
     logprobs: list[float | None] = [None]
     tops: list[Mapping[int, float]] = [{}]
+    depths: list[int | None] = [None]
     if len(tokens) > 1:
         async with engine.thread(tokens[:1], limits=job.limits, priority=job.priority) as scorer:
             score = await scorer.score(tokens[1:], top=job.logprobs, depth=job.depth)
         logprobs += score.logprobs
         tops += score.top_logprobs or [{}] * len(score.tokens)
+        depths += score.depths
         spoke.scored = scorer.usage
-    return Piece(text=text, tokens=tokens, logprobs=logprobs, top_logprobs=tops)
+    return Piece(text=text, tokens=tokens, logprobs=logprobs, top_logprobs=tops, depths=depths)
 
 
 async def _say_tree(engine: Engine, job: Job, index: int, prompt: Prompt | None, listener: Listener) -> None:

@@ -29,6 +29,8 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: Sequence[float | None] = ()
     """None for the first token of an echo, which nothing precedes."""
     top_logprobs: Sequence[Mapping[int, float]] = ()
+    depths: Sequence[int | None] = ()
+    """Iterations that made each token; None for the first of an echo. None at all where they are not known."""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +128,7 @@ class Form:
             choice["stop_reason"] = ended.reason
         if self._job.tells_ids:
             choice["token_ids"] = list(piece.tokens)
+            choice["depths"] = list(piece.depths) if len(piece.depths) == len(piece.tokens) else None
             if prompt is not None:
                 choice["prompt_token_ids"] = list(prompt)
         return choice
@@ -133,12 +136,12 @@ class Form:
     def _logprobs(self, index: int, piece: Piece) -> Json | None:
         if self._job.logprobs is None or not piece.tokens:
             return None
-        texts = [self._decode([token]) for token in piece.tokens]
+        texts = [self._text(token) for token in piece.tokens]
         tops = piece.top_logprobs or [{}] * len(texts)
         if self._is_chat:
             rows = zip(texts, piece.logprobs, tops, strict=True)
             content = [
-                {**self._row(text, logprob), "top_logprobs": [self._row(self._decode([t]), p) for t, p in top.items()]}
+                {**self._row(text, logprob), "top_logprobs": [self._row(self._text(t), p) for t, p in top.items()]}
                 for text, logprob, top in rows
             ]
             return {"content": content, "refusal": None}
@@ -153,11 +156,14 @@ class Form:
             "tokens": texts,
             "token_logprobs": [None if logprob is None else _finite(logprob) for logprob in piece.logprobs],
             "top_logprobs": [
-                {self._decode([token]): _finite(logprob) for token, logprob in top.items()} if told else None
+                {self._text(token): _finite(logprob) for token, logprob in top.items()} if told else None
                 for told, top in zip(is_told, tops, strict=True)
             ],
             "text_offset": offsets,
         }
+
+    def _text(self, token: int) -> str:
+        return f"token_id:{token}" if self._job.ids_as_text else self._decode([token])
 
     def _row(self, text: str, logprob: float | None) -> Json:
         return {"token": text, "logprob": _finite(logprob or 0.0), "bytes": list(text.encode(errors="replace"))}

@@ -46,6 +46,7 @@ class Body(Constrained, kw_only=True, forbid_unknown_fields=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[Id] = msgspec.field(default_factory=list)
     return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     # Whom it is for, which changes nothing here.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -121,6 +122,8 @@ class Job:
     logprobs: int | None = None
     """How many of the likeliest tokens are reported in the place of each; None where not even its own is."""
     tells_ids: bool
+    ids_as_text: bool
+    """Whether tokens are told as "token_id:5" in place of their texts, where they have log-probabilities."""
     stream: bool
     tells_usage: bool
     """In a stream; answers that are no streams have it in any case."""
@@ -238,6 +241,7 @@ def _job(asked: Body, settings: ServerSettings, kind: Literal["completion", "cha
         is_tree=asked.tree or asked.spawn is not None,
         tells_tree=asked.tree,
         tells_ids=asked.return_token_ids,
+        ids_as_text=asked.return_tokens_as_token_ids,
         stream=asked.stream,
         tells_usage=options.include_usage,
         **own,

@@ -17,6 +17,7 @@ from msgspec import Meta
 from policies import DepthPolicy, Limits, Policy
 from policies.conversion import Count, Whole, convert_fields, converted, plain, shown
 from runtime.errors import PromptError, no_token
+from runtime.link.event_values import check_recordable
 from runtime.link.events import Event
 from runtime.link.latents import Latents
 from runtime.link.sampling import Sampling
@@ -60,6 +61,12 @@ class EngineArguments(_Arguments, frozen=True, kw_only=True):
     queue_size: Count = 4096
     records: bool = False
     observer: Callable[[Event], None] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.records and self.policy is not None:
+            check_recordable(self.policy.depth)
+            check_recordable(self.policy.spawn)
 
 
 class ThreadArguments(_Arguments, frozen=True, kw_only=True):

@@ -81,6 +81,8 @@ class Chunk(msgspec.Struct, frozen=True):
     """As in `Generation`, of each token."""
     top_logprobs: tuple[Mapping[int, float], ...] = ()
     """As in `Generation`; none where the sampling asks for none."""
+    depths: tuple[int, ...] = ()
+    """As in `Generation`, of each token."""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):

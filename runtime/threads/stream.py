@@ -134,7 +134,7 @@ class Stream:
                 text = self.generation.text[self._shown :]
                 if not text and not tokens:
                     return None
-                return Chunk(text, tokens, report.logprobs[told:], report.top_logprobs[told:])
+                return Chunk(text, tokens, report.logprobs[told:], report.top_logprobs[told:], report.depths[told:])
 
     def _deliver(self, report: Emitted) -> Chunk:
         tokens = report.tokens
@@ -147,7 +147,7 @@ class Stream:
         ready = begins_stop(self._held, self._options.stop_strings)
         text, self._held = self._held[:ready], self._held[ready:]
         self._shown += ready
-        return Chunk(text, tokens, report.logprobs, report.top_logprobs)
+        return Chunk(text, tokens, report.logprobs, report.top_logprobs, report.depths)
 
     def _leave(self) -> None:
         if self._call is None or self._has_ended:

@@ -15,7 +15,7 @@ import pytest
 from policies import Fixed, Policy
 from runtime import Engine, PromptError, ReasoningThread, Sampling, ThreadMessage, ThreadStateError, TraceError
 from runtime.device.settings import EngineSettings
-from runtime.loading import open_device
+from runtime.loading.local import open_device
 from runtime.threads.mailbox import MOST_MESSAGES
 from tests.engine.engines import SIZES, opened
 from traces import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import runtime.loading
+import runtime.loading.tracing
 from policies import Fixed
 from runtime import (
     Answer,
@@ -46,7 +46,7 @@ async def test_a_library_that_is_not_installed_is_not_in_the_header(
             raise PackageNotFoundError(library)
         return "1.0"
 
-    monkeypatch.setattr(runtime.loading, "version", version)
+    monkeypatch.setattr(runtime.loading.tracing, "version", version)
     async with Engine.open(tiny_checkpoint, backend="torch", num_pages=16, trace=tmp_path / "run.trace"):
         pass
     versions = read(tmp_path / "run.trace").header.versions

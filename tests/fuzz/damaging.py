@@ -18,8 +18,8 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 from runtime.errors import CheckpointError, PromptError
-from runtime.loading import read_braid
 from runtime.model.checkpoint import load_checkpoint, resolve
+from runtime.protocol.declared import read_braid
 from tests.damage import bounded, damage
 from tests.ggufs import write_gguf
 from tests.llamas import make_llama, save_llama

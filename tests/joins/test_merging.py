@@ -13,7 +13,7 @@ import pytest
 from policies import Fixed, Policy
 from runtime import Engine, EngineClosed, ReasoningThread, Sampling, ThreadStateError
 from runtime.device.settings import EngineSettings
-from runtime.loading import open_device
+from runtime.loading.local import open_device
 from runtime.threads.session import Session
 from tests.joins.test_goldens import HOME
 from traces import Verification, read, thread_tree, verify

@@ -20,11 +20,11 @@ from benchmarks.countdown.protocol import COUNTDOWN
 from examples.countdown.vocabulary import WORDS, build_tokenizer
 from policies import Policy, to_builtins
 from runtime.errors import CheckpointError
-from runtime.loading import read_braid
 from runtime.model import assembly
 from runtime.model.checkpoint import load_checkpoint, resolve, save_checkpoint
 from runtime.model.tokenizer import Tokenizer
 from runtime.model.transformer import Transformer
+from runtime.protocol.declared import read_braid
 from tests.damage import bounded, damage
 from tests.llamas import make_llama, save_llama
 

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from runtime.errors import CheckpointError
-from runtime.loading import read_braid
 from runtime.model.checkpoint import describe, load_checkpoint, save_checkpoint
 from runtime.model.directories import shipped_directory, tokenizer_file
 from runtime.model.tokenizer import Tokenizer
+from runtime.protocol.declared import read_braid
 from tests.vocabularies import word_level
 
 ROOT = Path(__file__).parents[2]

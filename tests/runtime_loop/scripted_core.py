@@ -225,7 +225,7 @@ class ScriptedCore:
         work.sampled += 1
         self.sampled += 1
         if request.stream:
-            self.reports.append(Emitted(path, (token,), (-0.5,)))
+            self.reports.append(Emitted(path, (token,), (-0.5,), depths=(DEPTH,)))
         stops = token in request.stop_tokens
         if request.watcher is not None:
             for signal in request.watcher.feed(token):

@@ -1,0 +1,1 @@
+"""From checkpoints, servers and traces to devices."""
