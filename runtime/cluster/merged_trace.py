@@ -170,7 +170,7 @@ class MergedTrace:
 
     def _take_run(self, seat: Seat, run: SampledRun) -> None:
         thread = self._thread_of(seat, run.thread)
-        if thread is None or thread.call is None:
+        if thread is None or thread.call is None or thread.call.has_ended_in_trace:
             return
         call, end = thread.call, run.position + len(run.tokens)
         known = max(0, min(call.sampled_in_trace - run.position, len(run.tokens)))
@@ -223,6 +223,8 @@ class MergedTrace:
         if thread is None:
             return
         call = thread.call
+        if call is not None and call.has_ended_in_trace and not isinstance(event, events.Evicted):
+            return
         match event:
             case events.Computed():
                 self._take_computed(seat, call, event)
@@ -239,8 +241,13 @@ class MergedTrace:
                 if not call.has_begun_in_trace:
                     self._notes.add(event)
                 call.has_begun_in_trace = True
+            case events.Merged():
+                # A replica may be lost after its note of it, and before its answer.
+                if not thread.is_merge_in_trace:
+                    self._notes.add(event)
+                thread.is_merge_in_trace = True
             case events.GenerateFinished() | events.ThreadFailed() if call is not None:
-                # A replica may be lost after its note of an end, and before its report of it.
+                # The same.
                 if not call.has_ended_in_trace:
                     self._notes.add(event)
                 call.has_ended_in_trace = True

@@ -79,6 +79,8 @@ class RoutedThread:
         self.call: Call | None = None
         self.merging: Merge | None = None
         """A merge that was sent."""
+        self.is_merge_in_trace = False
+        """Whether the trace has what is, or is again, to be merged."""
         self.generate_start = 0
         """Length of the context when the last generate began."""
         self.is_closed = False

@@ -107,12 +107,17 @@ class RoutedThreads:
             self._reports.append(Failed(path, error))
             return
         thread = self._threads[path] = RoutedThread(command)
-        opened = {"inherits": command.inherits, "seed": command.seed, "depth": command.depth}
-        self._trace.record(events.ThreadOpened, thread=path, **opened)
-        if parent is not None:
+        if parent is None:
+            self._note_opened(thread)
+        else:
+            # It begins with what its parent comes to by the commands before.
             thread.awaits_parent = True
             parent.waiting.append(Fork(thread))
             self._advance(parent)
+
+    def _note_opened(self, thread: RoutedThread) -> None:
+        told = ("thread", "inherits", "seed", "depth")
+        self._trace.record(events.ThreadOpened, **{name: getattr(thread.opening, name) for name in told})
 
     def enqueue(self, command: Extend | Generate | Interrupt | Merge) -> None:
         """Takes a command; it is executed after those before it."""
@@ -137,7 +142,6 @@ class RoutedThreads:
         thread.waiting.clear()
         call, seat = thread.call, thread.seat
         if call is not None and (seat is None or not call.is_sent):
-            # Nobody works on it now.
             self._end_in_trace(thread, call)
             self._reports.append(interrupted(path))
             thread.call = call = None
@@ -159,7 +163,8 @@ class RoutedThreads:
     def _forget(self, thread: RoutedThread) -> None:
         self.places.unsettle(thread)
         self._threads.pop(thread.path, None)
-        self._trace.record(events.ThreadClosed, thread=thread.path)
+        if not thread.awaits_parent:
+            self._trace.record(events.ThreadClosed, thread=thread.path)
 
     # ---- one thread's commands, in order ----------------------------------------------------------------------------
 
@@ -239,6 +244,9 @@ class RoutedThreads:
 
     def _fork(self, parent: RoutedThread, child: RoutedThread) -> None:
         """The child stays with its parent, which shares its pages, until it generates somewhere else."""
+        if self._threads.get(child.path) is not child:
+            return
+        self._note_opened(child)
         child.history = History.of_fork(parent.snapshot())
         child.generate_start = child.history.length
         seat = parent.seat
@@ -332,9 +340,8 @@ class RoutedThreads:
                 self._advance(parent)
 
     def _end_merge(self, thread: RoutedThread, answer: Answered) -> None:
-        merge, thread.merging = thread.merging, None
-        if merge is None:
-            return
+        merge, thread.merging, thread.is_merge_in_trace = thread.merging, None, False
+        assert merge is not None
         if thread.seat is not None:
             thread.seat.active -= 1
         if answer.error is None:
