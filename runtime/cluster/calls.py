@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from runtime.cluster.courier import Courier
-from runtime.cluster.history import Said
+from runtime.cluster.history import Asked, Said
 from runtime.cluster.restoring import said_otherwise
 from runtime.cluster.routed import Call, RoutedThread
 from runtime.cluster.seat import Seat
@@ -116,6 +116,8 @@ class Calls:
     def _finished(self, thread: RoutedThread, call: Call, seat: Seat, report: Finished) -> Finished:
         request = call.request
         if request.scores or request.fills:
+            if report.reason in ("scored", "filled"):
+                thread.history = thread.history.plus(Asked((), request, thread.depth))
             return report
         known = len(call.tokens) if call.cut is None else 0
         if report.tokens[:known] != tuple(call.tokens)[: len(report.tokens)][:known]:

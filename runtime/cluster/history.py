@@ -25,6 +25,14 @@ class Said(NamedTuple):
     """The policy that was in force."""
 
 
+class Asked(NamedTuple):
+    """A generate that has scored or filled: no tokens, but the context was computed to its end then, as one part."""
+
+    tokens: tuple[()]
+    request: Generate
+    depth: DepthPolicy
+
+
 class Merged(NamedTuple):
     """What children had beyond the context, taken over with its keys and values."""
 
@@ -33,7 +41,7 @@ class Merged(NamedTuple):
     """In the order in which they were merged; those that had something."""
 
 
-Entry = Received | Said | Merged
+Entry = Received | Said | Asked | Merged
 
 
 class Snapshot(NamedTuple):
@@ -59,8 +67,8 @@ class History(NamedTuple):
         return cls(parent, (), parent.history.length)
 
     def plus(self, entry: Entry) -> History:
-        """With one entry more; as it is for one without tokens."""
-        if not entry.tokens:
+        """With one entry more; as it is where nothing was received, said or merged."""
+        if not entry.tokens and not isinstance(entry, Asked):
             return self
         return self._replace(entries=(*self.entries, entry), length=self.length + len(entry.tokens))
 
@@ -70,7 +78,7 @@ class History(NamedTuple):
         while total > length and entries:
             last = entries.pop()
             total -= len(last.tokens)
-            if total < length and not isinstance(last, Merged):
+            if total < length and not isinstance(last, Merged | Asked):
                 kept = length - total
                 entries.append(last._replace(tokens=last.tokens[:kept]))
                 total = length

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from runtime.cluster.courier import Courier
-from runtime.cluster.history import Received
+from runtime.cluster.history import Asked, Received
 from runtime.cluster.placement import Placement
 from runtime.cluster.restoring import Awaited, Restoring
 from runtime.cluster.routed import RoutedThread
@@ -129,7 +129,9 @@ class Places:
         if seat.is_leaving:
             return any(not other.is_leaving for other in self.seats)
         history = thread.history
-        is_fresh_fork = history.inherited is not None and all(isinstance(entry, Received) for entry in history.entries)
+        is_fresh_fork = history.inherited is not None and all(
+            isinstance(entry, Received | Asked) for entry in history.entries
+        )
         return is_fresh_fork and self._placement.is_overloaded(seat, self.seats)
 
     def _follow(self, restoring: Restoring, seat: Seat, step: Callable[[], bool]) -> None:

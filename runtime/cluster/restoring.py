@@ -12,7 +12,7 @@ import msgspec
 
 from policies import DepthPolicy
 from runtime.cluster.courier import Courier
-from runtime.cluster.history import Merged, Received, Retold, Said, Snapshot
+from runtime.cluster.history import Asked, Merged, Received, Retold, Said, Snapshot
 from runtime.cluster.routed import RoutedThread
 from runtime.cluster.seat import Seat
 from runtime.errors import BraidError
@@ -110,7 +110,7 @@ class Restoring:
         for entry in history.entries:
             if isinstance(entry, Received):
                 yield Extend(path, entry.tokens)
-            elif isinstance(entry, Said):
+            elif isinstance(entry, Said | Asked):
                 yield from self._said(path, entry, depth)
                 depth = entry.depth
             else:
@@ -120,20 +120,20 @@ class Restoring:
         if fill and history.length:
             checked(path, (yield Generate(thread=path, max_tokens=0, sampling=Sampling(), fills=True)))
 
-    def _said(self, path: ThreadPath, entry: Said, depth: DepthPolicy) -> Script:
+    def _said(self, path: ThreadPath, entry: Said | Asked, depth: DepthPolicy) -> Script:
         report = yield msgspec.structs.replace(
             entry.request,
             thread=path,
             depth=None if depth == entry.depth else entry.depth,
             stop_tokens=frozenset(),
-            watcher=self._courier.freeze(Retold(entry.tokens)),
+            watcher=self._courier.freeze(Retold(entry.tokens)) if entry.tokens else None,
             matcher=None,
             stream=False,
             # What was found in a cache then is computed now. Bounds that are alike for all tokens look at no budget.
             max_iterations=None if entry.depth.bounds_all_alike else entry.request.max_iterations,
         )
         finished = checked(path, report)
-        if finished.tokens != entry.tokens:
+        if isinstance(entry, Said) and finished.tokens != entry.tokens:
             raise said_otherwise(self.thread.path)
 
     def _merged(self, path: ThreadPath, entry: Merged) -> Script:
@@ -146,7 +146,7 @@ class Restoring:
             for part in child.history.entries:
                 if isinstance(part, Received):
                     yield Extend(stand_in, part.tokens)
-                elif isinstance(part, Said):
+                elif isinstance(part, Said | Asked):
                     yield from self._said(stand_in, part, depth)
                     depth = part.depth
                 else:
