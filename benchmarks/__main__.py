@@ -27,6 +27,7 @@ from benchmarks import (
     peaks,
     recording,
     simulation,
+    slack,
     speculation,
     wide,
 )
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, tuple[Callable[[int], Result], ...]] = {
     "continuous": (partial(continuous.measure, continuous.Size()),),
     "speculation": (partial(speculation.measure, speculation.Size()),),
     "device": (partial(device.measure, device.Size()),),
+    "slack": (partial(slack.measure, slack.Size()),),
     "simulate": (partial(simulation.measure, simulation.Size()),),
     "wide": (partial(wide.measure, wide.Size()),),
     "cuda": (

@@ -27,6 +27,8 @@ from policies.select.self_consistency import SelfConsistency
 from policies.spawn.all_children import AllChildren
 from policies.spawn.base import SpawnDecision, SpawnPolicy, SpawnRequest, TreeView
 from policies.spawn.by_entropy import ByEntropy
+from policies.spawn.by_slack import BySlack
+from policies.spawn.load import EngineLoad, TickCosts, TreeLoad
 from policies.spawn.max_children import MaxChildren
 from policies.spawn.no_children import NoChildren
 
@@ -39,10 +41,12 @@ __all__ = [
     "ByEntropy",
     "ByLoad",
     "ByRole",
+    "BySlack",
     "Carry",
     "Cosine",
     "DepthPolicy",
     "DepthView",
+    "EngineLoad",
     "EntropyDiff",
     "EntropySwitch",
     "EntryView",
@@ -62,6 +66,8 @@ __all__ = [
     "SpawnPolicy",
     "SpawnRequest",
     "Speculative",
+    "TickCosts",
+    "TreeLoad",
     "TreeView",
     "exit_rule",
     "from_builtins",

@@ -10,6 +10,7 @@ from policies.conversion import convert_fields
 from policies.depth.base import DepthPolicy
 from policies.limits import Limits
 from policies.printing import as_written
+from policies.spawn.load import EngineLoad
 
 
 class SpawnRequest(msgspec.Struct, frozen=True):
@@ -40,7 +41,9 @@ class TreeView(msgspec.Struct, frozen=True):
     iterations: int
     """Token-iterations computed so far over the tree."""
     waiting: int
-    """Threads of the whole engine that wait for admission: its load."""
+    """Threads of the whole engine that wait for admission."""
+    load: EngineLoad | None = None
+    """All that the engine runs; None under a policy whose `reads` is not "load"."""
 
 
 class SpawnDecision(msgspec.Struct, frozen=True):
@@ -65,8 +68,10 @@ class SpawnPolicy(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def __repr__(self) -> str:
         return as_written(self)
 
-    reads: ClassVar[Literal["nothing", "entropy"]] = "nothing"
-    """What `decide` needs of a request: for "entropy" the device takes every token's logits apart, which is slow."""
+    reads: ClassVar[Literal["nothing", "entropy", "load"]] = "nothing"
+    """What `decide` needs besides: for "entropy" the device takes every token's logits apart, which is slow. What
+    depends on the "load" is decided anew in no playback, which goes by what was recorded; such a policy says whether a
+    child runs, and gives it neither depth nor limits."""
 
     def decide(self, request: SpawnRequest, tree: TreeView) -> SpawnDecision:
         """Answers one request; must not block."""

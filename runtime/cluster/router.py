@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
+from policies import TickCosts
 from runtime.cluster.broadcasts import Broadcasts
 from runtime.cluster.courier import Courier
 from runtime.cluster.merged_trace import MergedTrace
@@ -104,13 +106,14 @@ class Router:
 
     def statistics(self) -> Statistics:
         """Of all replicas together, those that are gone included."""
-        total = msgspec.structs.asdict(self._past)
+        total = _counts(self._past)
         for seat in self._seats:
-            for name, value in msgspec.structs.asdict(seat.statistics).items():
+            for name, value in _counts(seat.statistics).items():
                 total[name] += value
         total["open_threads"] = len(self._threads.open)
         total["waiting"] += len(self._threads.places.homeless)
-        return Statistics(**total)
+        measured = [seat.statistics.tick_costs for seat in self._seats if seat.statistics.tick_costs is not None]
+        return Statistics(**total, tick_costs=_mean(measured))
 
     # ---- replicas ---------------------------------------------------------------------------------------------------
 
@@ -134,8 +137,8 @@ class Router:
         if seat not in self._seats:
             return
         gone = msgspec.structs.replace(seat.statistics, in_flight=0, waiting=0, pages_used=0, num_pages=0)
-        sums = msgspec.structs.asdict(self._past)
-        self._past = Statistics(**{name: sums[name] + value for name, value in msgspec.structs.asdict(gone).items()})
+        sums = _counts(self._past)
+        self._past = Statistics(**{name: sums[name] + value for name, value in _counts(gone).items()})
         self._threads.lose(seat)
         self.broadcasts.lose(seat)
 
@@ -160,3 +163,19 @@ class Router:
                 self._threads.take(seat, report)
             case _:
                 raise AssertionError(f"a replica reports {type(report).__name__}")
+
+
+def _counts(statistics: Statistics) -> dict[str, Any]:
+    """What of it adds up."""
+    counts = msgspec.structs.asdict(statistics)
+    del counts["tick_costs"]
+    return counts
+
+
+def _mean(costs: list[TickCosts]) -> TickCosts | None:
+    """What a tick takes on one of the replicas."""
+    if not costs:
+        return None
+    return TickCosts(
+        sum(each.tick_seconds for each in costs) / len(costs), sum(each.lane_seconds for each in costs) / len(costs)
+    )

@@ -27,6 +27,7 @@ from runtime.device.recordings import Recordings
 from runtime.device.requests import Requests
 from runtime.device.scheduler import Scheduler
 from runtime.device.threads import OpenThreads
+from runtime.device.tick_meter import TickMeter
 from runtime.errors import EngineFailed
 from runtime.link.blocks import MICROSECONDS
 from runtime.link.columns import steps
@@ -88,6 +89,7 @@ class DeviceLoop:
         self._observe = observe
         self._clock = clock
         self._most_ticks = 1
+        self._meter = TickMeter()
         self._told = 0.0
         """When streams were last told of what lanes sampled by themselves."""
         self._streams = 0
@@ -174,6 +176,7 @@ class DeviceLoop:
                 groups = kept
                 watched = [] if latents is None else latents.flights(self.scheduler.in_flight.threads())
         seconds = self._clock() - started
+        self._meter.add(result.ticks, result.iterations, seconds)
         if not stepwise and seconds > 0:
             self._most_ticks = max(1, min(MOST_TICKS, int(PATIENCE * result.ticks / seconds)))
         if latents is not None and watched:
@@ -225,6 +228,7 @@ class DeviceLoop:
             waiting=self.scheduler.waiting,
             pages_used=pool.used,
             num_pages=pool.size,
+            tick_costs=self._meter.costs,
             **msgspec.structs.asdict(journal.work),
         )
 

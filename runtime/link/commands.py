@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkab
 
 import msgspec
 
-from policies import DepthPolicy
+from policies import DepthPolicy, TickCosts
 from runtime.link.constraints import Constraint, Matcher
 from runtime.link.events import Event
 from runtime.link.events import ThreadPath as ThreadPath
@@ -322,6 +322,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Received tokens that were needed: computed, again included, or taken from the cache."""
     cached_tokens: int = 0
     """Of `prompt_tokens`, those whose pages were shared instead of computed."""
+    tick_costs: TickCosts | None = None
+    """What a tick takes now; None before some were measured, and where nobody measures."""
 
 
 class Device(Protocol):

@@ -107,6 +107,7 @@ def open_device(
     return replace(
         opened_with(loaded, settings, running, protocol, own_policy),
         latent_width=loaded.model.specification.width,
+        lanes=settings.max_in_flight,
         fingerprint=partial(fingerprint, loaded.model),
         ready=running.wait_until_open,
         close=partial(abandon, writer, states),

@@ -15,6 +15,7 @@ from runtime.loading.files import files_of, opened_of
 from runtime.loading.tracing import tracing
 from runtime.threads.opened import Opened
 from runtime.threads.recorded_mail import RecordedMail
+from runtime.threads.recorded_spawns import RecordedSpawns
 
 if TYPE_CHECKING:
     pass
@@ -34,4 +35,9 @@ def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:
     settings = msgspec.convert(trace.header.engine, EngineSettings)
     policy = from_builtins(trace.header.policy, Policy)
     played = opened_of(described, settings, tracing().play(trace), protocol, policy)
-    return replace(played, answers_tools=True, recorded_mail=RecordedMail(trace.events))
+    return replace(
+        played,
+        answers_tools=True,
+        recorded_mail=RecordedMail(trace.events),
+        recorded_spawns=RecordedSpawns(trace.events),
+    )

@@ -22,12 +22,36 @@ from runtime.threads.results import Tally, Usage
 NO_LIMITS = Limits(tree_depth=None)
 
 
+class Trees:
+    """An engine's trees: those that run, and what those took that have ended."""
+
+    __slots__ = ("_ended", "_generated", "running")
+
+    def __init__(self) -> None:
+        self.running: dict[ThreadPath, Account] = {}
+        self._ended = 0
+        self._generated = 0
+
+    def end(self, root: Account) -> None:
+        if self.running.pop(root.path, None) is not None and root.total.generated:
+            self._ended += 1
+            self._generated += root.total.generated
+
+    @property
+    def mean_generated(self) -> float | None:
+        """Tokens that those sampled that ended and had any; None before the first."""
+        return self._generated / self._ended if self._ended else None
+
+
 class Account:
     """What one thread spends, alone and with everything below it, under its limits. Used on the event loop only."""
 
     __slots__ = (
+        "_is_beginning",
         "_settled",
+        "beginning",
         "ended",
+        "is_calling",
         "limits",
         "meter",
         "own",
@@ -38,6 +62,7 @@ class Account:
         "running",
         "started",
         "total",
+        "trees",
     )
 
     def __init__(self, path: ThreadPath, limits: Limits = NO_LIMITS, parent: Account | None = None) -> None:
@@ -53,6 +78,13 @@ class Account:
         """Threads of the subtree that are open."""
         self.pending = 0
         """Calls of the subtree whose end the device has not reported."""
+        self.beginning = 0
+        """Children in the subtree that are open and have neither made a call nor waited for children of theirs."""
+        self._is_beginning = False
+        self.is_calling = False
+        """Whether a call of the thread itself is pending."""
+        self.trees = Trees()
+        """Of the engine's account: those of its trees."""
         self.started = perf_counter()
         self.ended: float | None = None
         self._settled: anyio.Event | None = None
@@ -71,11 +103,23 @@ class Account:
             account = account.parent
         return account
 
+    def engine(self) -> Account:
+        """The account of the whole engine."""
+        account = self
+        while account.parent is not None:
+            account = account.parent
+        return account
+
     def open_thread(self) -> None:
         self.own.threads = 1
+        is_root = self.tree() is self
+        self._is_beginning = not is_root
         for account in self.upwards():
             account.total.threads += 1
             account.running += 1
+            account.beginning += not is_root
+        if is_root:
+            self.engine().trees.running[self.path] = self
 
     def end(self) -> None:
         """The clock stops."""
@@ -83,8 +127,11 @@ class Account:
 
     def end_thread(self) -> None:
         self.end()
+        self.has_begun()
         for account in self.upwards():
             account.running -= 1
+        if self.tree() is self:
+            self.engine().trees.end(self)
 
     def see_length(self, length: int) -> None:
         """The thread's context has grown to `length` tokens."""
@@ -107,12 +154,27 @@ class Account:
             account.total.tool_calls += 1
 
     def begin_call(self) -> None:
+        self.has_begun()
+        self.is_calling = True
         for account in self.upwards():
             account.pending += 1
+
+    def has_begun(self) -> None:
+        """The thread has done something since it was opened; more often does nothing."""
+        if self._is_beginning:
+            self._is_beginning = False
+            for account in self.upwards():
+                account.beginning -= 1
+
+    @property
+    def speaking(self) -> int:
+        """Threads of the subtree that generate or are about to."""
+        return self.pending + self.beginning
 
     def end_call(self, report: Finished | Failed) -> list[Account]:
         """Counts a call's work. Returns the accounts whose iterations ran out with it."""
         exhausted = []
+        self.is_calling = False
         self.own.add(report.work)
         if isinstance(report, Finished):
             self.reasons.append(report.reason)

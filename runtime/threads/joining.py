@@ -251,6 +251,7 @@ class Children:
             self._context.check_open()
 
     def _claim(self, children: Sequence[ChildTask]) -> Arrivals[ChildTask]:
+        self._context.account.has_begun()
         for child in children:
             if child.arrivals is not None and child.arrivals.is_waiting:
                 raise ThreadStateError(f"Child {child.path} is being joined by another coroutine; join it once.")

@@ -17,6 +17,7 @@ from runtime.model.chat_files import ChatTemplates
 from runtime.model.tokenizer import Tokenizer
 from runtime.protocol import AnyProtocol
 from runtime.threads.recorded_mail import RecordedMail
+from runtime.threads.recorded_spawns import RecordedSpawns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,10 @@ class Opened:
     """Of the model's weights as they are; for a device that has not been started, or has stopped."""
     recorded_mail: RecordedMail | None = None
     """What threads sent each other when the trace was recorded that the device plays back."""
+    recorded_spawns: RecordedSpawns | None = None
+    """Likewise, which of the children ran that models asked for."""
+    lanes: int | None = None
+    """Most tokens that the device has in flight; None where nobody knows."""
     ready: Callable[[], None] | None = None
     """Waits, on a worker thread, until the device that was started can serve, or raises what keeps it from that."""
     close: Callable[[], None] | None = None

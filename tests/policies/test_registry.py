@@ -19,6 +19,7 @@ from policies import (
     ByEntropy,
     ByLoad,
     ByRole,
+    BySlack,
     Cosine,
     DepthPolicy,
     EntropyDiff,
@@ -100,6 +101,7 @@ spawns = st.one_of(
     st.just(NoChildren()),
     st.builds(MaxChildren, counts),
     st.builds(ByEntropy, thresholds, st.none() | counts),
+    st.builds(BySlack, st.floats(0.01, 100), counts, st.floats(0, 0.9)),
 )
 selects = st.builds(SelfConsistency, samples) | st.builds(BestOf, samples)
 policies = depths | spawns | selects | st.builds(Policy, depth=depths, spawn=spawns, select=st.none() | selects)
@@ -127,7 +129,7 @@ def test_every_public_policy_is_known() -> None:
         *("Fixed", "LatentDiff", "Cosine", "KL", "MinPKL", "EntropyDiff", "ArgmaxStability"),
         *("ByRole", "EvenBudget", "ByLoad", "Schedule"),
     }
-    assert set(known(SpawnPolicy)) >= {"AllChildren", "NoChildren", "MaxChildren", "ByEntropy"}
+    assert set(known(SpawnPolicy)) >= {"AllChildren", "NoChildren", "MaxChildren", "ByEntropy", "BySlack"}
     assert set(known(SelectPolicy)) >= {"SelfConsistency", "BestOf"}
     assert known(SpawnPolicy).keys().isdisjoint(known(DepthPolicy))
 
