@@ -68,7 +68,7 @@ async def _measure(size: Size, rounds: int) -> Result:
         f"at most {size.children}": MaxChildren(size.children),
         "by slack": BySlack(deadline),
     }
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for load in size.loads:
         served: dict[str, list[_Served]] = {name: [] for name in sides}
         for number in range(rounds):
