@@ -15,7 +15,7 @@ from statistics import fmean
 import anyio
 import msgspec
 
-from benchmarks.result import Result, Spread
+from benchmarks.result import Cell, Result, Spread
 from examples.countdown.problems import Problem, draw_problems
 from examples.countdown.solve import solve
 from policies import AllChildren, BySlack, Fixed, MaxChildren, Policy, SpawnPolicy

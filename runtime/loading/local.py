@@ -44,15 +44,15 @@ def open_device(
     latents: Latents | None = None,
     recorder_of: Callable[[Header], Recorder] | None = None,
 ) -> Opened:
-    """Loads a checkpoint and builds the device that runs it; takes seconds, and belongs on a worker thread. At the
-    first time on a machine, native code is compiled, for about half a minute.
+    """Loads a checkpoint and builds the device that runs it, on a worker thread: takes seconds, and half a minute more
+    where native code is compiled, the first time on a machine.
 
     Raises `CheckpointError` for what cannot be loaded, `CapacityError` and `ValueError` for settings that the machine
-    cannot meet, and `TraceError` for a trace that cannot be written, or `latents` beside it. With `recorder_of`, what
-    is recorded goes to what that makes of a header."""
-    # An engine over another device does without the model and its kernels.
+    cannot meet, and `TraceError` for a trace that cannot be written, or `latents` beside it. What is recorded goes to
+    what `recorder_of` makes of a header."""
     import torch
 
+    # An engine over another device does without all this.
     from runtime.device.build import build_loop, cache_shape, load_native_code, torch_threads
     from runtime.device.capacity import choose_device
     from runtime.device.latent_file import LatentFile
@@ -76,7 +76,6 @@ def open_device(
     # What cannot be had is known before native code is compiled and a trace is begun.
     cache_shape(loaded.model, settings, most_iterations(loaded.model.specification, settings, default.depth))
     load_native_code(loaded.model, settings)
-    drafting = None if smaller is None else smaller.model
 
     def open_trace(path: Path, overwrite: bool) -> Recorder:
         header = header_of(checkpoint, fingerprint(loaded.model), settings, default, seed, drafts)
@@ -90,7 +89,7 @@ def open_device(
             writer,
             open_trace=open_trace,
             on_trace_error=on_trace_error,
-            drafts=drafting,
+            drafts=None if smaller is None else smaller.model,
             latents=states,
             matchers=Matchers(loaded.tokenizer, loaded.config.specification.vocab_size, frozenset(loaded.stop_tokens)),
         )

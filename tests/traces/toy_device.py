@@ -222,7 +222,7 @@ class ToyCore:
         thread.context.append(token)
         if call.stream:
             top = () if sample.top_logprobs is None else (sample.top_logprobs,)
-            self.reports.append(Emitted(path, (token,), (sample.logprob,), top))
+            self.reports.append(Emitted(path, (token,), (sample.logprob,), top, (sample.depth,)))
         stops = token in call.stop_tokens
         for signal in call.watcher.feed(token) if call.watcher is not None else ():
             entropy = thread.samples[signal.start].entropy
