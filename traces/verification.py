@@ -23,7 +23,7 @@ from runtime.link import (
     OpenThread,
     Received,
     Report,
-    Signal,
+    Retold,
     ThreadClosed,
     ThreadOpened,
     ThreadPath,
@@ -96,21 +96,6 @@ def verify(trace: Trace, device: Device) -> Verification:
         return replay.run()
     finally:
         device.stop()
-
-
-class _Recorded:
-    """A watcher that ends a generate with its last recorded token, or with the first that differs."""
-
-    def __init__(self, tokens: tuple[int, ...]) -> None:
-        self._tokens = tokens
-        self._seen = 0
-
-    def feed(self, token: int) -> tuple[Signal, ...]:
-        at = self._seen
-        self._seen += 1
-        if token == self._tokens[at] and self._seen < len(self._tokens):
-            return ()
-        return (Signal(kind="stop", tokens=(token,), start=at, stops=True),)
 
 
 class _Replay:
@@ -224,7 +209,7 @@ class _Replay:
                 max_iterations=call.max_iterations,
                 sampling=msgspec.structs.replace(sampling, logprobs=max(2, sampling.logprobs)),
                 depth=_depth_policy(call.depth),
-                watcher=_Recorded(tuple(sample.token for sample in call.samples)) if call.samples else None,
+                watcher=Retold(tuple(sample.token for sample in call.samples)) if call.samples else None,
                 scores=call.scores,
                 fills=call.fills,
                 constraint=call.constraint,

@@ -87,6 +87,7 @@ class Calls:
                         fresh[:kept],
                         report.logprobs[again : again + kept],
                         report.top_logprobs[again : again + kept],
+                        report.depths[again : again + kept],
                     )
                 )
             if call.cut is not None:

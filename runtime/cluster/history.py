@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from policies import DepthPolicy
-from runtime.link.commands import Generate, OpenThread, Signal, ThreadPath
+from runtime.link.commands import Generate, OpenThread, ThreadPath
 
 
 class Received(NamedTuple):
@@ -94,18 +94,3 @@ class History(NamedTuple):
         if self.inherited is not None:
             yield from self.inherited.history.tokens()
         yield from self.own()
-
-
-class Retold:
-    """A watcher that ends a generate with its last known token, or with the first that differs."""
-
-    def __init__(self, tokens: tuple[int, ...]) -> None:
-        self._tokens = tokens
-        self._seen = 0
-
-    def feed(self, token: int) -> tuple[Signal, ...]:
-        at = self._seen
-        self._seen += 1
-        if token == self._tokens[at] and self._seen < len(self._tokens):
-            return ()
-        return (Signal(kind="stop", start=at, stops=True),)

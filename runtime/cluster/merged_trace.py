@@ -218,6 +218,7 @@ class MergedTrace:
         call.sampled_in_trace = max(call.sampled_in_trace, end)
 
     def _take_event(self, seat: Seat, event: Event) -> None:
+        # All that devices note themselves is of a thread; the base class of events has none.
         path: ThreadPath = event.thread  # type: ignore[attr-defined]
         thread = self._thread_of(seat, path)
         if thread is None:

@@ -12,7 +12,7 @@ import msgspec
 
 from policies import DepthPolicy
 from runtime.cluster.courier import Courier
-from runtime.cluster.history import Asked, Merged, Received, Retold, Said, Snapshot
+from runtime.cluster.history import Asked, Merged, Received, Said, Snapshot
 from runtime.cluster.routed import RoutedThread
 from runtime.cluster.seat import Seat
 from runtime.errors import BraidError
@@ -27,6 +27,7 @@ from runtime.link.commands import (
     Merge,
     ThreadPath,
 )
+from runtime.link.retold import Retold
 from runtime.link.sampling import Sampling
 
 FIRST_STAND_IN = 2**40

@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from runtime.link.events import encodable as encodable
     from runtime.link.latents import latents_path as latents_path
     from runtime.link.notes import Notes as Notes
+    from runtime.link.retold import Retold as Retold
     from runtime.link.work import Work as Work
 
 __getattr__, __dir__ = lazy_exports(__name__)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from runtime.threads.opened import Opened
-
-if TYPE_CHECKING:
-    pass
 
 
 async def open_in_thread(make: Callable[[], Opened]) -> Opened:

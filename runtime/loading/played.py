@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,9 +15,6 @@ from runtime.loading.tracing import tracing
 from runtime.threads.opened import Opened
 from runtime.threads.recorded_mail import RecordedMail
 from runtime.threads.recorded_spawns import RecordedSpawns
-
-if TYPE_CHECKING:
-    pass
 
 
 def open_playback(trace: Trace, checkpoint: str | Path | None) -> Opened:

@@ -86,10 +86,14 @@ async def everything(on: Engine) -> dict[str, object]:
         found["said"] = (await root.generate(max_tokens=5)).tokens
         forks = [root.fork("w1", max_tokens=6), root.fork("w2 w3", max_tokens=6)]
         streamed: list[int] = []
+        depths: list[int] = []
         async with root.stream(max_tokens=9) as chunks:
             async for chunk in chunks:
                 streamed += chunk.tokens
+                depths += chunk.depths
         found["streamed"] = tuple(streamed)
+        found["depths of the stream"] = tuple(depths)
+        assert len(depths) == len(streamed)
         root.append(prompt(4))
         found["score"] = (await root.score(prompt(5), top=2)).logprobs
         found["children"] = [answer.tokens for answer in await root.join(children)]

@@ -13,6 +13,9 @@ from runtime.errors import RemoteError
 
 Id = Annotated[int, Meta(ge=0, lt=2**31)]
 
+BUSY = frozenset((408, 409, 425, 429))
+"""Answers after which it is worth asking again, beside 5xx."""
+
 _IDS_AS_TEXT = "token_id:"
 
 
@@ -40,6 +43,10 @@ class _Choice(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     error: Any = None
+    object: Any = None
+    """ "error", where what is told of one follows."""
+    message: Any = None
+    code: Any = None
 
 
 class Heard(msgspec.Struct, kw_only=True):
@@ -79,6 +86,8 @@ class Reader:
             raise BrokenStream(f"a chunk is garbled: {error}") from None
         if chunk.error is not None:
             raise _told(chunk.error)
+        if chunk.object == "error":
+            raise _told({"message": chunk.message, "code": chunk.code})
         if len(chunk.choices) > 1 or (chunk.choices and chunk.choices[0].index):
             raise BrokenStream("a chunk is of another choice than was asked for")
         heard = Heard()
@@ -159,8 +168,9 @@ def _largest(top: dict[int, float], count: int) -> dict[int, float]:
 
 def _told(error: object) -> Exception:
     """What a server says that went wrong after it had begun to answer."""
-    text, kind = error, None
+    text, kind, code = error, None, None
     if isinstance(error, dict):
-        text, kind = error.get("message", error), error.get("type")
+        text, kind, code = error.get("message", error), error.get("type"), error.get("code")
     told = f"The server ended its answer with an error: {str(text)[:500]}"
-    return RemoteError(told) if kind == "invalid_request_error" else BrokenStream(told)
+    is_final = kind == "invalid_request_error" or (isinstance(code, int) and 400 <= code < 500 and code not in BUSY)
+    return RemoteError(told) if is_final else BrokenStream(told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from email.utils import parsedate_to_datetime
@@ -11,7 +12,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from runtime.device.remote.chunks import BrokenStream, Heard, Reader
+from runtime.device.remote.chunks import BUSY, BrokenStream, Heard, Reader
 from runtime.device.remote.settings import RemoteSettings
 from runtime.errors import RemoteError
 
@@ -22,9 +23,6 @@ LONGEST_ERROR = 4096
 
 _OTHER_LINES = (b"", b"event", b"id", b"retry")
 """How lines of an event stream begin that say nothing of a text; b"" of comments and of the ends of chunks."""
-
-_BUSY = frozenset((408, 409, 425, 429))
-"""What is worth asking again, beside 5xx."""
 
 
 class Unavailable(BrokenStream):
@@ -48,6 +46,7 @@ class Connection:
     """Belongs to one event loop of asyncio."""
 
     def __init__(self, address: str, settings: RemoteSettings) -> None:
+        self._silence = settings.silence_seconds
         self._client = httpx2.AsyncClient(
             base_url=address + "/",
             headers=settings.headers,
@@ -71,11 +70,12 @@ class Connection:
                 if response.status_code != 200:
                     raise await _refusal(response)
                 async with aclosing(_data_of(response)) as lines:
-                    async for data in lines:
-                        if data == b"[DONE]":
+                    while (data := await self._next(lines)) is not None:
+                        if data == b"[DONE]" and is_over:
                             # Read on to the end, so that the connection may serve again.
                             continue
-                        heard = reader.read(data)
+                        # Servers that give no reason end like this.
+                        heard = Heard(finish="stop") if data == b"[DONE]" else reader.read(data)
                         is_over |= heard.finish is not None
                         yield heard
         except httpx2.TransportError as error:
@@ -87,6 +87,14 @@ class Connection:
             raise BrokenStream(f"{type(error).__name__}: {error}") from error
         if not is_over:
             raise BrokenStream("the stream ended before its text did")
+
+    async def _next(self, lines: AsyncGenerator[bytes, None]) -> bytes | None:
+        """The next line of data, None at the end. Comments that keep a connection open break no silence."""
+        try:
+            async with asyncio.timeout(self._silence):
+                return await anext(lines, None)
+        except TimeoutError:
+            raise BrokenStream(f"the server said nothing for {self._silence:g} s") from None
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -123,7 +131,7 @@ async def _refusal(response: httpx2.Response) -> Exception:
 def refusal_of(status: int, retry_after: str | None, content: bytes) -> Exception:
     """What an answer that is none means."""
     said = f"the server answers {status}: {_message_in(content)}"
-    if status >= 500 or status in _BUSY:
+    if status >= 500 or status in BUSY:
         return Unavailable(said, _seconds(retry_after))
     return Refused(said[0].upper() + said[1:], status)
 
